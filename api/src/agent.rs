@@ -1,0 +1,258 @@
+//! The agent protocol: what `nkd-agent` and the service say to each other, all over TLS on port 8443.
+//!
+//! ```text
+//! POST /agent/v1/enroll           EnrollRequest  -> EnrollResponse      bearer: none, single-use token in the body
+//! POST /agent/v1/renew            RenewRequest   -> EnrollResponse      client certificate
+//! GET  /agent/v1/task?seen=R&wait=S              -> TaskAnswer          client certificate; answers at once when the
+//!                                                                       revision differs from R, else within S seconds (at most 60)
+//! GET  /agent/v1/install-config?generation=G     -> Ignition document   client certificate of purpose `install`
+//! POST /agent/v1/report           Report         -> ReportAnswer        client certificate
+//! GET  /agent/v1/time                            -> ServerTime          nobody in particular
+//! ```
+//! Errors are [`crate::ErrorBody`]. 503 and transport errors are worth a retry, everything else is final.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::Sha256Digest;
+use crate::facts::Facts;
+
+/// Where the agent finds this file on a node: `/etc/nkd/agent.json`, written by Ignition, mode 0600.
+pub const AGENT_CONFIG_PATH: &str = "/etc/nkd/agent.json";
+
+/// What Ignition leaves for the agent.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AgentConfig {
+    /// Base address of the service, `https://192.0.2.1:8443`.
+    pub server: String,
+    /// The only CA that the agent trusts, PEM.
+    pub ca: String,
+    /// Identity of the machine.
+    pub machine: Uuid,
+    /// What the token is for.
+    pub purpose: Purpose,
+    /// Install generation that the token belongs to.
+    pub generation: u32,
+    /// Single-use enrollment token.
+    pub token: String,
+}
+
+/// What a token, and the certificate that it buys, is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Purpose {
+    /// A live system that only tells its facts and waits.
+    Discovery,
+    /// A live system that installs.
+    Install,
+    /// The installed system.
+    Node,
+}
+
+impl Purpose {
+    /// The word as it stands in certificates and in the store.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Discovery => "discovery",
+            Self::Install => "install",
+            Self::Node => "node",
+        }
+    }
+}
+
+impl std::str::FromStr for Purpose {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "discovery" => Ok(Self::Discovery),
+            "install" => Ok(Self::Install),
+            "node" => Ok(Self::Node),
+            _ => Err(()),
+        }
+    }
+}
+
+/// A token for a certificate.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct EnrollRequest {
+    /// Identity of the machine.
+    pub machine: Uuid,
+    /// Single-use token.
+    pub token: String,
+    /// PKCS #10 request in PEM. Only its public key is used; the service sets every name.
+    pub csr: String,
+    /// What the machine says of itself.
+    pub facts: Facts,
+}
+
+/// A new key for a certificate that still holds.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct RenewRequest {
+    /// PKCS #10 request in PEM.
+    pub csr: String,
+}
+
+/// The client certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct EnrollResponse {
+    /// Certificate and intermediates, PEM, leaf first.
+    pub certificate: String,
+    /// CA bundle to trust from now on, PEM.
+    pub ca: String,
+    /// Renew from this moment on: two thirds of the life.
+    #[serde(with = "time::serde::rfc3339")]
+    pub renew_after: OffsetDateTime,
+    /// End of its life.
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires: OffsetDateTime,
+    /// The clock of the service.
+    #[serde(with = "time::serde::rfc3339")]
+    pub server_time: OffsetDateTime,
+}
+
+/// The clock of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ServerTime {
+    /// Now.
+    #[serde(with = "time::serde::rfc3339")]
+    pub server_time: OffsetDateTime,
+}
+
+/// What the agent is to do, with a revision to wait on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct TaskAnswer {
+    /// Opaque; changes whenever the task does.
+    pub revision: String,
+    /// The task.
+    pub task: Task,
+}
+
+/// What the agent is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Task {
+    /// Nothing for now, and why.
+    Wait {
+        /// Shown on the console.
+        reason: String,
+    },
+    /// Write the disk, then restart.
+    Install(InstallTask),
+    /// Restart and boot from the network again.
+    Reboot {
+        /// Shown on the console.
+        reason: String,
+    },
+    /// The node is as it should be.
+    Run,
+    /// Stop asking: the service refuses this node until an operator acts.
+    Stop {
+        /// Shown on the console.
+        reason: String,
+    },
+}
+
+/// An installation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct InstallTask {
+    /// Generation that this installation makes.
+    pub generation: u32,
+    /// Disk image over plain HTTP with Range; trusted only by its digest.
+    pub image_url: String,
+    /// Digest of the bytes at `image_url`.
+    pub image_sha256: Sha256Digest,
+    /// Their number.
+    pub image_size: u64,
+    /// Disk to write; none: the only one.
+    pub disk: Option<String>,
+    /// Installer program: `coreos-installer` or `nestos-installer`.
+    pub installer: String,
+    /// `--append-karg` values.
+    pub append_kargs: Vec<String>,
+    /// `--firstboot-args` value; empty: not given.
+    pub firstboot_args: String,
+}
+
+/// What the agent tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Random identity of this report: the same report sent twice counts once.
+    pub id: Uuid,
+    /// Kernel boot id of the running system.
+    pub boot_id: String,
+    /// What happened.
+    pub event: ReportEvent,
+}
+
+/// What happened on the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum ReportEvent {
+    /// It lives; sent every 30 seconds or so.
+    Heartbeat {
+        /// Seconds since the kernel started.
+        uptime: u64,
+    },
+    /// Its facts changed.
+    Facts {
+        /// All of them.
+        facts: Box<Facts>,
+    },
+    /// An installation goes on.
+    InstallProgress {
+        /// Generation.
+        generation: u32,
+        /// `fetch`, `write`, `verify`, `finish`.
+        step: String,
+        /// 0 to 100.
+        percent: u8,
+    },
+    /// The disk holds the image, the digest was right and the installer ended well. Sent before the restart.
+    Installed {
+        /// Generation.
+        generation: u32,
+    },
+    /// A step ended badly.
+    Failed {
+        /// Generation.
+        generation: u32,
+        /// The step.
+        step: String,
+        /// One sentence.
+        reason: String,
+        /// Last lines of its log, at most 4 KiB, no secrets.
+        log_tail: String,
+    },
+}
+
+/// Answer to a report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ReportAnswer {
+    /// Revision of the task now.
+    pub revision: String,
+    /// The clock of the service.
+    #[serde(with = "time::serde::rfc3339")]
+    pub server_time: OffsetDateTime,
+}

@@ -1,0 +1,83 @@
+//! Node images as the service keeps them.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::Sha256Digest;
+
+/// One build of a node image: kernel, initramfs and root file system of the live system, and the disk image
+/// that the installer writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Image {
+    /// Name of the image: `<profile>-<version>-<architecture>`, unless it was given at import.
+    pub name: String,
+    /// Profile whose boot arguments fit it: `nestos`, `fedora-coreos`, `lab`.
+    pub profile: String,
+    /// Version as the build names it.
+    pub version: String,
+    /// `x86_64` or `aarch64`.
+    pub architecture: String,
+    /// Its files.
+    pub artifacts: Vec<Artifact>,
+    /// When it was published here.
+    #[serde(with = "time::serde::rfc3339")]
+    pub imported_at: OffsetDateTime,
+    /// Where it came from: a folder, an ISO, a stream document.
+    pub source: String,
+    /// Who signed it, when a key was given at import.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed_by: Option<String>,
+}
+
+impl Image {
+    /// The artifact of one kind.
+    #[must_use]
+    pub fn artifact(&self, kind: ArtifactKind) -> Option<&Artifact> {
+        self.artifacts.iter().find(|a| a.kind == kind)
+    }
+}
+
+/// One file of an image. Stored by digest; the digest is of the bytes as served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Artifact {
+    /// What it is.
+    pub kind: ArtifactKind,
+    /// File name in the source.
+    pub file: String,
+    /// Digest of its bytes.
+    pub sha256: Sha256Digest,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Kinds of files in an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum ArtifactKind {
+    /// Live kernel.
+    Kernel,
+    /// Live initramfs.
+    Initramfs,
+    /// Live root file system (squashfs or erofs).
+    Rootfs,
+    /// Disk image, raw or compressed with gzip, xz or zstd.
+    Disk,
+}
+
+impl ArtifactKind {
+    /// The word used in addresses and file names.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Initramfs => "initramfs",
+            Self::Rootfs => "rootfs",
+            Self::Disk => "disk",
+        }
+    }
+}

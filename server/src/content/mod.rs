@@ -1,0 +1,3 @@
+//! Content: images and the blobs that they are made of.
+
+pub mod image;
