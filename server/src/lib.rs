@@ -1,4 +1,6 @@
 //! The nkd service: network boot, Ignition, machines, images and agents.
 
 pub mod content;
+pub mod machine;
 pub mod netboot;
+pub mod store;

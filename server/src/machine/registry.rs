@@ -1,0 +1,325 @@
+//! The machines of this service: applies inputs to records, durably, and tells whoever watches.
+#![expect(clippy::disallowed_methods, reason = "the edge where the clock and random identities come in")]
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nkd_api::MacAddr;
+use nkd_api::machine::{Identity, Machine, MachineEvent};
+use time::OffsetDateTime;
+use tokio::sync::broadcast;
+use uuid::Uuid;
+
+use super::identity::{self, Recognised};
+use super::lifecycle::{self, Input, Refused};
+use super::rules;
+use crate::store::{Change, NewEvent, RowEffects, Store, StoreError};
+
+/// A machine operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The input does not fit.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// No such machine.
+    #[error("no machine {0}: `nkd machine list` shows all")]
+    NotFound(Selector),
+    /// More than one machine fits.
+    #[error("{0} fits {1} machines: name one of them by MAC or name")]
+    Ambiguous(Selector, usize),
+}
+
+/// How a machine is named by a person or a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    /// Stable identity.
+    Id(Uuid),
+    /// Hardware address.
+    Mac(MacAddr),
+    /// Name, UUID or serial.
+    Word(String),
+}
+
+impl std::str::FromStr for Selector {
+    type Err = std::convert::Infallible;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match (text.parse::<MacAddr>(), text.parse::<Uuid>()) {
+            (Ok(mac), _) => Self::Mac(mac),
+            (_, Ok(id)) => Self::Id(id),
+            _ => Self::Word(text.to_owned()),
+        })
+    }
+}
+
+impl std::fmt::Display for Selector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "`{id}`"),
+            Self::Mac(mac) => write!(f, "with MAC {mac}"),
+            Self::Word(word) => write!(f, "`{word}`"),
+        }
+    }
+}
+
+/// A sighting that teaches nothing new is written down at most this often.
+const SIGHTING_INTERVAL: Duration = Duration::from_secs(60);
+/// Tries when two writers meet.
+const TRIES: usize = 16;
+
+/// The machines.
+#[derive(Clone)]
+pub struct Registry {
+    store: Store,
+    events: broadcast::Sender<MachineEvent>,
+    recent: Arc<Mutex<HashMap<MacAddr, (Identity, Option<IpAddr>, Instant)>>>,
+}
+
+impl Registry {
+    /// Over a store.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Self { store, events: broadcast::channel(1024).0, recent: Arc::default() }
+    }
+
+    /// The store below.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Events from now on. A slow reader is told how many it missed.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<MachineEvent> {
+        self.events.subscribe()
+    }
+
+    /// The machine that a person or program means.
+    pub async fn find(&self, selector: &Selector) -> Result<Machine, RegistryError> {
+        let mut found = match selector {
+            Selector::Mac(mac) => self.store.machines_by_key("mac", &mac.to_string()).await?,
+            Selector::Id(id) => match self.store.machine(*id).await? {
+                Some(machine) => vec![machine],
+                None => self.store.machines_by_key("uuid", &id.to_string()).await?,
+            },
+            Selector::Word(word) => match self.store.machine_by_name(word).await? {
+                Some(machine) => vec![machine],
+                None => self.store.machines_by_key("serial", word).await?,
+            },
+        };
+        match found.len() {
+            0 => Err(RegistryError::NotFound(selector.clone())),
+            1 => Ok(found.remove(0).0),
+            many => Err(RegistryError::Ambiguous(selector.clone(), many)),
+        }
+    }
+
+    /// The machine with this MAC, if there is a record.
+    pub async fn by_mac(&self, mac: MacAddr) -> Result<Option<Machine>, StoreError> {
+        Ok(self.store.machines_by_key("mac", &mac.to_string()).await?.into_iter().next().map(|(machine, _)| machine))
+    }
+
+    /// Takes note of a packet or request; a machine never seen before gets a record, and the rules are asked.
+    pub async fn sighted(
+        &self,
+        sighting: Identity,
+        address: Option<IpAddr>,
+        cause: &'static str,
+        from_os: bool,
+    ) -> Result<Machine, RegistryError> {
+        let mac = sighting.macs.first().copied();
+        let known = match mac {
+            Some(mac) => self.by_mac(mac).await?,
+            None => None,
+        };
+        if let (Some(machine), Some(mac)) = (&known, mac) {
+            let waits_for_os = from_os && machine.phase == nkd_api::machine::Phase::Installed;
+            if !waits_for_os && !self.is_news(mac, &sighting, address) {
+                return Ok(machine.clone());
+            }
+        }
+        let input = Input::Seen { identity: sighting.clone(), address, cause, from_os };
+        let machine = match known {
+            Some(machine) => self.apply(machine.id, input, RowEffects::default()).await?,
+            None => self.meet(sighting, input).await?,
+        };
+        self.apply_rules(machine).await
+    }
+
+    /// True when a sighting differs from the last one of this MAC, or that one is long ago.
+    fn is_news(&self, mac: MacAddr, sighting: &Identity, address: Option<IpAddr>) -> bool {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if recent.len() > 65_536 {
+            recent.retain(|_, (_, _, at)| now.duration_since(*at) < SIGHTING_INTERVAL);
+        }
+        match recent.get_mut(&mac) {
+            Some((identity, last, at)) => {
+                let mut merged = identity.clone();
+                let learned = identity::learn(&mut merged, sighting);
+                let moved = address.is_some() && *last != address;
+                let old = now.duration_since(*at) >= SIGHTING_INTERVAL;
+                if learned || moved || old {
+                    *identity = merged;
+                    *last = address.or(*last);
+                    *at = now;
+                    return true;
+                }
+                false
+            }
+            None => {
+                recent.insert(mac, (sighting.clone(), address, now));
+                true
+            }
+        }
+    }
+
+    async fn meet(&self, sighting: Identity, input: Input) -> Result<Machine, RegistryError> {
+        for _ in 0..TRIES {
+            let mut candidates = Vec::new();
+            for (kind, value) in sighting
+                .macs
+                .iter()
+                .map(|m| ("mac", m.to_string()))
+                .chain(sighting.uuid.clone().map(|u| ("uuid", u)))
+                .chain(sighting.serial.clone().map(|s| ("serial", s)))
+            {
+                for (machine, _) in self.store.machines_by_key(kind, &value).await? {
+                    if !candidates.iter().any(|m: &Machine| m.id == machine.id) {
+                        candidates.push(machine);
+                    }
+                }
+            }
+            let refs: Vec<&Machine> = candidates.iter().collect();
+            if let Recognised::One(i) = identity::recognise(&sighting, &refs) {
+                return self.apply(candidates[i].id, input, RowEffects::default()).await;
+            }
+            let now = OffsetDateTime::now_utc();
+            let mut machine = lifecycle::new_machine(Uuid::now_v7(), sighting.clone(), now);
+            let mut events = vec![NewEvent { kind: "seen", message: "first seen".into(), cause: cause_of(&input) }];
+            let others = identity::clashes(&machine, &refs);
+            if let (Some(uuid), false) = (machine.identity.uuid.clone(), others.is_empty()) {
+                let names: Vec<&str> = others.iter().map(|m| m.name.as_str()).collect();
+                events.push(NewEvent {
+                    kind: "clash",
+                    message: format!("its UUID {uuid} is that of {} too: told apart by MAC", names.join(", ")),
+                    cause: "service".into(),
+                });
+            }
+            if let Input::Seen { address, .. } = &input {
+                machine.address = *address;
+            }
+            match self.save(&machine, 0, &events, RowEffects::default(), now).await {
+                Ok(_) => return Ok(machine),
+                Err(StoreError::Conflict(_)) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(StoreError::Conflict("the machine's record keeps changing: try again".into()).into())
+    }
+
+    async fn apply_rules(&self, machine: Machine) -> Result<Machine, RegistryError> {
+        if machine.accepted {
+            return Ok(machine);
+        }
+        let rules = self.store.accept_rules().await?;
+        let Some(rule) = rules::first_match(&machine, &rules) else { return Ok(machine) };
+        let cause = format!("rule {}", rule.name);
+        let input = Input::Accept { name: None, labels: rule.labels.clone(), cause: cause.clone() };
+        let machine = self.apply(machine.id, input, RowEffects::default()).await?;
+        match &rule.assignment {
+            Some(assignment) => {
+                let input = Input::Assign { assignment: assignment.clone(), cause };
+                self.apply(machine.id, input, RowEffects::default()).await
+            }
+            None => Ok(machine),
+        }
+    }
+
+    /// Asks the rules again for every machine that is not accepted yet; returns the names of those let in.
+    pub async fn rescan_rules(&self) -> Result<Vec<String>, RegistryError> {
+        let mut let_in = Vec::new();
+        for machine in self.store.machines().await? {
+            if !machine.accepted {
+                let after = self.apply_rules(machine).await?;
+                if after.accepted {
+                    let_in.push(after.name);
+                }
+            }
+        }
+        Ok(let_in)
+    }
+
+    /// Writes down a machine that nobody has seen yet. Its keys must belong to no other.
+    pub async fn declare(&self, name: Option<String>, identity: Identity, cause: &str) -> Result<Machine, RegistryError> {
+        let now = OffsetDateTime::now_utc();
+        let mut machine = lifecycle::new_machine(Uuid::now_v7(), identity, now);
+        if let Some(name) = name {
+            if !lifecycle::valid_name(&name) {
+                return Err(Refused::BadName(name).into());
+            }
+            machine.name = name;
+        }
+        let events = [NewEvent { kind: "declared", message: "declared before its first packet".into(), cause: cause.into() }];
+        self.save(&machine, 0, &events, RowEffects::default(), now).await?;
+        Ok(machine)
+    }
+
+    /// Applies one input, durably, with what belongs to it; returns the record after it.
+    pub async fn apply(&self, id: Uuid, input: Input, effects: RowEffects) -> Result<Machine, RegistryError> {
+        let mut effects = Some(effects);
+        for _ in 0..TRIES {
+            let now = OffsetDateTime::now_utc();
+            let Some((machine, revision)) = self.store.machine(id).await? else {
+                return Err(RegistryError::NotFound(Selector::Id(id)));
+            };
+            let (after, events) = lifecycle::step(machine, input.clone(), now)?;
+            let with = effects.take().unwrap_or_default();
+            let again = with.copy();
+            match self.save(&after, revision, &events, with, now).await {
+                Ok(()) => return Ok(after),
+                Err(StoreError::Conflict(_)) => effects = Some(again),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(StoreError::Conflict("the machine's record keeps changing: try again".into()).into())
+    }
+
+    async fn save(
+        &self,
+        machine: &Machine,
+        revision: i64,
+        events: &[NewEvent],
+        effects: RowEffects,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let stored = self.store.save_machine(Change { machine, revision, events, effects }, now).await?;
+        for event in stored.unwrap_or_default() {
+            tracing::info!(machine = %machine.name, id = %machine.id, kind = event.kind, phase = event.phase, cause = event.cause, "{}", event.message);
+            // Nobody may be watching.
+            let _ = self.events.send(event);
+        }
+        Ok(())
+    }
+
+    /// Forgets a machine: the next packet makes a new record.
+    pub async fn forget(&self, machine: &Machine) -> Result<(), StoreError> {
+        self.store.forget_machine(machine.id).await?;
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        for mac in &machine.identity.macs {
+            recent.remove(mac);
+        }
+        Ok(())
+    }
+}
+
+fn cause_of(input: &Input) -> String {
+    match input {
+        Input::Seen { cause, .. } => (*cause).to_owned(),
+        _ => "service".to_owned(),
+    }
+}

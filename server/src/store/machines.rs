@@ -1,0 +1,287 @@
+//! Machines, their keys and their history.
+
+use nkd_api::machine::{AcceptRule, Machine, MachineEvent};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{NewToken, Store, StoreError, conflict, decode, encode, from_millis, millis};
+
+/// An event before it has a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEvent {
+    /// Kind.
+    pub kind: &'static str,
+    /// Message.
+    pub message: String,
+    /// Cause.
+    pub cause: String,
+}
+
+/// What is written together with a changed machine, in the same transaction.
+#[derive(Debug, Default)]
+pub struct RowEffects {
+    /// Tokens to issue.
+    pub tokens: Vec<NewToken>,
+    /// The boot that they belong to.
+    pub boot: Option<super::Boot>,
+    /// The report that caused the change; when it was counted before, nothing is written.
+    pub report: Option<Uuid>,
+    /// Forget every token of this machine that was not used.
+    pub revoke_tokens: bool,
+}
+
+impl RowEffects {
+    /// The same once more, for another try.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self { tokens: self.tokens.clone(), boot: self.boot.clone(), report: self.report, revoke_tokens: self.revoke_tokens }
+    }
+}
+
+/// A machine to write, with its revision as read (0: new).
+#[derive(Debug)]
+pub struct Change<'a> {
+    /// The record.
+    pub machine: &'a Machine,
+    /// Revision as read.
+    pub revision: i64,
+    /// History to add.
+    pub events: &'a [NewEvent],
+    /// What else.
+    pub effects: RowEffects,
+}
+
+impl Store {
+    /// Writes one changed machine. Returns its events with their numbers, or none if the report had been counted.
+    pub async fn save_machine(
+        &self,
+        change: Change<'_>,
+        now: OffsetDateTime,
+    ) -> Result<Option<Vec<MachineEvent>>, StoreError> {
+        let Change { machine, revision, events, effects } = change;
+        let id = machine.id.to_string();
+        let doc = encode("machine", machine)?;
+        let taken = || format!("the name `{}` is taken by another machine", machine.name);
+        let mut tx = self.write.begin().await?;
+        if let Some(report) = effects.report {
+            let new = sqlx::query("INSERT INTO report (id, machine, at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+                .bind(report.to_string())
+                .bind(&id)
+                .bind(millis(now))
+                .execute(&mut *tx)
+                .await?;
+            if new.rows_affected() == 0 {
+                return Ok(None);
+            }
+        }
+        if revision == 0 {
+            sqlx::query("INSERT INTO machine (id, name, doc, revision) VALUES (?, ?, ?, 1)")
+                .bind(&id)
+                .bind(&machine.name)
+                .bind(&doc)
+                .execute(&mut *tx)
+                .await
+                .map_err(|e| conflict(e, taken))?;
+        } else {
+            let done = sqlx::query("UPDATE machine SET name = ?, doc = ?, revision = revision + 1 WHERE id = ? AND revision = ?")
+                .bind(&machine.name)
+                .bind(&doc)
+                .bind(&id)
+                .bind(revision)
+                .execute(&mut *tx)
+                .await
+                .map_err(|e| conflict(e, taken))?;
+            if done.rows_affected() != 1 {
+                return Err(StoreError::Conflict(format!("the machine `{}` changed meanwhile: try again", machine.name)));
+            }
+        }
+        save_keys(&mut tx, machine).await?;
+        if effects.revoke_tokens {
+            sqlx::query("DELETE FROM token WHERE machine = ? AND used IS NULL").bind(&id).execute(&mut *tx).await?;
+        }
+        if let Some(boot) = &effects.boot {
+            super::tokens::insert_boot(&mut tx, boot, &self.seal).await?;
+        }
+        for token in &effects.tokens {
+            super::tokens::insert_token(&mut tx, token).await?;
+        }
+        let mut stored = Vec::with_capacity(events.len());
+        for event in events {
+            let row = sqlx::query("INSERT INTO event (machine, at, kind, phase, message, cause) VALUES (?, ?, ?, ?, ?, ?) RETURNING id")
+                .bind(&id)
+                .bind(millis(now))
+                .bind(event.kind)
+                .bind(machine.phase.name())
+                .bind(&event.message)
+                .bind(&event.cause)
+                .fetch_one(&mut *tx)
+                .await?;
+            stored.push(MachineEvent {
+                id: row.get(0),
+                machine: machine.id,
+                at: now,
+                kind: event.kind.to_owned(),
+                phase: machine.phase.name().to_owned(),
+                message: event.message.clone(),
+                cause: event.cause.clone(),
+            });
+        }
+        tx.commit().await?;
+        Ok(Some(stored))
+    }
+
+    /// A machine with its revision.
+    pub async fn machine(&self, id: Uuid) -> Result<Option<(Machine, i64)>, StoreError> {
+        let row = sqlx::query("SELECT doc, revision FROM machine WHERE id = ?")
+            .bind(id.to_string())
+            .fetch_optional(&self.read)
+            .await?;
+        row.as_ref().map(machine_row).transpose()
+    }
+
+    /// A machine by its unique name.
+    pub async fn machine_by_name(&self, name: &str) -> Result<Option<(Machine, i64)>, StoreError> {
+        let row =
+            sqlx::query("SELECT doc, revision FROM machine WHERE name = ?").bind(name).fetch_optional(&self.read).await?;
+        row.as_ref().map(machine_row).transpose()
+    }
+
+    /// Every machine that carries one key: `mac`, `uuid` or `serial`.
+    pub async fn machines_by_key(&self, kind: &str, value: &str) -> Result<Vec<(Machine, i64)>, StoreError> {
+        sqlx::query("SELECT m.doc, m.revision FROM machine_key k JOIN machine m ON m.id = k.machine WHERE k.kind = ? AND k.value = ?")
+            .bind(kind)
+            .bind(value)
+            .fetch_all(&self.read)
+            .await?
+            .iter()
+            .map(machine_row)
+            .collect()
+    }
+
+    /// All machines, by name.
+    pub async fn machines(&self) -> Result<Vec<Machine>, StoreError> {
+        sqlx::query("SELECT doc, revision FROM machine ORDER BY name")
+            .fetch_all(&self.read)
+            .await?
+            .iter()
+            .map(|row| machine_row(row).map(|(machine, _)| machine))
+            .collect()
+    }
+
+    /// Removes a machine with its keys, history, boots and tokens. False when there was none.
+    pub async fn forget_machine(&self, id: Uuid) -> Result<bool, StoreError> {
+        let done =
+            sqlx::query("DELETE FROM machine WHERE id = ?").bind(id.to_string()).execute(&self.write).await?;
+        Ok(done.rows_affected() > 0)
+    }
+
+    /// Events after number `after`, of one machine or of all, oldest first.
+    pub async fn events(&self, machine: Option<Uuid>, after: i64, limit: u32) -> Result<Vec<MachineEvent>, StoreError> {
+        let rows = match machine {
+            Some(id) => {
+                sqlx::query("SELECT * FROM (SELECT id, machine, at, kind, phase, message, cause FROM event WHERE machine = ? AND id > ? ORDER BY id DESC LIMIT ?) ORDER BY id")
+                    .bind(id.to_string())
+                    .bind(after)
+                    .bind(i64::from(limit))
+                    .fetch_all(&self.read)
+                    .await?
+            }
+            None => {
+                sqlx::query("SELECT * FROM (SELECT id, machine, at, kind, phase, message, cause FROM event WHERE id > ? ORDER BY id DESC LIMIT ?) ORDER BY id")
+                    .bind(after)
+                    .bind(i64::from(limit))
+                    .fetch_all(&self.read)
+                    .await?
+            }
+        };
+        Ok(rows
+            .iter()
+            .map(|row| MachineEvent {
+                id: row.get(0),
+                machine: row.get::<String, _>(1).parse().unwrap_or_default(),
+                at: from_millis(row.get(2)),
+                kind: row.get(3),
+                phase: row.get(4),
+                message: row.get(5),
+                cause: row.get(6),
+            })
+            .collect())
+    }
+
+    /// The rules that accept machines, by name.
+    pub async fn accept_rules(&self) -> Result<Vec<AcceptRule>, StoreError> {
+        sqlx::query("SELECT doc FROM accept_rule ORDER BY name")
+            .fetch_all(&self.read)
+            .await?
+            .iter()
+            .map(|row| decode("rule", row.get(0)))
+            .collect()
+    }
+
+    /// Writes a rule, or replaces the one of that name.
+    pub async fn save_rule(&self, rule: &AcceptRule) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO accept_rule (name, doc) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET doc = excluded.doc")
+            .bind(&rule.name)
+            .bind(encode("rule", rule)?)
+            .execute(&self.write)
+            .await?;
+        Ok(())
+    }
+
+    /// Removes a rule. False when there was none.
+    pub async fn remove_rule(&self, name: &str) -> Result<bool, StoreError> {
+        Ok(sqlx::query("DELETE FROM accept_rule WHERE name = ?").bind(name).execute(&self.write).await?.rows_affected() > 0)
+    }
+
+    /// Drops what only had meaning for a while: old boots, dead tokens, counted reports.
+    pub async fn prune(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+        let day_ago = millis(now - time::Duration::days(1));
+        let mut tx = self.write.begin().await?;
+        // A used token is kept a week so that a second use is still recognised as such.
+        sqlx::query("DELETE FROM token WHERE expires < ?")
+            .bind(millis(now - time::Duration::days(7)))
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("DELETE FROM boot WHERE created < ?").bind(day_ago).execute(&mut *tx).await?;
+        sqlx::query("DELETE FROM report WHERE at < ?").bind(day_ago).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+async fn save_keys(tx: &mut Transaction<'_, Sqlite>, machine: &Machine) -> Result<(), StoreError> {
+    let id = machine.id.to_string();
+    let mut wanted: Vec<(&str, String)> = machine.identity.macs.iter().map(|m| ("mac", m.to_string())).collect();
+    wanted.extend(machine.identity.uuid.clone().map(|u| ("uuid", u)));
+    wanted.extend(machine.identity.serial.clone().map(|s| ("serial", s)));
+    let rows = sqlx::query("SELECT kind, value FROM machine_key WHERE machine = ?").bind(&id).fetch_all(&mut **tx).await?;
+    let present: Vec<(String, String)> = rows.iter().map(|r| (r.get(0), r.get(1))).collect();
+    for (kind, value) in &present {
+        if !wanted.iter().any(|(k, v)| k == kind && v == value) {
+            sqlx::query("DELETE FROM machine_key WHERE kind = ? AND value = ? AND machine = ?")
+                .bind(kind)
+                .bind(value)
+                .bind(&id)
+                .execute(&mut **tx)
+                .await?;
+        }
+    }
+    for (kind, value) in &wanted {
+        if !present.iter().any(|(k, v)| k == kind && v == value) {
+            sqlx::query("INSERT INTO machine_key (kind, value, machine) VALUES (?, ?, ?)")
+                .bind(*kind)
+                .bind(value)
+                .bind(&id)
+                .execute(&mut **tx)
+                .await
+                .map_err(|e| conflict(e, || format!("the {kind} {value} belongs to another machine")))?;
+        }
+    }
+    Ok(())
+}
+
+fn machine_row(row: &SqliteRow) -> Result<(Machine, i64), StoreError> {
+    Ok((decode("machine", row.get(0))?, row.get(1)))
+}

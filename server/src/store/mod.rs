@@ -1,0 +1,146 @@
+//! The state of the service: SQLite in WAL mode with `synchronous=FULL`, so that what was committed survives a
+//! power cut. One connection writes, a few read.
+//!
+//! A failing store is [`StoreError`], never an empty answer: "no such machine" and "the store is broken" lead to
+//! different HTTP codes.
+#![expect(clippy::disallowed_methods, reason = "opens the database file")]
+
+mod access;
+mod backup;
+mod machines;
+mod seal;
+mod tokens;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use time::OffsetDateTime;
+
+pub use backup::{BackupError, backup, restore};
+pub use machines::{Change, NewEvent, RowEffects};
+pub use seal::{Seal, SealError};
+pub use tokens::{Boot, NewToken, Scope, Token, TokenUse};
+
+/// The store failed. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database could not be opened.
+    #[error("cannot open the state database {path}: check that the folder exists, is writable and has room", path = path.display())]
+    Open {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The schema could not be brought up to date.
+    #[error("cannot migrate the state database: was it written by a newer nkd?")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// A statement failed.
+    #[error("the state database failed")]
+    Database(#[from] sqlx::Error),
+    /// A stored document does not read.
+    #[error("a stored {what} does not read: restore a backup, or report this as a defect")]
+    Document {
+        /// What it should have been.
+        what: &'static str,
+        /// Cause.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A sealed value could not be opened.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// The record changed between read and write, or a name or key is taken.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+/// The state database.
+#[derive(Clone, Debug)]
+pub struct Store {
+    write: SqlitePool,
+    read: SqlitePool,
+    seal: Seal,
+}
+
+impl Store {
+    /// Opens or makes the database `nkd.db` in `state_dir` (mode 0700, files 0600) and migrates it.
+    pub async fn open(state_dir: &Path, seal: Seal) -> Result<Self, StoreError> {
+        let path = state_dir.join("nkd.db");
+        let open_error = |source| StoreError::Open { path: path.clone(), source };
+        private_file(&path).map_err(|e| open_error(sqlx::Error::Io(e)))?;
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(Duration::from_secs(10));
+        let write = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(Duration::from_secs(30))
+            .connect_with(options.clone())
+            .await
+            .map_err(open_error)?;
+        sqlx::migrate!("migrations/sqlite").run(&write).await?;
+        let read = SqlitePoolOptions::new()
+            .max_connections(3)
+            .connect_with(options.read_only(true))
+            .await
+            .map_err(open_error)?;
+        Ok(Self { write, read, seal })
+    }
+
+    /// True when a trivial read works.
+    pub async fn ready(&self) -> Result<(), StoreError> {
+        sqlx::query("SELECT 1").execute(&self.read).await?;
+        Ok(())
+    }
+
+    /// Checkpoints the log and closes every connection.
+    pub async fn close(&self) {
+        self.read.close().await;
+        self.write.close().await;
+    }
+}
+
+/// Makes an empty file with mode 0600 unless it is there; SQLite gives its side files the same mode.
+fn private_file(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn millis(at: OffsetDateTime) -> i64 {
+    i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
+
+fn from_millis(millis: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+fn encode<T: serde::Serialize>(what: &'static str, value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|source| StoreError::Document { what, source })
+}
+
+fn decode<T: serde::de::DeserializeOwned>(what: &'static str, text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|source| StoreError::Document { what, source })
+}
+
+/// Turns a violated UNIQUE constraint into a conflict with a sentence of its own.
+fn conflict(error: sqlx::Error, sentence: impl FnOnce() -> String) -> StoreError {
+    match &error {
+        sqlx::Error::Database(db) if db.is_unique_violation() => StoreError::Conflict(sentence()),
+        _ => StoreError::Database(error),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! Boots, their sealed configurations, and single-use tokens.
+
+use nkd_api::agent::Purpose;
+use sqlx::{Row, Sqlite, Transaction};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{Seal, Store, StoreError, from_millis, millis};
+
+/// What a token may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Fetch one configuration.
+    Config,
+    /// Buy one client certificate.
+    Enroll,
+}
+
+impl Scope {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Enroll => "enroll",
+        }
+    }
+}
+
+/// A token to issue; only its digest is kept.
+#[derive(Clone)]
+pub struct NewToken {
+    /// SHA-256 of the token.
+    pub hash: [u8; 32],
+    /// Scope.
+    pub scope: Scope,
+    /// Machine that it is bound to.
+    pub machine: Uuid,
+    /// Generation that it is bound to.
+    pub generation: u32,
+    /// Purpose of the certificate behind it.
+    pub purpose: Purpose,
+    /// Boot that it is bound to.
+    pub boot: Option<Uuid>,
+    /// End of its life.
+    pub expires: OffsetDateTime,
+}
+
+impl std::fmt::Debug for NewToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NewToken({}, {}, generation {})", self.scope.as_str(), self.machine, self.generation)
+    }
+}
+
+/// A token as it stands in the store.
+#[derive(Debug, Clone)]
+pub struct Token {
+    /// Machine.
+    pub machine: Uuid,
+    /// Generation.
+    pub generation: u32,
+    /// Purpose.
+    pub purpose: Purpose,
+    /// Boot.
+    pub boot: Option<Uuid>,
+    /// End of its life.
+    pub expires: OffsetDateTime,
+}
+
+/// What came of trying to use a token.
+#[derive(Debug, Clone)]
+pub enum TokenUse {
+    /// It was good; it is used now, durably.
+    Granted(Token),
+    /// It had been used before, at that time.
+    Reused(Token, OffsetDateTime),
+    /// Its time was over.
+    Expired(Token),
+    /// There is no such token (any more).
+    Unknown,
+}
+
+/// One network boot with a configuration behind it.
+#[derive(Clone)]
+pub struct Boot {
+    /// Random identity, part of the addresses of this boot.
+    pub id: Uuid,
+    /// Machine.
+    pub machine: Uuid,
+    /// Generation.
+    pub generation: u32,
+    /// What is booted: discovery or install.
+    pub purpose: Purpose,
+    /// Image that is booted.
+    pub image: String,
+    /// When the script was asked for.
+    pub created: OffsetDateTime,
+    /// The overlay initrd. Holds a token: it is served to the boot plane, so the token in it is single-use.
+    pub overlay: Vec<u8>,
+    /// The rendered Ignition configuration.
+    pub config: Vec<u8>,
+}
+
+impl std::fmt::Debug for Boot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Boot({} of {}, generation {})", self.id, self.machine, self.generation)
+    }
+}
+
+/// Boots kept for each machine: an older script that is still being read stays valid.
+const BOOTS_PER_MACHINE: i64 = 4;
+
+pub(super) async fn insert_boot(tx: &mut Transaction<'_, Sqlite>, boot: &Boot, seal: &Seal) -> Result<(), StoreError> {
+    let id = boot.id.to_string();
+    sqlx::query(
+        "INSERT INTO boot (id, machine, generation, purpose, image, created, overlay, config) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(&id)
+    .bind(boot.machine.to_string())
+    .bind(i64::from(boot.generation))
+    .bind(boot.purpose.as_str())
+    .bind(&boot.image)
+    .bind(millis(boot.created))
+    .bind(seal.seal(&format!("overlay/{id}"), &boot.overlay)?)
+    .bind(seal.seal(&format!("config/{id}"), &boot.config)?)
+    .execute(&mut **tx)
+    .await?;
+    sqlx::query("DELETE FROM boot WHERE machine = ?1 AND id NOT IN (SELECT id FROM boot WHERE machine = ?1 ORDER BY created DESC LIMIT ?2)")
+        .bind(boot.machine.to_string())
+        .bind(BOOTS_PER_MACHINE)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn insert_token(tx: &mut Transaction<'_, Sqlite>, token: &NewToken) -> Result<(), StoreError> {
+    sqlx::query("INSERT INTO token (hash, scope, machine, generation, purpose, boot, expires) VALUES (?, ?, ?, ?, ?, ?, ?)")
+        .bind(&token.hash[..])
+        .bind(token.scope.as_str())
+        .bind(token.machine.to_string())
+        .bind(i64::from(token.generation))
+        .bind(token.purpose.as_str())
+        .bind(token.boot.map(|b| b.to_string()))
+        .bind(millis(token.expires))
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+impl Store {
+    /// Issues a token outside of a machine change.
+    pub async fn issue_token(&self, token: &NewToken) -> Result<(), StoreError> {
+        let mut tx = self.write.begin().await?;
+        insert_token(&mut tx, token).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Uses a token up, if it is good. The use is durable before this returns.
+    pub async fn use_token(&self, hash: &[u8; 32], scope: Scope, now: OffsetDateTime) -> Result<TokenUse, StoreError> {
+        let mut tx = self.write.begin().await?;
+        let row =
+            sqlx::query("SELECT machine, generation, purpose, boot, expires, used FROM token WHERE hash = ? AND scope = ?")
+                .bind(&hash[..])
+                .bind(scope.as_str())
+                .fetch_optional(&mut *tx)
+                .await?;
+        let Some(row) = row else { return Ok(TokenUse::Unknown) };
+        let token = Token {
+            machine: row.get::<String, _>(0).parse().unwrap_or_default(),
+            generation: u32::try_from(row.get::<i64, _>(1)).unwrap_or(0),
+            purpose: row.get::<String, _>(2).parse().unwrap_or(Purpose::Discovery),
+            boot: row.get::<Option<String>, _>(3).and_then(|b| b.parse().ok()),
+            expires: from_millis(row.get(4)),
+        };
+        if let Some(used) = row.get::<Option<i64>, _>(5) {
+            return Ok(TokenUse::Reused(token, from_millis(used)));
+        }
+        if token.expires <= now {
+            return Ok(TokenUse::Expired(token));
+        }
+        sqlx::query("UPDATE token SET used = ? WHERE hash = ?").bind(millis(now)).bind(&hash[..]).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(TokenUse::Granted(token))
+    }
+
+    /// Gives a token back whose use could not be completed: the answer did not reach the caller.
+    pub async fn release_token(&self, hash: &[u8; 32]) -> Result<(), StoreError> {
+        sqlx::query("UPDATE token SET used = NULL WHERE hash = ?").bind(&hash[..]).execute(&self.write).await?;
+        Ok(())
+    }
+
+    /// One boot, with its configuration opened.
+    pub async fn boot(&self, id: Uuid) -> Result<Option<Boot>, StoreError> {
+        let row = sqlx::query("SELECT machine, generation, purpose, image, created, overlay, config FROM boot WHERE id = ?")
+            .bind(id.to_string())
+            .fetch_optional(&self.read)
+            .await?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some(Boot {
+            id,
+            machine: row.get::<String, _>(0).parse().unwrap_or_default(),
+            generation: u32::try_from(row.get::<i64, _>(1)).unwrap_or(0),
+            purpose: row.get::<String, _>(2).parse().unwrap_or(Purpose::Discovery),
+            image: row.get(3),
+            created: from_millis(row.get(4)),
+            overlay: self.seal.open(&format!("overlay/{id}"), row.get(5))?,
+            config: self.seal.open(&format!("config/{id}"), row.get(6))?,
+        }))
+    }
+}
