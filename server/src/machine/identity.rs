@@ -38,7 +38,8 @@ pub fn recognise(sighting: &Sighting, candidates: &[&Machine]) -> Recognised {
         let differs = |a: &Option<String>, b: &Option<String>| matches!((a, b), (Some(a), Some(b)) if a != b);
         differs(&machine.identity.uuid, &sighting.uuid) || differs(&machine.identity.serial, &sighting.serial)
     };
-    for key in [|i: &Identity| i.uuid.as_ref(), |i: &Identity| i.serial.as_ref()] {
+    let keys: [fn(&Identity) -> Option<&String>; 2] = [|i| i.uuid.as_ref(), |i| i.serial.as_ref()];
+    for key in keys {
         // A record that already has a MAC is joined by a further MAC only when UUID and serial both agree: boards of
         // one batch may share either.
         if let Some((i, machine)) = by(key) {
@@ -59,7 +60,9 @@ pub fn recognise(sighting: &Sighting, candidates: &[&Machine]) -> Recognised {
 pub fn clashes<'a>(machine: &Machine, candidates: &[&'a Machine]) -> Vec<&'a Machine> {
     candidates
         .iter()
-        .filter(|other| other.id != machine.id && other.identity.uuid.is_some() && other.identity.uuid == machine.identity.uuid)
+        .filter(|other| {
+            other.id != machine.id && other.identity.uuid.is_some() && other.identity.uuid == machine.identity.uuid
+        })
         .copied()
         .collect()
 }
@@ -117,7 +120,8 @@ pub fn usable_uuid(text: &str) -> Option<String> {
 pub fn usable_text(text: &str) -> Option<String> {
     let text: String = text.trim().chars().filter(|c| !c.is_control()).take(128).collect();
     let lower = text.to_lowercase();
-    let placeholder = ["not specified", "to be filled by o.e.m.", "default string", "system serial number", "none", "0", "unknown"];
+    let placeholder =
+        ["not specified", "to be filled by o.e.m.", "default string", "system serial number", "none", "0", "unknown"];
     (!text.is_empty() && !placeholder.contains(&lower.as_str())).then_some(text)
 }
 

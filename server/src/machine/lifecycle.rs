@@ -136,7 +136,8 @@ pub enum Refused {
 }
 
 /// What a name may look like.
-pub const NAME_RULE: &str = "a name has 1 to 63 of a-z, 0-9 and -, and starts and ends with a letter or digit (RFC 1123)";
+pub const NAME_RULE: &str =
+    "a name has 1 to 63 of a-z, 0-9 and -, and starts and ends with a letter or digit (RFC 1123)";
 
 /// True for a host name label of RFC 1123.
 #[must_use]
@@ -217,7 +218,8 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
         Input::Reported(event) => reported(&mut machine, event, &mut log)?,
         Input::Alarm { reason } => {
             machine.stopped = Some(reason.clone());
-            machine.waiting = Some(format!("stopped: {reason}; run `nkd machine release {}` after looking into it", machine.name));
+            machine.waiting =
+                Some(format!("stopped: {reason}; run `nkd machine release {}` after looking into it", machine.name));
             log.say("alarm", reason, "service");
         }
     }
@@ -243,7 +245,14 @@ impl Log {
     }
 }
 
-fn seen(machine: &mut Machine, sighting: &Identity, address: Option<IpAddr>, cause: &'static str, from_os: bool, log: &mut Log) {
+fn seen(
+    machine: &mut Machine,
+    sighting: &Identity,
+    address: Option<IpAddr>,
+    cause: &'static str,
+    from_os: bool,
+    log: &mut Log,
+) {
     let knew = machine.identity.clone();
     if identity::learn(&mut machine.identity, sighting) {
         let mut news = Vec::new();
@@ -324,7 +333,8 @@ fn assign(machine: &mut Machine, assignment: Assignment, cause: &str, log: &mut 
         machine.generation = 1;
     }
     if machine.installed_generation == Some(machine.generation) {
-        machine.waiting = Some(format!("the new assignment takes effect with `nkd machine reinstall {}`", machine.name));
+        machine.waiting =
+            Some(format!("the new assignment takes effect with `nkd machine reinstall {}`", machine.name));
     } else {
         machine.steps.clear();
         machine.waiting = Some("waits for a network boot".into());
@@ -408,7 +418,13 @@ fn reported(machine: &mut Machine, event: ReportEvent, log: &mut Log) -> Result<
             identity::learn(&mut machine.identity, &sighting);
             let changed: bool = machine.facts.as_ref().is_none_or(|old| {
                 (old.os_version.as_str(), &old.booted_deployment, old.memory_bytes, old.cpus, old.disks.len())
-                    != (facts.os_version.as_str(), &facts.booted_deployment, facts.memory_bytes, facts.cpus, facts.disks.len())
+                    != (
+                        facts.os_version.as_str(),
+                        &facts.booted_deployment,
+                        facts.memory_bytes,
+                        facts.cpus,
+                        facts.disks.len(),
+                    )
             });
             if changed {
                 let message = format!(

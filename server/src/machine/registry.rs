@@ -215,11 +215,12 @@ impl Registry {
             }
             match self.save(&machine, 0, &events, RowEffects::default(), now).await {
                 Ok(_) => return Ok(machine),
+                // Another task met the same machine first.
                 Err(StoreError::Conflict(_)) => {}
                 Err(e) => return Err(e.into()),
             }
         }
-        Err(StoreError::Conflict("the machine's record keeps changing: try again".into()).into())
+        Err(StoreError::Stale.into())
     }
 
     async fn apply_rules(&self, machine: Machine) -> Result<Machine, RegistryError> {
@@ -255,7 +256,12 @@ impl Registry {
     }
 
     /// Writes down a machine that nobody has seen yet. Its keys must belong to no other.
-    pub async fn declare(&self, name: Option<String>, identity: Identity, cause: &str) -> Result<Machine, RegistryError> {
+    pub async fn declare(
+        &self,
+        name: Option<String>,
+        identity: Identity,
+        cause: &str,
+    ) -> Result<Machine, RegistryError> {
         let now = OffsetDateTime::now_utc();
         let mut machine = lifecycle::new_machine(Uuid::now_v7(), identity, now);
         if let Some(name) = name {
@@ -264,29 +270,27 @@ impl Registry {
             }
             machine.name = name;
         }
-        let events = [NewEvent { kind: "declared", message: "declared before its first packet".into(), cause: cause.into() }];
+        let events =
+            [NewEvent { kind: "declared", message: "declared before its first packet".into(), cause: cause.into() }];
         self.save(&machine, 0, &events, RowEffects::default(), now).await?;
         Ok(machine)
     }
 
     /// Applies one input, durably, with what belongs to it; returns the record after it.
     pub async fn apply(&self, id: Uuid, input: Input, effects: RowEffects) -> Result<Machine, RegistryError> {
-        let mut effects = Some(effects);
         for _ in 0..TRIES {
             let now = OffsetDateTime::now_utc();
             let Some((machine, revision)) = self.store.machine(id).await? else {
                 return Err(RegistryError::NotFound(Selector::Id(id)));
             };
             let (after, events) = lifecycle::step(machine, input.clone(), now)?;
-            let with = effects.take().unwrap_or_default();
-            let again = with.copy();
-            match self.save(&after, revision, &events, with, now).await {
+            match self.save(&after, revision, &events, effects.clone(), now).await {
                 Ok(()) => return Ok(after),
-                Err(StoreError::Conflict(_)) => effects = Some(again),
+                Err(StoreError::Stale) => {}
                 Err(e) => return Err(e.into()),
             }
         }
-        Err(StoreError::Conflict("the machine's record keeps changing: try again".into()).into())
+        Err(StoreError::Stale.into())
     }
 
     async fn save(

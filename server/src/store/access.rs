@@ -31,12 +31,18 @@ impl Store {
 
     /// Removes a user. False when there was none.
     pub async fn remove_user(&self, name: &str) -> Result<bool, StoreError> {
-        Ok(sqlx::query("DELETE FROM user_account WHERE name = ?").bind(name).execute(&self.write).await?.rows_affected() > 0)
+        Ok(sqlx::query("DELETE FROM user_account WHERE name = ?")
+            .bind(name)
+            .execute(&self.write)
+            .await?
+            .rows_affected()
+            > 0)
     }
 
     /// All users, by name.
     pub async fn users(&self) -> Result<Vec<User>, StoreError> {
-        let rows = sqlx::query("SELECT name, role, created FROM user_account ORDER BY name").fetch_all(&self.read).await?;
+        let rows =
+            sqlx::query("SELECT name, role, created FROM user_account ORDER BY name").fetch_all(&self.read).await?;
         Ok(rows.iter().map(user_row).collect())
     }
 
@@ -112,11 +118,11 @@ impl Store {
         let mut tx = self.write.begin().await?;
         for (ip, doc) in changes {
             let query = match doc {
-                Some(doc) => {
-                    sqlx::query("INSERT INTO lease (ip, doc) VALUES (?, ?) ON CONFLICT (ip) DO UPDATE SET doc = excluded.doc")
-                        .bind(ip)
-                        .bind(doc)
-                }
+                Some(doc) => sqlx::query(
+                    "INSERT INTO lease (ip, doc) VALUES (?, ?) ON CONFLICT (ip) DO UPDATE SET doc = excluded.doc",
+                )
+                .bind(ip)
+                .bind(doc),
                 None => sqlx::query("DELETE FROM lease WHERE ip = ?").bind(ip),
             };
             query.execute(&mut *tx).await?;

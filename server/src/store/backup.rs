@@ -63,7 +63,11 @@ pub async fn backup(state_dir: &Path, key_file: &Path, archive: &Path) -> Result
     }
     out.as_file().sync_all().map_err(io("cannot write", archive))?;
     let size = out.as_file().metadata().map_err(io("cannot read", archive))?.len();
-    out.persist(archive).map_err(|e| BackupError::Io { what: "cannot write", path: archive.into(), source: e.error })?;
+    out.persist(archive).map_err(|e| BackupError::Io {
+        what: "cannot write",
+        path: archive.into(),
+        source: e.error,
+    })?;
     Ok(size)
 }
 
@@ -78,9 +82,7 @@ pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Resul
         return Err(BackupError::Occupied(state_dir.into()));
     }
     let mut bytes = Vec::new();
-    std::fs::File::open(archive)
-        .and_then(|mut f| f.read_to_end(&mut bytes))
-        .map_err(io("cannot read", archive))?;
+    std::fs::File::open(archive).and_then(|mut f| f.read_to_end(&mut bytes)).map_err(io("cannot read", archive))?;
     let mut rest = bytes.strip_prefix(MAGIC).ok_or_else(|| bad("its first line is another"))?;
     let (mut database, mut key) = (None, None);
     while !rest.is_empty() {
@@ -99,7 +101,8 @@ pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Resul
     let database = database.ok_or_else(|| bad("it has no database"))?;
     let key = key.ok_or_else(|| bad("it has no key"))?;
     std::fs::create_dir_all(state_dir).map_err(io("cannot make", state_dir))?;
-    std::fs::set_permissions(state_dir, std::fs::Permissions::from_mode(0o700)).map_err(io("cannot make", state_dir))?;
+    std::fs::set_permissions(state_dir, std::fs::Permissions::from_mode(0o700))
+        .map_err(io("cannot make", state_dir))?;
     let database_file = state_dir.join("nkd.db");
     for (path, bytes) in [(key_file, key), (database_file.as_path(), database)] {
         let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -108,7 +111,11 @@ pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Resul
             .tempfile_in(dir)
             .map_err(io("cannot write", path))?;
         file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(io("cannot write", path))?;
-        file.persist_noclobber(path).map_err(|e| BackupError::Io { what: "cannot write", path: path.into(), source: e.error })?;
+        file.persist_noclobber(path).map_err(|e| BackupError::Io {
+            what: "cannot write",
+            path: path.into(),
+            source: e.error,
+        })?;
         std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io("cannot sync", dir))?;
     }
     Ok(())

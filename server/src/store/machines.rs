@@ -20,7 +20,7 @@ pub struct NewEvent {
 }
 
 /// What is written together with a changed machine, in the same transaction.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct RowEffects {
     /// Tokens to issue.
     pub tokens: Vec<NewToken>,
@@ -30,14 +30,6 @@ pub struct RowEffects {
     pub report: Option<Uuid>,
     /// Forget every token of this machine that was not used.
     pub revoke_tokens: bool,
-}
-
-impl RowEffects {
-    /// The same once more, for another try.
-    #[must_use]
-    pub fn copy(&self) -> Self {
-        Self { tokens: self.tokens.clone(), boot: self.boot.clone(), report: self.report, revoke_tokens: self.revoke_tokens }
-    }
 }
 
 /// A machine to write, with its revision as read (0: new).
@@ -85,16 +77,18 @@ impl Store {
                 .await
                 .map_err(|e| conflict(e, taken))?;
         } else {
-            let done = sqlx::query("UPDATE machine SET name = ?, doc = ?, revision = revision + 1 WHERE id = ? AND revision = ?")
-                .bind(&machine.name)
-                .bind(&doc)
-                .bind(&id)
-                .bind(revision)
-                .execute(&mut *tx)
-                .await
-                .map_err(|e| conflict(e, taken))?;
+            let done = sqlx::query(
+                "UPDATE machine SET name = ?, doc = ?, revision = revision + 1 WHERE id = ? AND revision = ?",
+            )
+            .bind(&machine.name)
+            .bind(&doc)
+            .bind(&id)
+            .bind(revision)
+            .execute(&mut *tx)
+            .await
+            .map_err(|e| conflict(e, taken))?;
             if done.rows_affected() != 1 {
-                return Err(StoreError::Conflict(format!("the machine `{}` changed meanwhile: try again", machine.name)));
+                return Err(StoreError::Stale);
             }
         }
         save_keys(&mut tx, machine).await?;
@@ -109,15 +103,17 @@ impl Store {
         }
         let mut stored = Vec::with_capacity(events.len());
         for event in events {
-            let row = sqlx::query("INSERT INTO event (machine, at, kind, phase, message, cause) VALUES (?, ?, ?, ?, ?, ?) RETURNING id")
-                .bind(&id)
-                .bind(millis(now))
-                .bind(event.kind)
-                .bind(machine.phase.name())
-                .bind(&event.message)
-                .bind(&event.cause)
-                .fetch_one(&mut *tx)
-                .await?;
+            let row = sqlx::query(
+                "INSERT INTO event (machine, at, kind, phase, message, cause) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
+            )
+            .bind(&id)
+            .bind(millis(now))
+            .bind(event.kind)
+            .bind(machine.phase.name())
+            .bind(&event.message)
+            .bind(&event.cause)
+            .fetch_one(&mut *tx)
+            .await?;
             stored.push(MachineEvent {
                 id: row.get(0),
                 machine: machine.id,
@@ -143,8 +139,10 @@ impl Store {
 
     /// A machine by its unique name.
     pub async fn machine_by_name(&self, name: &str) -> Result<Option<(Machine, i64)>, StoreError> {
-        let row =
-            sqlx::query("SELECT doc, revision FROM machine WHERE name = ?").bind(name).fetch_optional(&self.read).await?;
+        let row = sqlx::query("SELECT doc, revision FROM machine WHERE name = ?")
+            .bind(name)
+            .fetch_optional(&self.read)
+            .await?;
         row.as_ref().map(machine_row).transpose()
     }
 
@@ -172,8 +170,7 @@ impl Store {
 
     /// Removes a machine with its keys, history, boots and tokens. False when there was none.
     pub async fn forget_machine(&self, id: Uuid) -> Result<bool, StoreError> {
-        let done =
-            sqlx::query("DELETE FROM machine WHERE id = ?").bind(id.to_string()).execute(&self.write).await?;
+        let done = sqlx::query("DELETE FROM machine WHERE id = ?").bind(id.to_string()).execute(&self.write).await?;
         Ok(done.rows_affected() > 0)
     }
 
@@ -222,17 +219,20 @@ impl Store {
 
     /// Writes a rule, or replaces the one of that name.
     pub async fn save_rule(&self, rule: &AcceptRule) -> Result<(), StoreError> {
-        sqlx::query("INSERT INTO accept_rule (name, doc) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET doc = excluded.doc")
-            .bind(&rule.name)
-            .bind(encode("rule", rule)?)
-            .execute(&self.write)
-            .await?;
+        sqlx::query(
+            "INSERT INTO accept_rule (name, doc) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET doc = excluded.doc",
+        )
+        .bind(&rule.name)
+        .bind(encode("rule", rule)?)
+        .execute(&self.write)
+        .await?;
         Ok(())
     }
 
     /// Removes a rule. False when there was none.
     pub async fn remove_rule(&self, name: &str) -> Result<bool, StoreError> {
-        Ok(sqlx::query("DELETE FROM accept_rule WHERE name = ?").bind(name).execute(&self.write).await?.rows_affected() > 0)
+        Ok(sqlx::query("DELETE FROM accept_rule WHERE name = ?").bind(name).execute(&self.write).await?.rows_affected()
+            > 0)
     }
 
     /// Drops what only had meaning for a while: old boots, dead tokens, counted reports.
@@ -256,7 +256,8 @@ async fn save_keys(tx: &mut Transaction<'_, Sqlite>, machine: &Machine) -> Resul
     let mut wanted: Vec<(&str, String)> = machine.identity.macs.iter().map(|m| ("mac", m.to_string())).collect();
     wanted.extend(machine.identity.uuid.clone().map(|u| ("uuid", u)));
     wanted.extend(machine.identity.serial.clone().map(|s| ("serial", s)));
-    let rows = sqlx::query("SELECT kind, value FROM machine_key WHERE machine = ?").bind(&id).fetch_all(&mut **tx).await?;
+    let rows =
+        sqlx::query("SELECT kind, value FROM machine_key WHERE machine = ?").bind(&id).fetch_all(&mut **tx).await?;
     let present: Vec<(String, String)> = rows.iter().map(|r| (r.get(0), r.get(1))).collect();
     for (kind, value) in &present {
         if !wanted.iter().any(|(k, v)| k == kind && v == value) {

@@ -53,7 +53,10 @@ pub enum StoreError {
     /// A sealed value could not be opened.
     #[error(transparent)]
     Seal(#[from] SealError),
-    /// The record changed between read and write, or a name or key is taken.
+    /// The record changed between read and write.
+    #[error("the record keeps changing: try again")]
+    Stale,
+    /// A name or key is taken.
     #[error("{0}")]
     Conflict(String),
 }

@@ -132,16 +132,18 @@ pub(super) async fn insert_boot(tx: &mut Transaction<'_, Sqlite>, boot: &Boot, s
 }
 
 pub(super) async fn insert_token(tx: &mut Transaction<'_, Sqlite>, token: &NewToken) -> Result<(), StoreError> {
-    sqlx::query("INSERT INTO token (hash, scope, machine, generation, purpose, boot, expires) VALUES (?, ?, ?, ?, ?, ?, ?)")
-        .bind(&token.hash[..])
-        .bind(token.scope.as_str())
-        .bind(token.machine.to_string())
-        .bind(i64::from(token.generation))
-        .bind(token.purpose.as_str())
-        .bind(token.boot.map(|b| b.to_string()))
-        .bind(millis(token.expires))
-        .execute(&mut **tx)
-        .await?;
+    sqlx::query(
+        "INSERT INTO token (hash, scope, machine, generation, purpose, boot, expires) VALUES (?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(&token.hash[..])
+    .bind(token.scope.as_str())
+    .bind(token.machine.to_string())
+    .bind(i64::from(token.generation))
+    .bind(token.purpose.as_str())
+    .bind(token.boot.map(|b| b.to_string()))
+    .bind(millis(token.expires))
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }
 
@@ -157,12 +159,13 @@ impl Store {
     /// Uses a token up, if it is good. The use is durable before this returns.
     pub async fn use_token(&self, hash: &[u8; 32], scope: Scope, now: OffsetDateTime) -> Result<TokenUse, StoreError> {
         let mut tx = self.write.begin().await?;
-        let row =
-            sqlx::query("SELECT machine, generation, purpose, boot, expires, used FROM token WHERE hash = ? AND scope = ?")
-                .bind(&hash[..])
-                .bind(scope.as_str())
-                .fetch_optional(&mut *tx)
-                .await?;
+        let row = sqlx::query(
+            "SELECT machine, generation, purpose, boot, expires, used FROM token WHERE hash = ? AND scope = ?",
+        )
+        .bind(&hash[..])
+        .bind(scope.as_str())
+        .fetch_optional(&mut *tx)
+        .await?;
         let Some(row) = row else { return Ok(TokenUse::Unknown) };
         let token = Token {
             machine: row.get::<String, _>(0).parse().unwrap_or_default(),
@@ -177,7 +180,11 @@ impl Store {
         if token.expires <= now {
             return Ok(TokenUse::Expired(token));
         }
-        sqlx::query("UPDATE token SET used = ? WHERE hash = ?").bind(millis(now)).bind(&hash[..]).execute(&mut *tx).await?;
+        sqlx::query("UPDATE token SET used = ? WHERE hash = ?")
+            .bind(millis(now))
+            .bind(&hash[..])
+            .execute(&mut *tx)
+            .await?;
         tx.commit().await?;
         Ok(TokenUse::Granted(token))
     }
@@ -190,10 +197,11 @@ impl Store {
 
     /// One boot, with its configuration opened.
     pub async fn boot(&self, id: Uuid) -> Result<Option<Boot>, StoreError> {
-        let row = sqlx::query("SELECT machine, generation, purpose, image, created, overlay, config FROM boot WHERE id = ?")
-            .bind(id.to_string())
-            .fetch_optional(&self.read)
-            .await?;
+        let row =
+            sqlx::query("SELECT machine, generation, purpose, image, created, overlay, config FROM boot WHERE id = ?")
+                .bind(id.to_string())
+                .fetch_optional(&self.read)
+                .await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(Boot {
             id,
