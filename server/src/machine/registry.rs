@@ -71,12 +71,15 @@ const SIGHTING_INTERVAL: Duration = Duration::from_secs(60);
 /// Tries when two writers meet.
 const TRIES: usize = 16;
 
+/// The last sighting of a MAC that was written down.
+type Recent = (Identity, Option<IpAddr>, Instant);
+
 /// The machines.
 #[derive(Clone)]
 pub struct Registry {
     store: Store,
     events: broadcast::Sender<MachineEvent>,
-    recent: Arc<Mutex<HashMap<MacAddr, (Identity, Option<IpAddr>, Instant)>>>,
+    recent: Arc<Mutex<HashMap<MacAddr, Recent>>>,
 }
 
 impl Registry {
