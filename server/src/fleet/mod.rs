@@ -1,0 +1,6 @@
+//! The nodes' side of the service: certificates, enrollment, tasks and reports.
+
+pub mod enroll;
+pub mod pki;
+pub mod secret;
+pub mod task;
