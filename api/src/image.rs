@@ -81,3 +81,73 @@ impl ArtifactKind {
         }
     }
 }
+
+/// Order to import an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct ImportOrder {
+    /// A folder, an ISO or a stream document on the service's host, or the address of a stream document.
+    pub source: String,
+    /// Name of the image.
+    pub name: Option<String>,
+    /// Profile, when the source does not tell it.
+    pub profile: Option<String>,
+    /// Version, when the source has several.
+    pub version: Option<String>,
+    /// Architecture, when the source has several.
+    pub architecture: Option<String>,
+    /// File of OpenPGP public keys on the service's host; then every file must be signed.
+    pub key: Option<String>,
+    /// Take the place of an image of this name.
+    pub replace: bool,
+}
+
+/// One line of the answer to an import: progress, then `done` or `failed`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum ImportUpdate {
+    /// A new stage.
+    Stage {
+        /// `kernel`, `disk`, ...
+        name: String,
+        /// Its bytes, when known.
+        total: Option<u64>,
+    },
+    /// Bytes done in this stage so far.
+    Progress {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// Something worth knowing.
+    Warning {
+        /// What.
+        message: String,
+    },
+    /// The image is published.
+    Done {
+        /// It.
+        image: Image,
+    },
+    /// Nothing was published.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}
+
+/// What collecting garbage removed, or would remove.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct CollectedGarbage {
+    /// Nothing was removed; this is what would be.
+    pub dry_run: bool,
+    /// Digests of blobs.
+    pub blobs: Vec<Sha256Digest>,
+    /// Left-over files.
+    pub files: Vec<String>,
+    /// Bytes.
+    pub bytes: u64,
+}

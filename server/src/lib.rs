@@ -1,7 +1,13 @@
 //! The nkd service: network boot, Ignition, machines, images and agents.
 
+pub mod cli;
 pub mod content;
+pub mod fleet;
+pub mod http;
 pub mod ignition;
 pub mod machine;
 pub mod netboot;
+pub mod serve;
+pub mod service;
+pub mod settings;
 pub mod store;

@@ -1,5 +1,6 @@
 //! The nodes' side of the service: certificates, enrollment, tasks and reports.
 
+pub mod config;
 pub mod enroll;
 pub mod pki;
 pub mod secret;

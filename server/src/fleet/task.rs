@@ -1,0 +1,51 @@
+//! What an agent is to do (pure).
+
+use nkd_api::agent::{InstallTask, Purpose, Task};
+use nkd_api::image::{ArtifactKind, Image};
+use nkd_api::machine::Machine;
+use nkd_api::profile::Profile;
+
+use super::pki::NodeIdentity;
+
+/// The task of the node that holds this certificate.
+#[must_use]
+pub fn task(machine: &Machine, node: NodeIdentity, image: Option<(&Image, &Profile)>, boot_url: &str) -> Task {
+    if let Some(reason) = &machine.stopped {
+        return Task::Stop { reason: reason.clone() };
+    }
+    let name = &machine.name;
+    let (wanted, on_disk) = (machine.generation, machine.installed_generation == Some(machine.generation));
+    match node.purpose {
+        Purpose::Discovery => match (&machine.assignment, machine.accepted) {
+            (Some(_), true) if !on_disk => Task::Reboot { reason: format!("{name} is assigned: the next boot installs it") },
+            (Some(_), true) => Task::Reboot { reason: format!("{name} has its system on its disk") },
+            (_, false) => Task::Wait { reason: format!("{name} waits to be accepted: nkd machine accept {name}") },
+            (None, true) => Task::Wait { reason: format!("nothing is assigned to {name}: nkd machine assign {name} --image NAME") },
+        },
+        Purpose::Install if on_disk => Task::Reboot { reason: format!("generation {wanted} is on the disk of {name}") },
+        Purpose::Install if node.generation != wanted => {
+            Task::Reboot { reason: format!("generation {} is over, generation {wanted} is wanted", node.generation) }
+        }
+        Purpose::Install => {
+            let disk_image = image.and_then(|(i, p)| Some((i, p, i.artifact(ArtifactKind::Disk)?)));
+            let (Some(assignment), Some((image, profile, disk))) = (&machine.assignment, disk_image) else {
+                return Task::Wait { reason: format!("the image of {name} has no disk image in the store: nkd image import") };
+            };
+            let append_kargs = profile.installed_args.iter().chain(&assignment.kernel_args).cloned().collect();
+            Task::Install(InstallTask {
+                generation: wanted,
+                image_url: format!("{boot_url}/images/{}/disk", image.name),
+                image_sha256: disk.sha256,
+                image_size: disk.size,
+                disk: assignment.install_disk.clone(),
+                installer: profile.installer.clone(),
+                append_kargs,
+                firstboot_args: String::new(),
+            })
+        }
+        Purpose::Node if node.generation != wanted => {
+            Task::Wait { reason: format!("generation {wanted} is wanted: network-boot {name} to install it") }
+        }
+        Purpose::Node => Task::Run,
+    }
+}

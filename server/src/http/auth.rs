@@ -1,0 +1,79 @@
+//! Who is calling: users by bearer token, nodes by client certificate.
+#![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
+
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use nkd_api::user::{AuditEntry, Role, User};
+use time::OffsetDateTime;
+
+use super::{ApiError, Connection};
+use crate::fleet::pki::NodeIdentity;
+use crate::fleet::secret;
+use crate::service::Service;
+use crate::store::{Store, StoreError};
+
+/// An authenticated user.
+pub(super) struct Caller(pub User);
+
+impl Caller {
+    /// Refuses callers below a role.
+    pub fn require(&self, role: Role) -> Result<(), ApiError> {
+        if self.0.role >= role {
+            Ok(())
+        } else {
+            Err(ApiError::forbidden(format!("this takes the role {role}; {} is {}", self.0.name, self.0.role)))
+        }
+    }
+
+    /// Puts what this caller is about to do into the audit trail, before it is done.
+    pub async fn audit(&self, service: &Service, action: &str, target: &str, detail: &str) -> Result<(), ApiError> {
+        let entry = AuditEntry {
+            at: OffsetDateTime::now_utc(),
+            who: self.0.name.clone(),
+            action: action.into(),
+            target: target.into(),
+            detail: detail.into(),
+        };
+        Ok(service.registry.store().audit(&entry).await?)
+    }
+}
+
+impl FromRequestParts<Arc<Service>> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, service: &Arc<Service>) -> Result<Self, ApiError> {
+        let token = bearer(parts).ok_or_else(ApiError::unauthenticated)?;
+        let user = service.registry.store().user_by_token(&secret::digest(token)).await?;
+        user.map(Self).ok_or_else(ApiError::unauthenticated)
+    }
+}
+
+/// A node with a client certificate that TLS has verified.
+pub(super) struct Node(pub NodeIdentity);
+
+impl FromRequestParts<Arc<Service>> for Node {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<Service>) -> Result<Self, ApiError> {
+        let node = parts.extensions.get::<Connection>().and_then(|c| c.node);
+        node.map(Self).ok_or_else(|| ApiError::forbidden("this takes the client certificate of a node"))
+    }
+}
+
+/// The bearer token of a request.
+pub(super) fn bearer(parts: &Parts) -> Option<&str> {
+    parts.headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ").map(str::trim)
+}
+
+/// Makes the first user, `admin`, when there is none; gives its token, which is known nowhere else.
+pub async fn bootstrap_admin(store: &Store, token: &str) -> Result<bool, StoreError> {
+    if !store.users().await?.is_empty() {
+        return Ok(false);
+    }
+    let user = User { name: "admin".into(), role: Role::Admin, created_at: OffsetDateTime::now_utc() };
+    store.create_user(&user, &secret::digest(token)).await?;
+    Ok(true)
+}

@@ -1,0 +1,332 @@
+//! Machines and accept rules.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use nkd_api::machine::{AcceptRequest, AcceptRule, Assignment, DeclareRequest, Explanation, Machine, MachineEvent};
+use nkd_api::user::Role;
+use nkd_api::{ErrorBody, MacAddr, Problem};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::auth::Caller;
+use super::error::chain;
+use super::{ApiError, Connection};
+use crate::content::image::profile;
+use crate::fleet::config;
+use crate::machine::lifecycle::Input;
+use crate::machine::{Selector, rules as matching};
+use crate::netboot::plane;
+use crate::service::Service;
+use crate::store::RowEffects;
+
+type Result<T> = std::result::Result<T, ApiError>;
+type App = State<Arc<Service>>;
+
+const MAX_EVENTS: u32 = 1000;
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// Labels that a machine must carry: `rack=7,row=2`.
+    #[serde(default)]
+    label: String,
+    /// Only machines in this phase.
+    phase: Option<String>,
+}
+
+/// All machines, by name.
+#[utoipa::path(get, path = "/api/v1/machines", tag = "machines", params(ListQuery), responses((status = 200, body = Vec<Machine>), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn list(State(service): App, _: Caller, Query(query): Query<ListQuery>) -> Result<Json<Vec<Machine>>> {
+    let labels = labels(&query.label)?;
+    let mut machines = service.registry.store().machines().await?;
+    machines.retain(|m| labels.iter().all(|(k, v)| m.labels.get(k) == Some(v)));
+    if let Some(phase) = &query.phase {
+        machines.retain(|m| m.phase.name().eq_ignore_ascii_case(phase));
+    }
+    Ok(Json(machines))
+}
+
+fn labels(text: &str) -> Result<BTreeMap<String, String>> {
+    text.split(',')
+        .filter(|part| !part.is_empty())
+        .map(|part| {
+            let (key, value) =
+                part.split_once('=').ok_or_else(|| ApiError::invalid(format!("label: `{part}` is not KEY=VALUE")))?;
+            Ok((key.to_owned(), value.to_owned()))
+        })
+        .collect()
+}
+
+/// Declares a machine before its first packet.
+#[utoipa::path(post, path = "/api/v1/machines", tag = "machines", request_body = DeclareRequest, responses((status = 201, body = Machine), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn declare(
+    State(service): App,
+    caller: Caller,
+    Json(request): Json<DeclareRequest>,
+) -> Result<(StatusCode, Json<Machine>)> {
+    caller.require(Role::Operator)?;
+    let identity = &request.identity;
+    if identity.macs.is_empty() && identity.uuid.is_none() && identity.serial.is_none() {
+        return Err(ApiError::problems("the machine has no key", vec![Problem { path: "identity".into(), message: "give a MAC address, a UUID or a serial number".into() }]));
+    }
+    if let Some(mac) = identity.macs.iter().find(|m| !m.is_usable()) {
+        return Err(ApiError::invalid(format!("identity.macs: {mac} cannot name one machine")));
+    }
+    if let Some(assignment) = &request.assignment {
+        check_image(&service, assignment)?;
+    }
+    let who = caller.0.name.clone();
+    caller.audit(&service, "machine.declare", request.name.as_deref().unwrap_or("-"), "").await?;
+    let machine = service.registry.declare(request.name, request.identity, &who).await?;
+    let accept = Input::Accept { name: None, labels: request.labels, cause: who.clone() };
+    let mut machine = service.registry.apply(machine.id, accept, RowEffects::default()).await?;
+    if let Some(assignment) = request.assignment {
+        machine = assign_checked(&service, machine, assignment, &who).await?;
+    }
+    Ok((StatusCode::CREATED, Json(machine)))
+}
+
+/// One machine, by name, MAC, UUID, serial or identity.
+#[utoipa::path(get, path = "/api/v1/machines/{machine}", tag = "machines", responses((status = 200, body = Machine), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn show(State(service): App, _: Caller, Path(machine): Path<String>) -> Result<Json<Machine>> {
+    Ok(Json(find(&service, &machine).await?))
+}
+
+/// Forgets a machine with its history. Its next packet makes a new record.
+#[utoipa::path(delete, path = "/api/v1/machines/{machine}", tag = "machines", responses((status = 204), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn forget(State(service): App, caller: Caller, Path(machine): Path<String>) -> Result<StatusCode> {
+    caller.require(Role::Operator)?;
+    let machine = find(&service, &machine).await?;
+    caller.audit(&service, "machine.forget", &machine.name, &machine.id.to_string()).await?;
+    service.registry.forget(&machine).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct EventsQuery {
+    /// Only events with a higher number.
+    #[serde(default)]
+    after: i64,
+    /// The newest so many.
+    limit: Option<u32>,
+    /// Seconds to wait for one when there is none yet, at most 60.
+    #[serde(default)]
+    wait: u64,
+}
+
+/// Events of all machines, oldest first.
+#[utoipa::path(get, path = "/api/v1/events", tag = "machines", params(EventsQuery), responses((status = 200, body = Vec<MachineEvent>), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn events(State(service): App, _: Caller, Query(query): Query<EventsQuery>) -> Result<Json<Vec<MachineEvent>>> {
+    Ok(Json(wait_for_events(&service, None, &query).await?))
+}
+
+/// Events of one machine, oldest first.
+#[utoipa::path(get, path = "/api/v1/machines/{machine}/events", tag = "machines", params(EventsQuery), responses((status = 200, body = Vec<MachineEvent>), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn machine_events(
+    State(service): App,
+    _: Caller,
+    Path(machine): Path<String>,
+    Query(query): Query<EventsQuery>,
+) -> Result<Json<Vec<MachineEvent>>> {
+    let machine = find(&service, &machine).await?;
+    Ok(Json(wait_for_events(&service, Some(machine.id), &query).await?))
+}
+
+async fn wait_for_events(service: &Service, machine: Option<uuid::Uuid>, query: &EventsQuery) -> Result<Vec<MachineEvent>> {
+    let limit = query.limit.unwrap_or(200).min(MAX_EVENTS);
+    let mut news = service.registry.subscribe();
+    let deadline = tokio::time::sleep(Duration::from_secs(query.wait.min(60)));
+    tokio::pin!(deadline);
+    loop {
+        let events = service.registry.store().events(machine, query.after, limit).await?;
+        if !events.is_empty() || query.wait == 0 {
+            return Ok(events);
+        }
+        loop {
+            tokio::select! {
+                () = &mut deadline => return Ok(Vec::new()),
+                event = news.recv() => match event {
+                    Ok(event) if machine.is_some_and(|m| m != event.machine) => {}
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(Vec::new()),
+                    _ => break,
+                }
+            }
+        }
+    }
+}
+
+/// What the next network boot of a MAC would be told, and why. Works for machines that were never seen, too.
+#[utoipa::path(get, path = "/api/v1/machines/{machine}/explain", tag = "machines", responses((status = 200, body = Explanation), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn explain(
+    State(service): App,
+    Extension(connection): Extension<Connection>,
+    _: Caller,
+    Path(machine): Path<String>,
+) -> Result<Json<Explanation>> {
+    let mac = match machine.parse::<MacAddr>() {
+        Ok(mac) => mac,
+        Err(_) => {
+            let machine = find(&service, &machine).await?;
+            let first = machine.identity.macs.first().copied();
+            first.ok_or_else(|| ApiError::conflict(format!("{} has no MAC address yet: nothing can be said of its boot", machine.name)))?
+        }
+    };
+    Ok(Json(plane::explain(&service, mac, connection.local).await?))
+}
+
+/// Lets a machine in; names it, labels it and assigns it, when asked to.
+#[utoipa::path(post, path = "/api/v1/machines/{machine}/accept", tag = "machines", request_body = AcceptRequest, responses((status = 200, body = Machine), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn accept(
+    State(service): App,
+    caller: Caller,
+    Path(machine): Path<String>,
+    Json(request): Json<AcceptRequest>,
+) -> Result<Json<Machine>> {
+    caller.require(Role::Operator)?;
+    let machine = find(&service, &machine).await?;
+    if let Some(assignment) = &request.assignment {
+        check_image(&service, assignment)?;
+    }
+    caller.audit(&service, "machine.accept", &machine.name, "").await?;
+    let who = caller.0.name.clone();
+    let accept = Input::Accept { name: request.name, labels: request.labels, cause: who.clone() };
+    let mut machine = service.registry.apply(machine.id, accept, RowEffects::default()).await?;
+    if let Some(assignment) = request.assignment {
+        machine = assign_checked(&service, machine, assignment, &who).await?;
+    }
+    Ok(Json(machine))
+}
+
+/// Says what a machine is to become. Everything that follows from it is rendered and checked before.
+#[utoipa::path(post, path = "/api/v1/machines/{machine}/assign", tag = "machines", request_body = Assignment, responses((status = 200, body = Machine), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn assign(
+    State(service): App,
+    caller: Caller,
+    Path(machine): Path<String>,
+    Json(assignment): Json<Assignment>,
+) -> Result<Json<Machine>> {
+    caller.require(Role::Operator)?;
+    let machine = find(&service, &machine).await?;
+    caller.audit(&service, "machine.assign", &machine.name, &assignment.image).await?;
+    let who = caller.0.name.clone();
+    Ok(Json(assign_checked(&service, machine, assignment, &who).await?))
+}
+
+fn check_image(service: &Service, assignment: &Assignment) -> Result<nkd_api::profile::Profile> {
+    let image = service.images.image(&assignment.image).map_err(|e| ApiError::unavailable(e.to_string()))?;
+    let image = image.ok_or_else(|| {
+        ApiError::problems("the assignment is not valid", vec![Problem {
+            path: "image".into(),
+            message: format!("there is no image `{}`: `nkd image list` shows what there is", assignment.image),
+        }])
+    })?;
+    profile::by_name(&image.profile)
+        .ok_or_else(|| ApiError::conflict(format!("the image has the unknown profile `{}`", image.profile)))
+}
+
+async fn assign_checked(service: &Service, machine: Machine, assignment: Assignment, who: &str) -> Result<Machine> {
+    let profile = check_image(service, &assignment)?;
+    let mut problems = Vec::new();
+    if !service.templates.contains(&assignment.template) {
+        let known = service.templates.names().collect::<Vec<_>>().join(", ");
+        problems.push(Problem { path: "template".into(), message: format!("there is no template `{}`: known are {known}", assignment.template) });
+    }
+    if let Some(hostname) = &assignment.hostname
+        && !hostname.split('.').all(crate::machine::lifecycle::valid_name)
+    {
+        problems.push(Problem { path: "hostname".into(), message: format!("`{hostname}` is not a host name (RFC 1123)") });
+    }
+    if let Some(disk) = &assignment.install_disk
+        && !disk.starts_with("/dev/")
+    {
+        problems.push(Problem { path: "installDisk".into(), message: format!("`{disk}` is not a path under /dev") });
+    }
+    for (i, key) in assignment.ssh_authorized_keys.iter().enumerate() {
+        if !(key.starts_with("ssh-") || key.starts_with("ecdsa-") || key.starts_with("sk-")) || key.contains('\n') {
+            problems.push(Problem { path: format!("sshAuthorizedKeys[{i}]"), message: "this is not a public key line of OpenSSH".into() });
+        }
+    }
+    for (i, argument) in assignment.kernel_args.iter().enumerate() {
+        if argument.is_empty() || argument.contains(|c: char| c.is_whitespace() || c.is_control()) {
+            problems.push(Problem { path: format!("kernelArgs[{i}]"), message: "one argument without white space".into() });
+        }
+    }
+    for (i, snippet) in assignment.snippets.iter().enumerate() {
+        if let Err(error) = crate::ignition::check_snippet(snippet, &format!("snippets[{i}]"), &profile.ignition_spec) {
+            problems.push(Problem { path: format!("snippets[{i}]"), message: chain(&error) });
+        }
+    }
+    if !problems.is_empty() {
+        return Err(ApiError::problems("the assignment is not valid", problems));
+    }
+    let mut trial = machine.clone();
+    trial.assignment = Some(assignment.clone());
+    config::check_assignment(service, &trial, &profile)?;
+    let input = Input::Assign { assignment, cause: who.to_owned() };
+    Ok(service.registry.apply(machine.id, input, RowEffects::default()).await?)
+}
+
+/// Raises the install generation: the next network boot installs the machine again. Nothing else does.
+#[utoipa::path(post, path = "/api/v1/machines/{machine}/reinstall", tag = "machines", responses((status = 200, body = Machine), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn reinstall(State(service): App, caller: Caller, Path(machine): Path<String>) -> Result<Json<Machine>> {
+    caller.require(Role::Operator)?;
+    let machine = find(&service, &machine).await?;
+    caller.audit(&service, "machine.reinstall", &machine.name, "").await?;
+    let input = Input::Reinstall { cause: caller.0.name.clone() };
+    Ok(Json(service.registry.apply(machine.id, input, RowEffects { revoke_tokens: true, ..RowEffects::default() }).await?))
+}
+
+/// Serves a machine again that an alarm has stopped.
+#[utoipa::path(post, path = "/api/v1/machines/{machine}/release", tag = "machines", responses((status = 200, body = Machine), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn release(State(service): App, caller: Caller, Path(machine): Path<String>) -> Result<Json<Machine>> {
+    caller.require(Role::Operator)?;
+    let machine = find(&service, &machine).await?;
+    caller.audit(&service, "machine.release", &machine.name, machine.stopped.as_deref().unwrap_or("")).await?;
+    let input = Input::Release { cause: caller.0.name.clone() };
+    Ok(Json(service.registry.apply(machine.id, input, RowEffects { revoke_tokens: true, ..RowEffects::default() }).await?))
+}
+
+/// The rules that accept machines.
+#[utoipa::path(get, path = "/api/v1/rules", tag = "machines", responses((status = 200, body = Vec<AcceptRule>), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn rules(State(service): App, _: Caller) -> Result<Json<Vec<AcceptRule>>> {
+    Ok(Json(service.registry.store().accept_rules().await?))
+}
+
+/// Writes a rule, and lets in every waiting machine that fits. Answers with the names of those.
+#[utoipa::path(put, path = "/api/v1/rules", tag = "machines", request_body = AcceptRule, responses((status = 200, body = Vec<String>), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn save_rule(State(service): App, caller: Caller, Json(rule): Json<AcceptRule>) -> Result<Json<Vec<String>>> {
+    caller.require(Role::Operator)?;
+    let problems = matching::problems(&rule);
+    if !problems.is_empty() {
+        return Err(ApiError::problems("the rule is not valid", problems));
+    }
+    if let Some(assignment) = &rule.assignment {
+        check_image(&service, assignment)?;
+    }
+    caller.audit(&service, "rule.save", &rule.name, "").await?;
+    service.registry.store().save_rule(&rule).await?;
+    Ok(Json(service.registry.rescan_rules().await?))
+}
+
+/// Removes a rule. Machines that it let in stay.
+#[utoipa::path(delete, path = "/api/v1/rules/{rule}", tag = "machines", responses((status = 204), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn remove_rule(State(service): App, caller: Caller, Path(rule): Path<String>) -> Result<StatusCode> {
+    caller.require(Role::Operator)?;
+    caller.audit(&service, "rule.remove", &rule, "").await?;
+    if service.registry.store().remove_rule(&rule).await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(ApiError::not_found(format!("there is no rule `{rule}`")))
+    }
+}
+
+async fn find(service: &Service, text: &str) -> Result<Machine> {
+    let Ok(selector) = text.parse::<Selector>();
+    Ok(service.registry.find(&selector).await?)
+}

@@ -1,0 +1,96 @@
+//! The HTTPS side of the service (port 8443): one list of routes.
+//!
+//! People and programs come with a bearer token, nodes with a client certificate, Ignition with a single-use token.
+
+mod agents;
+mod auth;
+mod error;
+mod images;
+mod machines;
+mod system;
+mod tls;
+mod users;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{get, post};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub use auth::bootstrap_admin;
+pub use error::ApiError;
+pub use tls::{BindError, Connection, TlsServer};
+
+use crate::service::Service;
+
+/// Largest body that the API reads.
+const BODY_LIMIT: usize = 1 << 20;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "nkd", description = "Provisioning of bare machines. Bearer tokens; errors are ErrorBody."),
+    tags(
+        (name = "machines", description = "Machines and the rules that let them in"),
+        (name = "images", description = "Node images"),
+        (name = "users", description = "Users, roles, audit trail"),
+        (name = "system", description = "The service itself"),
+    )
+)]
+struct Document;
+
+/// Every route of the REST API, with its part of the OpenAPI document.
+fn api() -> OpenApiRouter<Arc<Service>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(machines::list, machines::declare))
+        .routes(routes!(machines::show, machines::forget))
+        .routes(routes!(machines::events))
+        .routes(routes!(machines::machine_events))
+        .routes(routes!(machines::explain))
+        .routes(routes!(machines::accept))
+        .routes(routes!(machines::assign))
+        .routes(routes!(machines::reinstall))
+        .routes(routes!(machines::release))
+        .routes(routes!(machines::rules, machines::save_rule))
+        .routes(routes!(machines::remove_rule))
+        .routes(routes!(images::list, images::import))
+        .routes(routes!(images::show, images::remove))
+        .routes(routes!(images::collect_garbage))
+        .routes(routes!(images::profiles))
+        .routes(routes!(users::list, users::create))
+        .routes(routes!(users::remove))
+        .routes(routes!(users::rotate))
+        .routes(routes!(users::audit))
+        .routes(routes!(system::status))
+}
+
+/// The OpenAPI document of the REST API, as committed in `api/openapi.json`.
+#[must_use]
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    api().into_openapi()
+}
+
+/// All routes.
+pub fn router(service: Arc<Service>) -> Router {
+    let (api, document) = api().split_for_parts();
+    let document = Arc::new(document.to_json().unwrap_or_default());
+    api.route("/agent/v1/time", get(agents::time))
+        .route("/agent/v1/enroll", post(agents::enroll))
+        .route("/agent/v1/renew", post(agents::renew))
+        .route("/agent/v1/task", get(agents::task))
+        .route("/agent/v1/report", post(agents::report))
+        .route("/agent/v1/install-config", get(agents::install_config))
+        .route("/ignition/v1/config", get(agents::ignition_config))
+        .route(
+            "/openapi.json",
+            get(move || {
+                let document = Arc::clone(&document);
+                async move { ([(http::header::CONTENT_TYPE, "application/json")], document.to_string()) }
+            }),
+        )
+        .fallback(error::no_route)
+        .layer(axum::extract::DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(tower_http::catch_panic::CatchPanicLayer::new())
+        .with_state(service)
+}

@@ -1,0 +1,74 @@
+//! What the parts of the running service share.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::content::image::ImageStore;
+use crate::fleet::pki::Pki;
+use crate::ignition::TemplateSet;
+use crate::machine::Registry;
+
+/// The running service.
+pub struct Service {
+    /// Machines.
+    pub registry: Registry,
+    /// Images.
+    pub images: Arc<ImageStore>,
+    /// Ignition templates.
+    pub templates: TemplateSet,
+    /// Certificates.
+    pub pki: Arc<Pki>,
+    /// What machines are told of the service.
+    pub addresses: Addresses,
+    /// Image for machines without an assignment.
+    pub discovery_image: Option<String>,
+    /// The agent's binary and unit for images that do not carry it.
+    pub agent_file: Option<AgentFile>,
+}
+
+/// How machines reach the service. Without an advertised address they use the one that they reached it by.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// Advertised address: a name, a VIP, an address behind NAT.
+    pub advertise: Option<String>,
+    /// Port of the boot plane.
+    pub boot_port: u16,
+    /// Port of API and agents.
+    pub api_port: u16,
+}
+
+impl Addresses {
+    /// The service as the peer of a connection to `local` should call it.
+    #[must_use]
+    pub fn host(&self, local: IpAddr) -> String {
+        match (&self.advertise, local.to_canonical()) {
+            (Some(name), _) => name.clone(),
+            (None, IpAddr::V4(ip)) => ip.to_string(),
+            (None, IpAddr::V6(ip)) => format!("[{ip}]"),
+        }
+    }
+
+    /// Base address of the boot plane.
+    #[must_use]
+    pub fn boot_url(&self, local: IpAddr) -> String {
+        format!("http://{}:{}", self.host(local), self.boot_port)
+    }
+
+    /// Base address of API and agents.
+    #[must_use]
+    pub fn api_url(&self, local: IpAddr) -> String {
+        format!("https://{}:{}", self.host(local), self.api_port)
+    }
+}
+
+/// The agent's binary, served to machines whose image does not carry it.
+#[derive(Debug, Clone)]
+pub struct AgentFile {
+    /// Where it is.
+    pub path: std::path::PathBuf,
+    /// Its SHA-256 in hex.
+    pub sha256: String,
+}
+
+/// The agent's unit, for images that do not carry it.
+pub const AGENT_UNIT: &str = include_str!("../../agent/dist/nkd-agent.service");

@@ -1,0 +1,150 @@
+//! Settings: fragments (files, environment, flags), merged into inputs, read into validated [`Settings`].
+//!
+//! Rising order: defaults, `/etc/nkd/nkd.toml`, `/etc/nkd/nkd.d/*.toml` by name, environment `NKD_*` with `__` between
+//! levels (`NKD_HTTP__API_LISTEN`), flags (`--set http.api_listen=...`). Every problem is reported, each with the name of
+//! the setting and where the value came from.
+
+mod fragments;
+mod read;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+
+pub use fragments::{Inputs, Sources};
+
+use crate::netboot::dhcp::{Mode, Reservation};
+
+/// Validated settings of `nkd serve`.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// State: database, images, keys.
+    pub state_dir: PathBuf,
+    /// Key that secrets are sealed with.
+    pub key_file: PathBuf,
+    /// What machines are told to reach the service by; otherwise the address that they reached it by.
+    pub advertise: Option<String>,
+    /// Image for machines without an assignment.
+    pub discovery_image: Option<String>,
+    /// Operator's own Ignition templates, `<name>/template.bu`.
+    pub templates_dir: Option<PathBuf>,
+    /// Agent for images that do not carry it.
+    pub agent_binary: Option<PathBuf>,
+    /// Logs.
+    pub log: LogSettings,
+    /// DHCP.
+    pub dhcp: DhcpSettings,
+    /// TFTP.
+    pub tftp: TftpSettings,
+    /// HTTP.
+    pub http: HttpSettings,
+    /// Folder of the iPXE binaries.
+    pub ipxe_dir: PathBuf,
+}
+
+/// Logs.
+#[derive(Debug, Clone)]
+pub struct LogSettings {
+    /// One JSON object a line instead of text.
+    pub json: bool,
+    /// Filter, `info` or `nkd_server::netboot=debug,info`.
+    pub filter: String,
+}
+
+/// DHCP.
+#[derive(Debug, Clone)]
+pub struct DhcpSettings {
+    /// Mode.
+    pub mode: Mode,
+    /// Interfaces.
+    pub interfaces: Vec<DhcpInterface>,
+    /// Reservations.
+    pub reservations: Vec<Reservation>,
+    /// Router advertisements.
+    pub router_advertisements: bool,
+    /// Conflict probe.
+    pub conflict_probe: bool,
+}
+
+/// One subnet. What is not given is taken from the interface when the service starts.
+#[derive(Debug, Clone)]
+pub struct DhcpInterface {
+    /// Interface name.
+    pub name: String,
+    /// Our address there.
+    pub server_ip: Option<Ipv4Addr>,
+    /// Subnet.
+    pub subnet: Option<Ipv4Net>,
+    /// Pool.
+    pub pool: Option<RangeInclusive<Ipv4Addr>>,
+    /// Router.
+    pub gateway: Option<Ipv4Addr>,
+    /// Name servers.
+    pub dns: Vec<IpAddr>,
+    /// Time servers.
+    pub ntp: Vec<IpAddr>,
+    /// Domain.
+    pub domain: Option<String>,
+    /// Lease time.
+    pub lease_time: Duration,
+}
+
+/// TFTP.
+#[derive(Debug, Clone)]
+pub struct TftpSettings {
+    /// Serve it.
+    pub enabled: bool,
+    /// Where.
+    pub listen: SocketAddr,
+}
+
+/// HTTP.
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    /// Boot plane.
+    pub boot_listen: SocketAddr,
+    /// API and agents.
+    pub api_listen: SocketAddr,
+    /// Metrics and health.
+    pub metrics_listen: SocketAddr,
+    /// Further names and addresses in the service's certificate.
+    pub names: Vec<String>,
+}
+
+/// One thing that is wrong with the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingProblem {
+    /// Name of the setting, `dhcp.interface[0].pool`.
+    pub name: String,
+    /// Where the value came from: a file, `NKD_...`, a flag.
+    pub origin: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl std::fmt::Display for SettingProblem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.name.is_empty() {
+            write!(f, "{}: {}", self.origin, self.message)
+        } else if self.origin.is_empty() {
+            write!(f, "{}: {}", self.name, self.message)
+        } else {
+            write!(f, "{}: {} (from {})", self.name, self.message, self.origin)
+        }
+    }
+}
+
+/// The settings are wrong, at all of these places.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{} wrong:\n{}", count(.0.len()), .0.iter().map(|p| format!("  {p}")).collect::<Vec<_>>().join("\n"))]
+pub struct SettingsError(pub Vec<SettingProblem>);
+
+fn count(n: usize) -> String {
+    if n == 1 { "1 setting is".into() } else { format!("{n} settings are") }
+}
+
+#[cfg(test)]
+mod tests;
