@@ -1,0 +1,529 @@
+//! The decision on a request: lease tables, request, receiving interface and time to an answer, changes to keep, and a reason.
+//!
+//! Whoever runs it keeps `changes` durable before the reply leaves; an offer changes nothing durable. Time is in Unix
+//! seconds, so that leases mean the same after a restart.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use nkd_api::MacAddr;
+
+use super::config::{Config, ConfigError, InterfaceConfig, Mode, Reservation, validate_reservations};
+use super::lease::{Lease, LeaseChange, LeaseState};
+use super::packet::{MessageKind, Request};
+use super::pool::{Pool, Usage, Use};
+use super::profile::{self, Carrier, Client};
+use super::proxy;
+use super::reply::{NetworkOptions, Reply, ReplyKind};
+
+/// How long an offered address waits for its machine. Firmware may take many seconds between offer and request.
+const OFFER_SECONDS: u64 = 60;
+/// How long an address rests after somebody else was found at it.
+const QUARANTINE_SECONDS: u64 = 600;
+/// How long a probe's result holds.
+const PROBE_SECONDS: u64 = 60;
+
+/// Port that a request came in on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Port {
+    /// 67.
+    Dhcp,
+    /// 4011.
+    Pxe,
+}
+
+/// How a request came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    /// Index into [`Engine::interfaces`].
+    pub interface: usize,
+    /// Port.
+    pub port: Port,
+    /// Sender.
+    pub source: SocketAddrV4,
+}
+
+/// Where a reply goes (RFC 2131 section 4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// To the relay, port 67.
+    Relay(Ipv4Addr),
+    /// To the client's own address, port 68.
+    Client(Ipv4Addr),
+    /// To a client that does not have this address yet: by its hardware address.
+    Link {
+        /// Hardware address.
+        mac: MacAddr,
+        /// Address to be.
+        ip: Ipv4Addr,
+    },
+    /// To everybody on the link, port 68.
+    Broadcast,
+    /// To where it came from.
+    Source(SocketAddrV4),
+}
+
+/// What to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "lives for one packet, and a box would cost an allocation for each")]
+pub enum Outcome {
+    /// Send a reply, after the changes are kept.
+    Send {
+        /// The reply.
+        reply: Reply,
+        /// Where to.
+        to: Destination,
+    },
+    /// Find out who uses the address, tell [`Engine::probed`], then ask again with the same request.
+    Probe(Ipv4Addr),
+    /// Send nothing.
+    Silent,
+}
+
+/// The answer to a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Who asked.
+    pub client: Client,
+    /// What to do.
+    pub outcome: Outcome,
+    /// Why.
+    pub reason: Reason,
+    /// The client's address, when it is settled.
+    pub ip: Option<Ipv4Addr>,
+    /// What is to be kept before the reply leaves.
+    pub changes: Vec<LeaseChange>,
+}
+
+/// Why a request was answered as it was. Displayed for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// An address was offered.
+    Offered(Ipv4Addr),
+    /// The reserved address was offered.
+    OfferedReserved(Ipv4Addr),
+    /// The address was granted.
+    Granted(Ipv4Addr),
+    /// The lease was extended.
+    Renewed(Ipv4Addr),
+    /// The client asks for an address it may not have.
+    Refused(Ipv4Addr, Refusal),
+    /// The pool of this subnet has no free address.
+    Exhausted(Ipv4Net),
+    /// The reserved address is used by somebody else.
+    ReservedInUse(Ipv4Addr, MacAddr),
+    /// It is being found out whether the address is in use.
+    Probing(Ipv4Addr),
+    /// No subnet is configured for the relay, or on the interface.
+    NoSubnet(Ipv4Addr),
+    /// The client chose another server.
+    ForOtherServer(Option<Ipv4Addr>),
+    /// The client found somebody else at the address.
+    Declined(Ipv4Addr),
+    /// The client gave the address back.
+    Released(Ipv4Addr),
+    /// The client declines or releases what it does not have.
+    NotItsAddress,
+    /// Parameters without an address.
+    Informed,
+    /// A request that names no address.
+    NoAddress,
+    /// Proxy mode: the client boots nothing from us.
+    NothingToBoot(Client),
+    /// Proxy mode: told beside another server's offer.
+    BootFileOffered(String),
+    /// Proxy mode: told on port 4011.
+    BootFileServed(String),
+}
+
+/// Why an address was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is of another network.
+    WrongNetwork,
+    /// It is outside the pool.
+    OutsidePool,
+    /// Another machine has it.
+    Taken,
+    /// It is reserved for another machine.
+    ReservedForAnother,
+    /// The machine has another one reserved.
+    HasReservation(Ipv4Addr),
+}
+
+impl Refusal {
+    /// Text of option 56.
+    fn message(self) -> &'static str {
+        match self {
+            Self::WrongNetwork => "address is of another network",
+            Self::OutsidePool => "address is outside the pool",
+            Self::Taken => "address is in use by another machine",
+            Self::ReservedForAnother => "address is reserved for another machine",
+            Self::HasReservation(_) => "another address is reserved for this machine",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Offered(ip) => write!(f, "offered {ip} from the pool"),
+            Self::OfferedReserved(ip) => write!(f, "offered {ip}, reserved for this machine"),
+            Self::Granted(ip) => write!(f, "granted {ip}"),
+            Self::Renewed(ip) => write!(f, "renewed {ip}"),
+            Self::Refused(ip, Refusal::HasReservation(own)) => {
+                write!(f, "refused {ip}: {own} is reserved for this machine")
+            }
+            Self::Refused(ip, refusal) => write!(f, "refused {ip}: {}", refusal.message()),
+            Self::Exhausted(subnet) => write!(f, "no answer: the pool of {subnet} is exhausted"),
+            Self::ReservedInUse(ip, holder) => write!(f, "no answer: the reserved {ip} is used by {holder}"),
+            Self::Probing(ip) => write!(f, "looking whether {ip} is in use"),
+            Self::NoSubnet(ip) if ip.is_unspecified() => {
+                f.write_str("no answer: no subnet is configured on this interface")
+            }
+            Self::NoSubnet(ip) => write!(f, "no answer: no subnet is configured for {ip}"),
+            Self::ForOtherServer(Some(server)) => write!(f, "no answer: the message is for the DHCP server {server}"),
+            Self::ForOtherServer(None) => f.write_str("no answer: the message is for another DHCP server"),
+            Self::Declined(ip) => write!(f, "declined {ip}: the machine found it in use"),
+            Self::Released(ip) => write!(f, "released {ip}"),
+            Self::NotItsAddress => f.write_str("no answer: the address is not this machine's"),
+            Self::Informed => f.write_str("told parameters, the machine has its own address"),
+            Self::NoAddress => f.write_str("no answer: the request names no address"),
+            Self::NothingToBoot(client) => write!(f, "no answer: nothing to boot for {client}"),
+            Self::BootFileOffered(file) => write!(f, "offered boot file {file} beside the DHCP server"),
+            Self::BootFileServed(file) => write!(f, "told boot file {file} as boot server"),
+        }
+    }
+}
+
+struct Subnet {
+    interface: usize,
+    config: InterfaceConfig,
+    network: Arc<NetworkOptions>,
+    pool: Pool,
+}
+
+/// All lease tables and what is needed to decide.
+pub struct Engine {
+    mode: Mode,
+    http_port: u16,
+    conflict_probe: bool,
+    interfaces: Vec<String>,
+    subnets: Vec<Subnet>,
+    reserved: HashMap<Ipv4Addr, (MacAddr, Option<String>)>,
+    /// Addresses of reservations by machine; one for each subnet at most.
+    reservations: HashMap<MacAddr, Vec<Ipv4Addr>>,
+    /// Results of probes, and until when they hold.
+    probes: HashMap<Ipv4Addr, (Option<MacAddr>, u64)>,
+}
+
+impl Engine {
+    /// Empty tables.
+    ///
+    /// # Errors
+    /// When the settings contradict themselves.
+    pub fn new(config: &Config) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let mut interfaces: Vec<String> = Vec::new();
+        let mut subnets = Vec::new();
+        for one in &config.interfaces {
+            let interface = interfaces.iter().position(|name| *name == one.name).unwrap_or_else(|| {
+                interfaces.push(one.name.clone());
+                interfaces.len() - 1
+            });
+            let network = Arc::new(NetworkOptions::from(one));
+            subnets.push(Subnet { interface, pool: Pool::new(one), network, config: one.clone() });
+        }
+        let mut engine = Self {
+            mode: config.mode,
+            http_port: config.http_port,
+            conflict_probe: config.conflict_probe,
+            interfaces,
+            subnets,
+            reserved: HashMap::new(),
+            reservations: HashMap::new(),
+            probes: HashMap::new(),
+        };
+        if config.mode == Mode::Server {
+            engine.replace_reservations(&config.reservations)?;
+        }
+        Ok(engine)
+    }
+
+    /// Names of the interfaces, each once; their order is what [`Arrival::interface`] counts in.
+    #[must_use]
+    pub fn interfaces(&self) -> &[String] {
+        &self.interfaces
+    }
+
+    /// Puts durable leases back; those outside every subnet are left alone.
+    pub fn restore(&mut self, leases: Vec<Lease>) {
+        for lease in leases {
+            if let IpAddr::V4(ip) = lease.ip
+                && let Some(subnet) = self.subnets.iter_mut().find(|subnet| subnet.config.subnet.contains(&ip))
+            {
+                subnet.pool.restore(ip, lease);
+            }
+        }
+    }
+
+    /// Takes over a new set of reservations.
+    ///
+    /// # Errors
+    /// When they contradict themselves; the former set stays.
+    pub fn replace_reservations(&mut self, reservations: &[Reservation]) -> Result<(), ConfigError> {
+        let subnets: Vec<InterfaceConfig> = self.subnets.iter().map(|subnet| subnet.config.clone()).collect();
+        validate_reservations(&subnets, reservations)?;
+        self.reserved.clear();
+        self.reservations.clear();
+        for Reservation { mac, ip, hostname } in reservations {
+            if let IpAddr::V4(ip) = *ip {
+                self.reserved.insert(ip, (*mac, hostname.clone()));
+                self.reservations.entry(*mac).or_default().push(ip);
+            }
+        }
+        for subnet in &mut self.subnets {
+            subnet.pool.rescan();
+        }
+        Ok(())
+    }
+
+    /// Use of each subnet's addresses. Forgets outdated probes.
+    pub fn usage(&mut self, now: u64) -> Vec<(Ipv4Net, Usage)> {
+        self.probes.retain(|_, (_, until)| *until > now);
+        self.subnets.iter().map(|subnet| (subnet.config.subnet, subnet.pool.usage(now))).collect()
+    }
+
+    /// Takes note of who was found at an address that [`Outcome::Probe`] named.
+    pub fn probed(&mut self, ip: Ipv4Addr, holder: Option<MacAddr>, now: u64) -> Vec<LeaseChange> {
+        self.probes.insert(ip, (holder, now + PROBE_SECONDS));
+        let Some(holder) = holder else { return Vec::new() };
+        let Some(subnet) = self.subnets.iter_mut().find(|subnet| subnet.config.subnet.contains(&ip)) else {
+            return Vec::new();
+        };
+        let offered_to = subnet.pool.entry(ip).map(|entry| entry.mac);
+        if offered_to == Some(holder) || self.reserved.contains_key(&ip) {
+            return Vec::new();
+        }
+        vec![subnet.pool.quarantine(ip, holder, now, now + QUARANTINE_SECONDS)]
+    }
+
+    /// Decides on a request.
+    pub fn step(&mut self, request: &Request, arrival: &Arrival, now: u64) -> Decision {
+        let client = Client::of(request);
+        let silent = |reason| Decision { client, outcome: Outcome::Silent, reason, ip: None, changes: Vec::new() };
+        let Some(index) = self.subnet_of(request, arrival) else {
+            return silent(Reason::NoSubnet(request.giaddr));
+        };
+        if self.mode != Mode::Server {
+            return proxy::step(request, arrival, self.subnets[index].config.server_ip, self.http_port);
+        }
+        let server = self.subnets[index].config.server_ip;
+        if let Some(chosen) = request.server_id.filter(|id| *id != server) {
+            if request.kind == MessageKind::Request
+                && let Some(offered) = self.subnets[index].pool.address_of(request.mac)
+            {
+                self.subnets[index].pool.withdraw_offer(offered, now);
+            }
+            return silent(Reason::ForOtherServer(Some(chosen)));
+        }
+        match request.kind {
+            MessageKind::Discover => self.discover(index, client, request, now),
+            MessageKind::Request => self.request(index, client, request, now),
+            MessageKind::Decline => match request.requested_ip {
+                Some(ip) => Decision { ip: None, ..self.decline(index, client, request, ip, now) },
+                None => silent(Reason::NoAddress),
+            },
+            MessageKind::Release => {
+                let pool = &mut self.subnets[index].pool;
+                let ip = request.ciaddr;
+                if !pool.entry(ip).is_some_and(|entry| entry.is_held_by(request.mac, now)) {
+                    return silent(Reason::NotItsAddress);
+                }
+                let changes = pool.release(ip, now).into_iter().collect();
+                Decision { changes, ..silent(Reason::Released(ip)) }
+            }
+            MessageKind::Inform if request.ciaddr.is_unspecified() => silent(Reason::NoAddress),
+            MessageKind::Inform => {
+                let reply = self.reply(index, client, request, ReplyKind::Ack);
+                let to = destination(&reply, request);
+                let ip = Some(request.ciaddr);
+                Decision { ip, outcome: Outcome::Send { reply, to }, ..silent(Reason::Informed) }
+            }
+        }
+    }
+
+    /// A relay names its subnet; a client that has an address is of that address's subnet; the others are on the link.
+    fn subnet_of(&self, request: &Request, arrival: &Arrival) -> Option<usize> {
+        let holding = |ip: Ipv4Addr| self.subnets.iter().position(|subnet| subnet.config.subnet.contains(&ip));
+        if !request.giaddr.is_unspecified() {
+            return match request.link_selection {
+                Some(link) => holding(link),
+                None => holding(request.giaddr),
+            };
+        }
+        let on_link = || {
+            let on_link = |subnet: &Subnet| subnet.interface == arrival.interface && subnet.config.on_link();
+            self.subnets.iter().position(on_link)
+        };
+        if request.ciaddr.is_unspecified() || self.mode != Mode::Server {
+            return on_link();
+        }
+        holding(request.ciaddr).or_else(on_link)
+    }
+
+    fn reservation(&self, index: usize, mac: MacAddr) -> Option<Ipv4Addr> {
+        let subnet = &self.subnets[index].config.subnet;
+        self.reservations.get(&mac)?.iter().copied().find(|ip| subnet.contains(ip))
+    }
+
+    fn discover(&mut self, index: usize, client: Client, request: &Request, now: u64) -> Decision {
+        let mac = request.mac;
+        let reserved = self.reservation(index, mac);
+        let decision = |outcome, reason| Decision { client, outcome, reason, ip: None, changes: Vec::new() };
+        let Some(ip) = reserved.or_else(|| self.choose(index, request, now)) else {
+            return decision(Outcome::Silent, Reason::Exhausted(self.subnets[index].config.subnet));
+        };
+        let subnet = &mut self.subnets[index];
+        let bound = subnet
+            .pool
+            .entry(ip)
+            .is_some_and(|entry| entry.usage == Use::Kept(LeaseState::Bound) && entry.is_held_by(mac, now));
+        if !bound {
+            subnet.pool.offer(ip, mac, now, now + OFFER_SECONDS);
+            if self.conflict_probe && subnet.config.on_link() {
+                match self.probes.get(&ip).filter(|(_, until)| *until > now) {
+                    None => return decision(Outcome::Probe(ip), Reason::Probing(ip)),
+                    // Only a reserved address is still chosen after somebody was found at it.
+                    Some((Some(holder), _)) if *holder != mac => {
+                        return decision(Outcome::Silent, Reason::ReservedInUse(ip, *holder));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        let mut reply = self.reply(index, client, request, ReplyKind::Offer);
+        self.fill_lease(index, &mut reply, ip);
+        let to = destination(&reply, request);
+        let reason = if reserved.is_some() { Reason::OfferedReserved(ip) } else { Reason::Offered(ip) };
+        decision(Outcome::Send { reply, to }, reason)
+    }
+
+    /// The address it has or had, else the one it asks for, else any free one.
+    fn choose(&mut self, index: usize, request: &Request, now: u64) -> Option<Ipv4Addr> {
+        let reserved = &self.reserved;
+        let pool = &mut self.subnets[index].pool;
+        let usable = |ip: &Ipv4Addr| {
+            pool.is_dynamic(*ip) && !reserved.contains_key(ip) && pool.is_free_for(*ip, request.mac, now)
+        };
+        pool.address_of(request.mac)
+            .filter(usable)
+            .or_else(|| request.requested_ip.filter(usable))
+            .or_else(|| pool.free_address(|ip| reserved.contains_key(&ip), now))
+    }
+
+    fn request(&mut self, index: usize, client: Client, request: &Request, now: u64) -> Decision {
+        let mac = request.mac;
+        let in_use = Some(request.ciaddr).filter(|ip| !ip.is_unspecified());
+        let Some(ip) = request.requested_ip.or(in_use) else {
+            let outcome = Outcome::Silent;
+            return Decision { client, outcome, reason: Reason::NoAddress, ip: None, changes: Vec::new() };
+        };
+        if let Err(refusal) = self.entitled(index, mac, ip, now) {
+            let mut reply = Reply::to(request, ReplyKind::Nak, self.subnets[index].config.server_ip);
+            reply.message = Some(refusal.message());
+            // RFC 2131 section 4.3.2: the relay has to broadcast it.
+            reply.broadcast |= !request.giaddr.is_unspecified();
+            let to = if request.giaddr.is_unspecified() {
+                Destination::Broadcast
+            } else {
+                Destination::Relay(request.giaddr)
+            };
+            let outcome = Outcome::Send { reply, to };
+            return Decision { client, outcome, reason: Reason::Refused(ip, refusal), ip: None, changes: Vec::new() };
+        }
+        let subnet = &mut self.subnets[index];
+        let until = now.saturating_add(subnet.config.lease_time.as_secs());
+        let renewed = subnet
+            .pool
+            .entry(ip)
+            .is_some_and(|entry| entry.usage == Use::Kept(LeaseState::Bound) && entry.is_held_by(mac, now));
+        let changes = subnet.pool.bind(ip, mac, request.hostname.clone(), now, until);
+        let mut reply = self.reply(index, client, request, ReplyKind::Ack);
+        self.fill_lease(index, &mut reply, ip);
+        let to = destination(&reply, request);
+        let reason = if renewed { Reason::Renewed(ip) } else { Reason::Granted(ip) };
+        Decision { client, outcome: Outcome::Send { reply, to }, reason, ip: Some(ip), changes }
+    }
+
+    /// This server is the authority of its subnets: a machine that comes back with an address it may have gets it, also
+    /// when no lease is known; any other address is refused.
+    fn entitled(&self, index: usize, mac: MacAddr, ip: Ipv4Addr, now: u64) -> Result<(), Refusal> {
+        let subnet = &self.subnets[index];
+        if !subnet.config.subnet.contains(&ip) {
+            return Err(Refusal::WrongNetwork);
+        }
+        match (self.reservation(index, mac), self.reserved.get(&ip)) {
+            (Some(own), _) if own == ip => return Ok(()),
+            (Some(own), _) => return Err(Refusal::HasReservation(own)),
+            (None, Some(_)) => return Err(Refusal::ReservedForAnother),
+            (None, None) => {}
+        }
+        if !subnet.pool.is_dynamic(ip) {
+            return Err(Refusal::OutsidePool);
+        }
+        if subnet.pool.is_free_for(ip, mac, now) { Ok(()) } else { Err(Refusal::Taken) }
+    }
+
+    fn decline(&mut self, index: usize, client: Client, request: &Request, ip: Ipv4Addr, now: u64) -> Decision {
+        let decide = |reason, changes| Decision { client, outcome: Outcome::Silent, reason, ip: None, changes };
+        let pool = &mut self.subnets[index].pool;
+        if !pool.entry(ip).is_some_and(|entry| entry.is_held_by(request.mac, now)) {
+            return decide(Reason::NotItsAddress, Vec::new());
+        }
+        self.probes.remove(&ip);
+        // A reserved address is probed again for its machine and not kept from it.
+        let changes = if self.reserved.contains_key(&ip) {
+            pool.release(ip, now).into_iter().collect()
+        } else {
+            vec![pool.quarantine(ip, request.mac, now, now + QUARANTINE_SECONDS)]
+        };
+        decide(Reason::Declined(ip), changes)
+    }
+
+    fn reply(&self, index: usize, client: Client, request: &Request, kind: ReplyKind) -> Reply {
+        let subnet = &self.subnets[index];
+        let server = subnet.config.server_ip;
+        let mut reply = Reply::to(request, kind, server);
+        reply.network = Some(Arc::clone(&subnet.network));
+        reply.boot = profile::boot(client, Carrier::Lease, server, self.http_port);
+        reply
+    }
+
+    fn fill_lease(&self, index: usize, reply: &mut Reply, ip: Ipv4Addr) {
+        reply.yiaddr = ip;
+        reply.lease_time = Some(Duration::from_secs(self.subnets[index].config.lease_time.as_secs()));
+        if let Some((mac, hostname)) = self.reserved.get(&ip)
+            && *mac == reply.mac
+        {
+            reply.hostname.clone_from(hostname);
+        }
+    }
+}
+
+/// RFC 2131 section 4.1, for replies other than NAK.
+fn destination(reply: &Reply, request: &Request) -> Destination {
+    if !request.giaddr.is_unspecified() {
+        Destination::Relay(request.giaddr)
+    } else if !request.ciaddr.is_unspecified() {
+        Destination::Client(request.ciaddr)
+    } else if request.broadcast || reply.yiaddr.is_unspecified() {
+        Destination::Broadcast
+    } else {
+        Destination::Link { mac: request.mac, ip: reply.yiaddr }
+    }
+}
