@@ -1,0 +1,143 @@
+//! Garbage: blobs that no image uses, parts of downloads that nobody came back for, files of imports that were killed.
+//!
+//! An import holds a shared lock on `<state>/blobs/.lock` until its image is published, collecting takes it alone: a
+//! blob cannot vanish between being found by an import and being named by its image. Blobs of an import that failed
+//! are left for a while, so that the next attempt needs not fetch them again.
+
+#![expect(clippy::disallowed_methods, reason = "looks through the state folder")]
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use nkd_api::Sha256Digest;
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use super::catalog::{Catalog, CatalogError};
+use super::error::{ImportError, io_error};
+use crate::content::blob::BlobStore;
+
+/// How garbage is collected.
+#[derive(Debug, Clone, Copy)]
+pub struct GarbageRequest {
+    /// Only tell what would be removed.
+    pub dry_run: bool,
+    /// Unused blobs younger than this stay.
+    pub blob_grace: Duration,
+    /// Parts of downloads younger than this stay.
+    pub partial_grace: Duration,
+    /// The time.
+    pub now: OffsetDateTime,
+}
+
+impl GarbageRequest {
+    /// An hour for blobs, a week for parts of downloads.
+    #[must_use]
+    pub fn new(dry_run: bool, now: OffsetDateTime) -> Self {
+        let (blob_grace, partial_grace) = (Duration::from_secs(3600), Duration::from_secs(7 * 24 * 3600));
+        Self { dry_run, blob_grace, partial_grace, now }
+    }
+}
+
+/// What was removed, or would be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Garbage {
+    /// Unused blobs.
+    pub blobs: Vec<Sha256Digest>,
+    /// Files of broken imports and downloads.
+    pub files: Vec<PathBuf>,
+    /// Bytes of all of them.
+    pub bytes: u64,
+}
+
+/// Keeps garbage from being collected as long as the result lives. Waits while it is being collected.
+pub(super) fn lock_import(state_dir: &Path) -> Result<File, ImportError> {
+    let path = lock_path(state_dir);
+    let file = open_lock(&path).map_err(io_error("open", &path))?;
+    file.lock_shared().map_err(io_error("lock", &path))?;
+    Ok(file)
+}
+
+pub(super) fn collect(
+    state_dir: &Path,
+    blobs: &BlobStore,
+    catalog: &Catalog,
+    request: GarbageRequest,
+) -> Result<Garbage, CatalogError> {
+    let path = lock_path(state_dir);
+    let lock = open_lock(&path).map_err(failed("open", &path))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(CatalogError::ImportUnderWay),
+        Err(TryLockError::Error(e)) => return Err(failed("lock", &path)(e)),
+    }
+    let now = SystemTime::from(request.now);
+    let old = |modified: SystemTime, grace| now.duration_since(modified).is_ok_and(|age| age >= grace);
+    let used = catalog.referenced()?;
+    let mut garbage = Garbage::default();
+    for blob in blobs.entries()? {
+        if used.contains(&blob.digest) || !old(blob.modified, request.blob_grace) {
+            continue;
+        }
+        if !request.dry_run {
+            blobs.remove(&blob.digest)?;
+        }
+        garbage.blobs.push(blob.digest);
+        garbage.bytes += blob.size;
+    }
+    // No import is under way, so whatever is incoming was left by one that was killed.
+    for (dir, grace) in [(blobs.incoming(), Duration::ZERO), (&state_dir.join("partial"), request.partial_grace)] {
+        for (file, size, modified) in files(dir).map_err(failed("list", dir))? {
+            if !old(modified, grace) {
+                continue;
+            }
+            if !request.dry_run {
+                fs::remove_file(&file).map_err(failed("remove", &file))?;
+            }
+            garbage.files.push(file);
+            garbage.bytes += size;
+        }
+    }
+    if !request.dry_run && garbage != Garbage::default() {
+        tracing::info!(
+            blobs = garbage.blobs.len(),
+            files = garbage.files.len(),
+            bytes = garbage.bytes,
+            "garbage collected"
+        );
+    }
+    Ok(garbage)
+}
+
+fn files(dir: &Path) -> io::Result<Vec<(PathBuf, u64, SystemTime)>> {
+    let listing = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listing => listing?,
+    };
+    let mut files = Vec::new();
+    for entry in listing {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        if meta.is_file() {
+            files.push((entry.path(), meta.len(), meta.modified()?));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn lock_path(state_dir: &Path) -> PathBuf {
+    state_dir.join("blobs").join(".lock")
+}
+
+fn open_lock(path: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).write(true).open(path)
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CatalogError {
+    let path = path.to_path_buf();
+    move |source| CatalogError::Io { action, path, source }
+}
