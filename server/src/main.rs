@@ -1,2 +1,26 @@
-//! placeholder
-fn main() {}
+//! The `nkd` program: the service and its command line. The list of commands is `nkd_server::cli::Command`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use nkd_server::cli::{self, Cli};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // Both sides of TLS use one provider; a second installation would be a defect, and is harmless.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: the runtime cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(cli::run(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", cli::describe(&error));
+            ExitCode::from(error.exit_code())
+        }
+    }
+}

@@ -4,4 +4,8 @@ pub mod bootplane;
 pub mod decide;
 pub mod dhcp;
 pub mod ipxe;
+pub mod leases;
+pub mod plane;
+pub mod sighted;
 pub mod tftp;
+pub mod tree;

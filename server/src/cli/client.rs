@@ -1,0 +1,122 @@
+//! The client of the REST API.
+
+use std::time::Duration;
+
+use nkd_api::ErrorBody;
+use reqwest::{Method, Response};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// The service could not be asked, or said no.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The CA file is no certificate.
+    #[error("the CA certificate does not read: give the service's ca.pem")]
+    Ca(#[source] reqwest::Error),
+    /// The client cannot be made.
+    #[error("the HTTPS client cannot be made")]
+    Build(#[source] reqwest::Error),
+    /// No connection.
+    #[error("{server} cannot be reached: is the service running, and is its CA the one given?")]
+    Connect {
+        /// Address.
+        server: String,
+        /// Cause.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The answer broke off or is not what it should be.
+    #[error("the answer of {server} does not read")]
+    Answer {
+        /// Address.
+        server: String,
+        /// Cause.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The service said no.
+    #[error("{}", refusal(.0))]
+    Refused(Box<ErrorBody>),
+    /// An import failed.
+    #[error("nothing was imported: {0}")]
+    Import(String),
+}
+
+fn refusal(body: &ErrorBody) -> String {
+    let mut text = body.message.clone();
+    for problem in &body.problems {
+        text.push_str(&format!("\n  {}: {}", problem.path, problem.message));
+    }
+    if let Some(hint) = &body.hint {
+        text.push_str(&format!("\n  {hint}"));
+    }
+    text
+}
+
+/// A client for one service.
+pub(super) struct Client {
+    http: reqwest::Client,
+    server: String,
+    token: String,
+}
+
+impl Client {
+    pub(super) fn new(server: &str, token: &str, ca: Option<&str>) -> Result<Self, ClientError> {
+        let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(10));
+        if let Some(pem) = ca {
+            let roots = reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(ClientError::Ca)?;
+            builder = builder.tls_certs_only(roots);
+        }
+        let http = builder.build().map_err(ClientError::Build)?;
+        Ok(Self { http, server: server.trim_end_matches('/').to_owned(), token: token.to_owned() })
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let response = self.send(Method::GET, path, None::<&()>).await?;
+        self.read(response).await
+    }
+
+    pub(super) async fn call<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<T, ClientError> {
+        let response = self.send(method, path, body).await?;
+        self.read(response).await
+    }
+
+    pub(super) async fn delete(&self, path: &str) -> Result<(), ClientError> {
+        self.send(Method::DELETE, path, None::<&()>).await?;
+        Ok(())
+    }
+
+    /// Sends a request; an error answer becomes an error.
+    pub(super) async fn send<B: Serialize>(&self, method: Method, path: &str, body: Option<&B>) -> Result<Response, ClientError> {
+        let mut request = self.http.request(method, format!("{}{path}", self.server)).bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let response = request.send().await.map_err(|source| ClientError::Connect { server: self.server.clone(), source })?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        let status = response.status();
+        let body = response.json().await.unwrap_or_else(|_| ErrorBody {
+            code: "unknown".into(),
+            message: format!("the service answered {status}"),
+            hint: None,
+            problems: Vec::new(),
+        });
+        Err(ClientError::Refused(Box::new(body)))
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, ClientError> {
+        response.json().await.map_err(|source| ClientError::Answer { server: self.server.clone(), source })
+    }
+}
+
+/// One path segment, percent-encoded.
+pub(super) fn segment(text: &str) -> String {
+    url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
+}

@@ -1,0 +1,222 @@
+//! The command line: nouns and verbs, one file a noun.
+
+mod client;
+mod context;
+mod image;
+mod machine;
+mod output;
+mod rule;
+mod user;
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::serve::{self, ServeError};
+use crate::settings::{Inputs, Settings, SettingsError, Sources};
+use crate::store::{BackupError, backup, restore};
+use client::ClientError;
+
+/// Turns racks of bare machines into clusters on an immutable, image-based OS.
+#[derive(Debug, Parser)]
+#[command(name = "nkd", version, arg_required_else_help = true, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    context: context::ContextArgs,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service: DHCP, TFTP, HTTP boot, API, agents
+    Serve(ServeArgs),
+    /// Machines: list, show, events, explain, accept, assign, reinstall, forget
+    #[command(subcommand, visible_alias = "machines")]
+    Machine(machine::MachineCommand),
+    /// Rules that accept machines as they appear
+    #[command(subcommand, visible_alias = "rules")]
+    Rule(rule::RuleCommand),
+    /// Node images: import, list, show, remove, gc
+    #[command(subcommand, visible_alias = "images")]
+    Image(image::ImageCommand),
+    /// Users of the service and their roles
+    #[command(subcommand, visible_alias = "users")]
+    User(user::UserCommand),
+    /// The audit trail
+    Audit(user::AuditArgs),
+    /// Remember a service and a token for this user
+    Login(context::LoginArgs),
+    /// What the service is and who is asking
+    Status(output::OutputArgs),
+    /// Write the service's state into one private file; works while it runs
+    Backup(BackupArgs),
+    /// Put a backup in place of an empty state folder
+    Restore(BackupArgs),
+    /// Print the OpenAPI document of the service
+    Openapi,
+    /// Print a completion script
+    Completion {
+        /// Shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+struct SettingsArgs {
+    /// Settings file [default: /etc/nkd/nkd.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// State folder
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// One setting: `dhcp.mode=proxy`; may be repeated
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = name_value)]
+    set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+struct ServeArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    /// Print the settings as they would be used, and end
+    #[arg(long)]
+    print_settings: bool,
+}
+
+#[derive(Debug, Args)]
+struct BackupArgs {
+    /// The backup file
+    file: PathBuf,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// A command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Settings.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The service.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// Backup.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
+    /// Talking to the service.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The remembered service.
+    #[error(transparent)]
+    Context(#[from] context::ContextError),
+    /// An input that is wrong on its face.
+    #[error("{0}")]
+    Usage(String),
+    /// A local file.
+    #[error("cannot {action} {path}", path = path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl CliError {
+    /// 1 for failures, 64 (EX_USAGE) for settings and inputs that are wrong.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Settings(_) | Self::Usage(_) => 64,
+            _ => 1,
+        }
+    }
+}
+
+/// An error with its causes, once each.
+#[must_use]
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let cause = source.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        next = source.source();
+    }
+    text
+}
+
+/// Runs one command.
+pub async fn run(cli: Cli) -> Result<(), CliError> {
+    let context = cli.context;
+    match cli.command {
+        Command::Serve(args) => {
+            let settings = settings(&args.settings)?;
+            if args.print_settings {
+                println!("{settings:#?}");
+                return Ok(());
+            }
+            serve::init_log(&settings.log);
+            Ok(serve::serve(settings).await?)
+        }
+        Command::Machine(command) => machine::run(command, &context).await,
+        Command::Rule(command) => rule::run(command, &context).await,
+        Command::Image(command) => image::run(command, &context).await,
+        Command::User(command) => user::run(command, &context).await,
+        Command::Audit(args) => user::audit(args, &context).await,
+        Command::Login(args) => context::login(args, &context).await,
+        Command::Status(output) => {
+            let status: serde_json::Value = context.client()?.get("/api/v1/status").await?;
+            output.print(&status, |status| {
+                let rows = status.as_object().into_iter().flatten().map(|(k, v)| {
+                    vec![k.clone(), v.as_str().map_or_else(|| v.to_string(), str::to_owned)]
+                });
+                output::table(&["WHAT", "VALUE"], rows)
+            });
+            Ok(())
+        }
+        Command::Backup(args) => {
+            let settings = settings(&args.settings)?;
+            let bytes = backup(&settings.state_dir, &settings.key_file, &args.file).await?;
+            println!("{}: {bytes} bytes. It holds the key file: keep it as you would keep the state itself.", args.file.display());
+            Ok(())
+        }
+        Command::Restore(args) => {
+            let settings = settings(&args.settings)?;
+            restore(&args.file, &settings.state_dir, &settings.key_file).await?;
+            println!("restored to {}; images are not part of a backup: nkd image import", settings.state_dir.display());
+            Ok(())
+        }
+        Command::Openapi => {
+            println!("{}", crate::http::openapi().to_pretty_json().unwrap_or_default());
+            Ok(())
+        }
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "nkd", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn settings(args: &SettingsArgs) -> Result<Settings, SettingsError> {
+    let mut flags = args.set.clone();
+    flags.extend(args.state_dir.iter().map(|d| ("state_dir".to_owned(), d.display().to_string())));
+    let environment = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+    Inputs::gather(&Sources { file: args.config.clone(), flags, environment }).validate()
+}
+
+/// Reads `NAME=VALUE`.
+fn name_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err(format!("`{text}` is not NAME=VALUE")),
+    }
+}

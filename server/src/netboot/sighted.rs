@@ -1,0 +1,82 @@
+//! From DHCP packets to the inventory: between two packets nobody waits for the store.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nkd_api::facts::Firmware;
+use nkd_api::machine::Identity;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::dhcp::packet::MessageKind;
+use super::dhcp::profile::Client;
+use super::dhcp::{Sighting, Sightings};
+use crate::machine::Registry;
+
+/// Sightings that may wait for the store.
+const QUEUE: usize = 4096;
+
+/// The side that the DHCP service talks to.
+#[derive(Debug)]
+pub struct Sighted(mpsc::Sender<Sighting>);
+
+/// The side that writes down.
+pub struct Writer {
+    registry: Registry,
+    queue: mpsc::Receiver<Sighting>,
+}
+
+impl Sighted {
+    /// Both sides.
+    #[must_use]
+    pub fn new(registry: Registry) -> (Arc<Self>, Writer) {
+        let (sender, queue) = mpsc::channel(QUEUE);
+        (Arc::new(Self(sender)), Writer { registry, queue })
+    }
+}
+
+impl Sightings for Sighted {
+    fn seen(&self, sighting: Sighting) {
+        if self.0.try_send(sighting).is_err() {
+            tracing::debug!("a sighting was dropped: the store is behind, the machine will be seen again");
+        }
+    }
+}
+
+impl Writer {
+    /// Writes down until shutdown.
+    pub async fn run(mut self, stop: CancellationToken) {
+        loop {
+            let sighting = tokio::select! {
+                () = stop.cancelled() => return,
+                sighting = self.queue.recv() => match sighting {
+                    Some(sighting) => sighting,
+                    None => return,
+                },
+            };
+            let mac = sighting.mac;
+            let (identity, from_os) = identity(&sighting);
+            if let Err(error) = self.registry.sighted(identity, sighting.ip, "dhcp", from_os).await {
+                tracing::warn!(machine = %mac, error = &error as &dyn std::error::Error, "a sighting could not be written down");
+                // A broken store must not be hammered.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn identity(sighting: &Sighting) -> (Identity, bool) {
+    let (firmware, from_os) = match sighting.client {
+        Client::BiosPxe => (Firmware::Bios, false),
+        Client::UefiPxe(_) | Client::UefiHttp(_) => (Firmware::Uefi, false),
+        Client::Plain => (Firmware::Unknown, matches!(sighting.kind, MessageKind::Discover | MessageKind::Request)),
+        Client::Ipxe | Client::Unsupported(_) => (Firmware::Unknown, false),
+    };
+    let identity = Identity {
+        macs: vec![sighting.mac],
+        uuid: sighting.uuid.and_then(|u| crate::machine::identity::usable_uuid(&u.to_string())),
+        firmware,
+        ..Identity::default()
+    };
+    (identity, from_os)
+}

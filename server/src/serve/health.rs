@@ -1,0 +1,72 @@
+//! `/metrics`, `/healthz` and `/readyz`, on loopback unless told otherwise.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::Store;
+
+/// The port cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} for metrics and health: set http.metrics_listen to a free address")]
+pub struct BindError {
+    address: SocketAddr,
+    #[source]
+    source: std::io::Error,
+}
+
+/// The listener.
+pub(super) struct Health {
+    listener: TcpListener,
+    state: Arc<Watched>,
+}
+
+struct Watched {
+    store: Store,
+    metrics: Registry,
+}
+
+impl Health {
+    #[expect(clippy::disallowed_methods, reason = "opens the listening socket")]
+    pub(super) async fn bind(address: SocketAddr, store: Store, metrics: Registry) -> Result<Self, BindError> {
+        let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
+        Ok(Self { listener, state: Arc::new(Watched { store, metrics }) })
+    }
+
+    pub(super) async fn run(self, stop: CancellationToken) {
+        let router = Router::new()
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(metrics))
+            .with_state(self.state);
+        let served = axum::serve(self.listener, router).with_graceful_shutdown(stop.cancelled_owned()).await;
+        if let Err(error) = served {
+            tracing::error!(%error, "the metrics port ended");
+        }
+    }
+}
+
+async fn ready(State(watched): State<Arc<Watched>>) -> impl IntoResponse {
+    match watched.store.ready().await {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {error}\n")),
+    }
+}
+
+async fn metrics(State(watched): State<Arc<Watched>>) -> impl IntoResponse {
+    let mut text = String::new();
+    match prometheus_client::encoding::text::encode(&mut text, &watched.metrics) {
+        Ok(()) => {
+            (StatusCode::OK, [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+        }
+        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], String::new()),
+    }
+}

@@ -1,0 +1,223 @@
+//! `nkd serve`: the list of start-up steps, and the way down.
+#![expect(clippy::disallowed_methods, reason = "the edge where everything is opened")]
+
+mod health;
+mod links;
+mod log;
+mod state;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry as Metrics;
+use time::OffsetDateTime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use log::init as init_log;
+
+use crate::content::image::ImageStore;
+use crate::content::image::catalog::CatalogError;
+use crate::fleet::pki::{Pki, PkiError};
+use crate::http::{self, TlsServer};
+use crate::ignition::TemplateSet;
+use crate::machine::Registry;
+use crate::netboot::plane::{BootPlane, NetbootFiles};
+use crate::netboot::{bootplane, dhcp, leases::Leases, sighted::Sighted, tftp, tree::Tree};
+use crate::service::{Addresses, AgentFile, Service};
+use crate::settings::Settings;
+use crate::store::{Seal, SealError, Store, StoreError};
+
+/// How long everything together may take to end after SIGTERM.
+const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// How often short-lived rows are dropped.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(600);
+
+/// The service could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// State folder.
+    #[error(transparent)]
+    State(#[from] state::StateError),
+    /// Key file.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    /// Database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// Images.
+    #[error("the image store cannot be opened")]
+    Images(#[from] CatalogError),
+    /// HTTPS port.
+    #[error(transparent)]
+    Api(#[from] http::BindError),
+    /// Boot plane port.
+    #[error(transparent)]
+    BootPlane(#[from] bootplane::BindError),
+    /// DHCP ports.
+    #[error(transparent)]
+    Dhcp(#[from] dhcp::BindError),
+    /// Interfaces.
+    #[error(transparent)]
+    Links(#[from] links::LinkError),
+    /// TFTP port.
+    #[error(transparent)]
+    Tftp(#[from] tftp::BindError),
+    /// Metrics port.
+    #[error(transparent)]
+    Health(#[from] health::BindError),
+    /// A signal handler could not be set.
+    #[error("signals cannot be received")]
+    Signal(#[source] std::io::Error),
+}
+
+/// Runs the service until SIGTERM or SIGINT.
+pub async fn serve(settings: Settings) -> Result<(), ServeError> {
+    let now = OffsetDateTime::now_utc();
+    let _lock = state::prepare(&settings.state_dir)?;
+    let fresh = !settings.state_dir.join("nkd.db").exists();
+    let store = Store::open(&settings.state_dir, Seal::from_key_file(&settings.key_file, fresh)?).await?;
+    let pki = Arc::new(Pki::load_or_create(&store, now).await?);
+    state::publish_ca(&settings.state_dir, pki.ca_pem())?;
+    let images = Arc::new(ImageStore::open(&settings.state_dir)?);
+    let registry = Registry::new(store.clone());
+    let service = Arc::new(Service {
+        registry: registry.clone(),
+        images,
+        templates: templates(&settings)?,
+        pki: Arc::clone(&pki),
+        addresses: Addresses {
+            advertise: settings.advertise.clone(),
+            boot_port: settings.http.boot_listen.port(),
+            api_port: settings.http.api_listen.port(),
+        },
+        discovery_image: settings.discovery_image.clone(),
+        agent_file: agent_file(&settings)?,
+    });
+    let mut metrics = Metrics::default();
+
+    let (names, addresses) = certificate_names(&settings)?;
+    let tls = pki.server_config(&store, &names, &addresses, now).await?;
+    let api = TlsServer::bind(settings.http.api_listen, tls, http::router(Arc::clone(&service))).await?;
+    let files = NetbootFiles { folder: settings.ipxe_dir.clone() };
+    let plane = bootplane::Server::bind(
+        bootplane::Config::new(vec![settings.http.boot_listen]),
+        Arc::new(BootPlane::new(Arc::clone(&service), files.clone())),
+        bootplane::Metrics::register(&mut metrics),
+    )
+    .await?;
+    let tftp = match settings.tftp.enabled {
+        true => {
+            let config = tftp::Config { listen: settings.tftp.listen, ..tftp::Config::default() };
+            let tree = Arc::new(Tree::new(files, service.addresses.clone()));
+            Some(tftp::Server::bind(config, tree, tftp::Metrics::register(&mut metrics)).await?)
+        }
+        false => None,
+    };
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let (sighted, sightings) = Sighted::new(registry.clone());
+    let dhcp = dhcp::Server::bind(
+        links::dhcp_config(&settings.dhcp, settings.http.boot_listen.port())?,
+        Arc::new(Leases::new(store.clone())),
+        sighted,
+        dhcp::Metrics::register(&mut metrics),
+    )
+    .await?;
+    let health = health::Health::bind(settings.http.metrics_listen, store.clone(), metrics).await?;
+    let token = state::first_admin(&settings.state_dir, &store).await?;
+
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        api = %settings.http.api_listen,
+        boot = %settings.http.boot_listen,
+        dhcp = ?settings.dhcp.mode,
+        tftp = settings.tftp.enabled,
+        "nkd serves"
+    );
+    if settings.dhcp.mode == dhcp::Mode::Off {
+        tracing::info!("DHCP is off: set dhcp.mode to proxy or server and name an interface, or point your own DHCP server here");
+    }
+    state::show_first_token(&settings.state_dir, token.as_deref());
+
+    tasks.spawn(api.run(stop.clone()));
+    tasks.spawn(plane.run(stop.clone()));
+    if let Some(tftp) = tftp {
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            if let Err(error) = tftp.run(stop).await {
+                tracing::error!(%error, "TFTP ended");
+            }
+        });
+    }
+    tasks.spawn(dhcp.run(stop.clone()));
+    tasks.spawn(sightings.run(stop.clone()));
+    tasks.spawn(health.run(stop.clone()));
+    tasks.spawn(prune(store.clone(), stop.clone()));
+    tasks.close();
+
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signal)?;
+    // Without systemd there is nobody to notify.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+        _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    stop.cancel();
+    if tokio::time::timeout(DRAIN_LIMIT, tasks.wait()).await.is_err() {
+        tracing::warn!(left = tasks.len(), "the drain limit is over");
+    }
+    store.close().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn templates(settings: &Settings) -> Result<TemplateSet, ServeError> {
+    let mut set = TemplateSet::builtin();
+    if let Some(folder) = &settings.templates_dir {
+        for (name, text) in state::read_templates(folder)? {
+            set.insert(name, text);
+        }
+    }
+    Ok(set)
+}
+
+fn agent_file(settings: &Settings) -> Result<Option<AgentFile>, ServeError> {
+    let Some(path) = &settings.agent_binary else { return Ok(None) };
+    Ok(Some(AgentFile { path: path.clone(), sha256: state::sha256_of(path)? }))
+}
+
+/// Names and addresses of the service's certificate: localhost, the host's own addresses, what is advertised and given.
+fn certificate_names(settings: &Settings) -> Result<(Vec<String>, Vec<IpAddr>), ServeError> {
+    let mut names = vec!["localhost".to_owned()];
+    let mut addresses = links::addresses()?;
+    for extra in settings.http.names.iter().chain(&settings.advertise) {
+        match extra.trim_matches(['[', ']']).parse() {
+            Ok(ip) => addresses.push(ip),
+            Err(_) => names.push(extra.clone()),
+        }
+    }
+    addresses.sort();
+    addresses.dedup();
+    names.dedup();
+    Ok((names, addresses))
+}
+
+async fn prune(store: Store, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PRUNE_INTERVAL) => {}
+        }
+        if let Err(error) = store.prune(OffsetDateTime::now_utc()).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "old rows could not be dropped");
+        }
+    }
+}
