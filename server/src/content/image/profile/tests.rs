@@ -174,8 +174,8 @@ proptest! {
         };
         if let Ok(file) = installer_config(&by_name("lab").unwrap(), &config) {
             let read: serde_json::Value = serde_saphyr::from_str(&file.contents).unwrap();
-            let said = read.get("append-karg").map(|k| serde_json::from_value(k.clone()).unwrap());
-            prop_assert_eq!(said.unwrap_or_else(Vec::<String>::new), kargs);
+            let said: Option<Vec<String>> = read.get("append-karg").map(|k| serde_json::from_value(k.clone()).unwrap());
+            prop_assert_eq!(said.unwrap_or_default(), kargs);
         }
     }
 }
