@@ -1,9 +1,7 @@
 //! Listens, accepts within a limit, and drains at the end.
 
-#![expect(clippy::disallowed_methods, reason = "listening sockets")]
-
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -216,7 +214,7 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 fn listen(address: SocketAddr, all: &[SocketAddr]) -> io::Result<(TcpListener, SocketAddr)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    if let IpAddr::V6(_) = address.ip() {
+    if address.is_ipv6() {
         socket.set_only_v6(all.iter().any(|other| other.is_ipv4() && other.port() == address.port()))?;
     }
     socket.bind(&address.into())?;
