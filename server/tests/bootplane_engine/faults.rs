@@ -165,6 +165,34 @@ fn a_file_that_shrinks_cuts_the_answer_short() {
 }
 
 #[test]
+fn a_file_on_disk_is_read_aside() {
+    let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("a file");
+    let bytes = pattern(5_000_001);
+    file.write_all_at(&bytes, 0).expect("written");
+    file.sync_all().expect("on disk");
+    let drop_pages = || {
+        let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        nix::fcntl::posix_fadvise(&file, 0, 0, advice).expect("advice taken");
+    };
+    drop_pages();
+    let mut probe = [0];
+    let cold =
+        rustix::io::preadv2(&file, &mut [std::io::IoSliceMut::new(&mut probe)], 0, rustix::io::ReadWriteFlags::NOWAIT);
+    let told = cold == Err(rustix::io::Errno::AGAIN);
+    let rig = Rig::start();
+    drop_pages();
+    let mut stream = rig.say("");
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    stream.write_all(format!("GET /open?{path} HTTP/1.0\r\n\r\n").as_bytes()).expect("said");
+    skip_head(&mut stream);
+    let mut all = Vec::new();
+    stream.read_to_end(&mut all).expect("an orderly close");
+    assert!(all == bytes, "other bytes than the file's");
+    // A file system in memory is never cold.
+    assert_eq!(rig.metrics.cold_chunks.get() > 0, told);
+}
+
+#[test]
 fn a_panic_is_a_500_and_the_connection_goes_on() {
     let rig = Rig::start();
     let answer =

@@ -158,6 +158,11 @@ impl Handler for Files {
                 self.shrinking.set_len(10).expect("ten bytes");
                 Answer::file(binary, Arc::clone(&self.shrinking), 100)
             }
+            "/open" => {
+                let file = File::open(&request.query).expect("a file of the test");
+                let len = file.metadata().expect("metadata").len();
+                Answer::file(binary, Arc::new(file), len)
+            }
             "/panic" => panic!("a handler of a test panics, as it should"),
             "/never" => std::future::pending().await,
             "/later" => Answer::unavailable("not yet\n", Duration::from_secs(7)),

@@ -20,6 +20,9 @@ use super::{Answer, Metrics, Request};
 /// Connections that the kernel holds for us while we do not accept.
 const BACKLOG: i32 = 1024;
 
+/// Chunks read from the disk at a time, each by a thread.
+const DISK_READS: usize = 16;
+
 /// How long accepting rests after a failure such as "too many open files".
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -150,8 +153,8 @@ impl Server {
     /// Serves until `shutdown`, then finishes the responses under way, within the drain limit, and returns.
     pub async fn run(self, shutdown: CancellationToken) {
         let room = Arc::new(Semaphore::new(self.config.max_connections.min(Semaphore::MAX_PERMITS)));
-        let timeouts = self.config.timeouts;
-        let shared = Arc::new(Shared { handler: self.handler, metrics: self.metrics, timeouts, room, shutdown });
+        let (timeouts, disk) = (self.config.timeouts, Semaphore::new(DISK_READS));
+        let shared = Arc::new(Shared { handler: self.handler, metrics: self.metrics, timeouts, room, disk, shutdown });
         join_all(self.listeners.into_iter().map(|listener| accept_all(listener, Arc::clone(&shared)))).await;
     }
 }
