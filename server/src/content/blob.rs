@@ -289,7 +289,8 @@ impl StagedBlob {
     /// [`BlobError::NoSpace`] or [`BlobError::Io`].
     pub fn publish(self, store: &BlobStore) -> Result<(), BlobError> {
         let (file, path) = self.temp.into_parts();
-        store.publish(&file, &path.to_path_buf(), &self.digest, |target| path.persist(target).map_err(|e| e.error))
+        let from = path.to_path_buf();
+        store.publish(&file, &from, &self.digest, |target| path.persist(target).map_err(|e| e.error))
     }
 }
 

@@ -171,6 +171,8 @@ impl Progress for Recorder {
 pub enum Fault {
     /// Sends this many bytes of the body, then closes.
     Cut(usize),
+    /// Sends this many bytes of the body, then nothing more.
+    Hold(usize),
     /// Answers with this status and nothing else.
     Status(u16),
     /// Answers 302 to this address.
@@ -273,11 +275,16 @@ async fn serve(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + U
     }
     let (answer, body, cut) = answer(&head, &mut site.lock().unwrap());
     let _ = stream.write_all(answer.as_bytes()).await;
-    let _ = stream.write_all(&body[..cut.unwrap_or(body.len()).min(body.len())]).await;
+    let (len, hold) = cut.unwrap_or((body.len(), false));
+    let _ = stream.write_all(&body[..len.min(body.len())]).await;
+    if hold {
+        let _ = stream.flush().await;
+        std::future::pending::<()>().await;
+    }
     let _ = stream.shutdown().await;
 }
 
-fn answer(head: &[u8], site: &mut Site) -> (String, Vec<u8>, Option<usize>) {
+fn answer(head: &[u8], site: &mut Site) -> (String, Vec<u8>, Option<(usize, bool)>) {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut request = httparse::Request::new(&mut headers);
     request.parse(head).unwrap();
@@ -295,7 +302,8 @@ fn answer(head: &[u8], site: &mut Site) -> (String, Vec<u8>, Option<usize>) {
     let cut = match fault {
         Some(Fault::Status(status)) => return simple(status, ""),
         Some(Fault::Redirect(to)) => return simple(302, &format!("Location: {to}\r\n")),
-        Some(Fault::Cut(len)) => Some(len),
+        Some(Fault::Cut(len)) => Some((len, false)),
+        Some(Fault::Hold(len)) => Some((len, true)),
         None => None,
     };
     let Some(file) = site.files.get(&path) else { return simple(404, "") };

@@ -4,8 +4,6 @@
 //! blob cannot vanish between being found by an import and being named by its image. Blobs of an import that failed
 //! are left for a while, so that the next attempt needs not fetch them again.
 
-#![expect(clippy::disallowed_methods, reason = "looks through the state folder")]
-
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};

@@ -4,12 +4,11 @@
 //! checks every file of it, and then publishes the image in one step. Several processes may use one state folder: the
 //! service, and the command line on its host.
 
-#![expect(clippy::disallowed_methods, reason = "the image store is files")]
-
 pub mod catalog;
 pub mod error;
 mod garbage;
 mod import;
+pub mod metrics;
 pub mod profile;
 pub mod progress;
 pub mod source;
@@ -29,6 +28,7 @@ use self::error::{ImportError, io_error};
 pub use self::garbage::{Garbage, GarbageRequest};
 use self::import::{Importer, blocking};
 pub use self::import::{Limits, SignaturePolicy};
+use self::metrics::Metrics;
 use self::progress::Progress;
 use self::source::download::{Fetcher, Retry};
 use self::source::folder::check_choice;
@@ -94,6 +94,7 @@ pub struct ImageStore {
     state_dir: PathBuf,
     blobs: BlobStore,
     catalog: Catalog,
+    metrics: Metrics,
 }
 
 impl ImageStore {
@@ -108,7 +109,18 @@ impl ImageStore {
             source,
         })?;
         let blobs = BlobStore::open(state_dir)?;
-        Ok(Self { state_dir: state_dir.to_path_buf(), blobs, catalog: Catalog::open(state_dir)? })
+        Ok(Self {
+            state_dir: state_dir.to_path_buf(),
+            blobs,
+            catalog: Catalog::open(state_dir)?,
+            metrics: Metrics::default(),
+        })
+    }
+
+    /// Counts in these metrics from now on.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
     }
 
     /// All images by name. Cheap: from memory, unless the folder changed.
@@ -160,6 +172,23 @@ impl ImageStore {
     /// [`ImportError`]; the list of images is as before then. What was fetched is kept for the next attempt until
     /// garbage is collected.
     pub async fn import(
+        &self,
+        request: ImportRequest,
+        progress: Arc<dyn Progress>,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Image>, ImportError> {
+        let result = self.import_uncounted(request, progress, now).await;
+        match &result {
+            Ok(image) => self.metrics.imported(image.artifacts.iter().map(|a| a.size).sum()),
+            Err(error) => {
+                tracing::warn!(error = error as &dyn std::error::Error, "import failed");
+                self.metrics.failed();
+            }
+        }
+        result
+    }
+
+    async fn import_uncounted(
         &self,
         request: ImportRequest,
         progress: Arc<dyn Progress>,

@@ -31,6 +31,8 @@ pub(super) struct Shared {
     pub(super) timeouts: Timeouts,
     /// The permits that are left for further connections.
     pub(super) room: Arc<Semaphore>,
+    /// Permits to read from the disk.
+    pub(super) disk: Semaphore,
     /// Set when the server stops: finish the current response, begin no other.
     pub(super) shutdown: CancellationToken,
 }
@@ -90,7 +92,7 @@ impl Connection<'_> {
                 Next::Gone => return false,
             };
             self.shared.metrics.count(response.status);
-            return transmit(&self.stream, &response, self.shared.timeouts.stall, |_| {}).await.is_ok();
+            return transmit(&self.stream, &response, self.shared, |_| {}).await.is_ok();
         }
     }
 
@@ -154,7 +156,7 @@ impl Connection<'_> {
             record.sent += count;
             record.shared.metrics.sent_bytes.inc_by(count);
         };
-        transmit(&self.stream, response, self.shared.timeouts.stall, sent).await
+        transmit(&self.stream, response, self.shared, sent).await
     }
 
     /// Says why a response was cut off. The client sees that bytes are missing, because the connection ends.

@@ -17,6 +17,8 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Answers cut off before their last byte: the client left or stood still, a file ended early, or the drain was over.
     pub aborted: Counter,
+    /// Chunks of files that the page cache did not hold when they were due.
+    pub cold_chunks: Counter,
     /// Connections that could not be accepted.
     pub accept_errors: Counter,
 }
@@ -37,6 +39,7 @@ impl Metrics {
         area.register("sent_bytes", "Body bytes sent", metrics.sent_bytes.clone());
         area.register("connections", "Open connections", metrics.connections.clone());
         area.register("aborted", "Answers cut off before their end", metrics.aborted.clone());
+        area.register("cold_chunks", "Chunks of files that had to be read from the disk", metrics.cold_chunks.clone());
         area.register("accept_errors", "Connections not accepted", metrics.accept_errors.clone());
         metrics
     }

@@ -1,9 +1,7 @@
 //! Listens, accepts within a limit, and drains at the end.
 
-#![expect(clippy::disallowed_methods, reason = "listening sockets")]
-
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +19,9 @@ use super::{Answer, Metrics, Request};
 
 /// Connections that the kernel holds for us while we do not accept.
 const BACKLOG: i32 = 1024;
+
+/// Chunks read from the disk at a time, each by a thread.
+const DISK_READS: usize = 16;
 
 /// How long accepting rests after a failure such as "too many open files".
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -152,8 +153,8 @@ impl Server {
     /// Serves until `shutdown`, then finishes the responses under way, within the drain limit, and returns.
     pub async fn run(self, shutdown: CancellationToken) {
         let room = Arc::new(Semaphore::new(self.config.max_connections.min(Semaphore::MAX_PERMITS)));
-        let timeouts = self.config.timeouts;
-        let shared = Arc::new(Shared { handler: self.handler, metrics: self.metrics, timeouts, room, shutdown });
+        let (timeouts, disk) = (self.config.timeouts, Semaphore::new(DISK_READS));
+        let shared = Arc::new(Shared { handler: self.handler, metrics: self.metrics, timeouts, room, disk, shutdown });
         join_all(self.listeners.into_iter().map(|listener| accept_all(listener, Arc::clone(&shared)))).await;
     }
 }
@@ -216,7 +217,7 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 fn listen(address: SocketAddr, all: &[SocketAddr]) -> io::Result<(TcpListener, SocketAddr)> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    if let IpAddr::V6(_) = address.ip() {
+    if address.is_ipv6() {
         socket.set_only_v6(all.iter().any(|other| other.is_ipv4() && other.port() == address.port()))?;
     }
     socket.bind(&address.into())?;

@@ -2,25 +2,36 @@
 //!
 //! Nothing is copied into this process and nothing is queued in it: what the socket does not take waits in the page
 //! cache. The head is marked with `MSG_MORE`, so that it shares its packet with the first data.
+//!
+//! `sendfile` waits for the disk when the page cache does not hold the data, and with it every task of its thread, DHCP
+//! perhaps among them. So each chunk is probed first, and read on a blocking thread if it is not there.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::sendfile::sendfile;
 use nix::sys::socket::{MsgFlags, send};
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
+use super::connection::Shared;
 use super::response::{Response, Segment};
 
-/// The most bytes in one `sendfile` call: large, for few calls; bounded, for other connections on the same thread.
+/// The most bytes in one `sendfile` call, and those that are probed and read together: large, for few calls; bounded,
+/// for other connections on the same thread.
 const CHUNK: u64 = 1 << 20;
 
 /// So many bytes may a connection send before it lets others run, if the socket takes them all.
 const TURN: u64 = 8 << 20;
+
+/// The buffer through which a chunk comes into the page cache.
+const READ_BUFFER: usize = 128 * 1024;
 
 /// "More follows at once": nix has no name for it.
 const MSG_MORE: MsgFlags = MsgFlags::from_bits_retain(nix::libc::MSG_MORE);
@@ -46,7 +57,7 @@ pub(super) enum SendError {
 #[derive(Clone, Copy)]
 enum Piece<'a> {
     Bytes(&'a [u8]),
-    File { file: &'a File, offset: u64, len: u64 },
+    File { file: &'a Arc<File>, offset: u64, len: u64 },
     Zeros(u64),
 }
 
@@ -57,10 +68,11 @@ enum Piece<'a> {
 pub(super) async fn transmit(
     stream: &TcpStream,
     response: &Response,
-    stall: Duration,
+    shared: &Shared,
     mut sent: impl FnMut(u64),
 ) -> Result<(), SendError> {
-    let mut line = Line { stream, stall, timer: None, moved: 0, moved_before: 0, turn: 0 };
+    let stall = shared.timeouts.stall;
+    let mut line = Line { stream, shared, stall, timer: None, moved: 0, moved_before: 0, turn: 0 };
     let mut left = response.body.segments().count();
     line.push(Piece::Bytes(&response.head), left > 0, |_| {}).await?;
     for segment in response.body.segments() {
@@ -78,6 +90,7 @@ pub(super) async fn transmit(
 /// A socket being written.
 struct Line<'a> {
     stream: &'a TcpStream,
+    shared: &'a Shared,
     stall: Duration,
     /// Runs from the first wait on; set again only when it fires, because most waits are short.
     timer: Option<std::pin::Pin<Box<Sleep>>>,
@@ -93,11 +106,18 @@ impl Line<'_> {
     /// Sends a piece to its end. `more` says that another follows at once.
     async fn push(&mut self, mut piece: Piece<'_>, more: bool, mut sent: impl FnMut(u64)) -> Result<(), SendError> {
         let mut direct = false;
+        // Up to where the file is known to be in the page cache.
+        let mut warm = 0;
         while !piece.is_empty() {
-            let attempt = match direct {
-                true => piece.write(self.stream, more),
-                false => self.stream.try_io(Interest::WRITABLE, || piece.write(self.stream, more)),
-            };
+            if let Piece::File { file, offset, len } = piece
+                && offset >= warm
+            {
+                let count = len.min(CHUNK);
+                self.warm_up(file, offset, count).await?;
+                warm = offset.saturating_add(count);
+            }
+            let write = || piece.write(self.stream, more, warm);
+            let attempt = if direct { write() } else { self.stream.try_io(Interest::WRITABLE, write) };
             match attempt {
                 Ok(0) => return Err(piece.ended()),
                 Ok(count) => {
@@ -124,6 +144,33 @@ impl Line<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Sees to it that a piece of a file is in the page cache. What the file lacks is left to the sending to find out.
+    async fn warm_up(&self, file: &Arc<File>, offset: u64, count: u64) -> Result<(), SendError> {
+        if !is_cold(file, offset) && !is_cold(file, offset.saturating_add(count).saturating_sub(1)) {
+            return Ok(());
+        }
+        self.shared.metrics.cold_chunks.inc();
+        // Bounds the threads; an error means that the semaphore is closed, which never happens.
+        let _permit = self.shared.disk.acquire().await;
+        let file = Arc::clone(file);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut buffer = vec![0; READ_BUFFER];
+            let mut done = 0;
+            while done < count {
+                // At most the length of the buffer, which is a usize.
+                let want = (count - done).min(buffer.len() as u64) as usize;
+                match file.read_at(&mut buffer[..want], offset.saturating_add(done)) {
+                    Ok(0) => break,
+                    Ok(read) => done += read as u64,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        });
+        read.await.map_err(io::Error::other).and_then(|read| read).map_err(SendError::Io)
     }
 
     /// Waits for room in the socket. `true` means that nothing went for the whole limit: then one attempt is due
@@ -156,8 +203,8 @@ impl Piece<'_> {
         }
     }
 
-    /// Gives the socket as much as it takes at once.
-    fn write(&self, stream: &TcpStream, more: bool) -> io::Result<usize> {
+    /// Gives the socket as much as it takes at once; of a file, nothing from `warm` on.
+    fn write(&self, stream: &TcpStream, more: bool, warm: u64) -> io::Result<usize> {
         let flags = MsgFlags::MSG_NOSIGNAL | if more { MSG_MORE } else { MsgFlags::empty() };
         let count = match self {
             Self::Bytes(bytes) => send(stream.as_raw_fd(), bytes, flags)?,
@@ -167,8 +214,10 @@ impl Piece<'_> {
                 send(stream.as_raw_fd(), &ZEROS[..count], flags)?
             }
             Self::File { file, offset, len } => {
+                // At most a chunk, which is a usize.
+                let count = (*len).min(warm.saturating_sub(*offset)).min(CHUNK) as usize;
                 let mut offset = i64::try_from(*offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-                sendfile(stream, file, Some(&mut offset), (*len).min(CHUNK) as usize)?
+                sendfile(stream, file, Some(&mut offset), count)?
             }
         };
         Ok(count)
@@ -193,4 +242,10 @@ impl Piece<'_> {
             Self::Bytes(_) | Self::Zeros(_) => SendError::Io(io::ErrorKind::WriteZero.into()),
         }
     }
+}
+
+/// Whether reading this byte would wait for the disk. A file system that cannot tell counts as warm.
+fn is_cold(file: &File, at: u64) -> bool {
+    let mut byte = [0];
+    preadv2(file, &mut [IoSliceMut::new(&mut byte)], at, ReadWriteFlags::NOWAIT) == Err(Errno::AGAIN)
 }

@@ -8,6 +8,7 @@ pub mod iso9660;
 pub mod name;
 pub mod signature;
 pub mod stream;
+mod transfer;
 
 use std::fmt;
 use std::fs::File;

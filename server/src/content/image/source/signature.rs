@@ -119,8 +119,8 @@ fn accepted(status: &str) -> Option<String> {
 
 fn refusal(status: &str, stderr: &str) -> String {
     let words = ["NO_PUBKEY", "BADSIG", "EXPSIG", "EXPKEYSIG", "REVKEYSIG", "ERRSIG"];
-    let fact =
-        status.lines().filter_map(|l| l.strip_prefix("[GNUPG:] ")).find(|l| words.iter().any(|w| l.starts_with(w)));
+    let lines = || status.lines().filter_map(|l| l.strip_prefix("[GNUPG:] "));
+    let fact = words.iter().find_map(|word| lines().find(|l| l.split(' ').next() == Some(word)));
     let said: Vec<&str> = stderr.lines().map(str::trim).filter(|l| !l.is_empty()).take(8).collect();
     match fact {
         Some(fact) => format!("{fact} ({})", said.join(" | ")),

@@ -223,6 +223,7 @@ fn parse_location(text: &str, base: Base<'_>) -> Result<Location, String> {
     if text.contains("://") {
         let url = Url::parse(text).map_err(|e| format!("`{text}` is not an address: {e}"))?;
         return match url.scheme() {
+            "http" | "https" if url.path().ends_with('/') => Err(format!("`{text}` names no file")),
             "http" | "https" => Ok(Location::Url(url)),
             other => Err(format!("`{text}`: {other} is refused; use http, https or a relative path")),
         };
