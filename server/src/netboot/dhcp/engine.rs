@@ -527,3 +527,6 @@ fn destination(reply: &Reply, request: &Request) -> Destination {
         Destination::Link { mac: request.mac, ip: reply.yiaddr }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,8 @@ mod proxy;
 pub mod reply;
 pub mod server;
 pub mod sighting;
+#[cfg(test)]
+mod testing;
 
 pub use config::{Config, ConfigError, InterfaceConfig, Mode, Reservation};
 pub use lease::{Lease, LeaseChange, LeaseState, LeaseStore, LeaseStoreError, MemoryLeaseStore};

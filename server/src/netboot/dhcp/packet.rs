@@ -363,3 +363,6 @@ pub fn encode_discover(mac: MacAddr, xid: u32) -> Vec<u8> {
     bytes.resize(300, option::PAD);
     bytes
 }
+
+#[cfg(test)]
+mod tests;

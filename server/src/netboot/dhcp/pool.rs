@@ -166,11 +166,14 @@ impl Pool {
         until: u64,
     ) -> Vec<LeaseChange> {
         let mut changes = Vec::with_capacity(1);
-        if let Some(former) = self.by_mac.get(&mac).copied().filter(|former| *former != ip)
+        if let Some(former) = self.address_of(mac).filter(|former| *former != ip)
             && let Some(entry) = self.remove(former)
-            && entry.usage != Use::Offered
         {
-            changes.push(LeaseChange::Remove(former.into()));
+            if entry.usage != Use::Offered {
+                changes.push(LeaseChange::Remove(former.into()));
+            }
+            // Free, and found again by `free_address`.
+            self.put(former, Entry { usage: Use::Kept(LeaseState::Released), expires_at: now, ..entry });
         }
         let entry = Entry { mac, usage: Use::Kept(LeaseState::Bound), granted_at: now, expires_at: until, hostname };
         changes.push(self.keep(ip, LeaseState::Bound, entry));

@@ -151,3 +151,6 @@ pub fn boot(client: Client, carrier: Carrier, server: Ipv4Addr, http_port: u16) 
         no_proxy_dhcp: client == Client::Ipxe && carrier == Carrier::Lease,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -259,3 +259,6 @@ fn put(bytes: &mut Vec<u8>, code: u8, value: &[u8]) {
         bytes.extend_from_slice(piece);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,6 +22,8 @@ const ROUTER_SOLICITATION: u8 = 133;
 const ROUTER_ADVERTISEMENT: u8 = 134;
 /// Without a question.
 const PERIOD: Duration = Duration::from_secs(60);
+/// After one that could not be sent.
+const RETRY: Duration = Duration::from_secs(3);
 /// Between two answers; one reaches all that asked.
 const GAP: Duration = Duration::from_millis(250);
 
@@ -64,14 +66,19 @@ pub(super) async fn run(
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep_until(next) => {
-                match socket.get_ref().send_to(&message, &target) {
-                    Ok(_) => drop(metrics.advertisements.inc()),
-                    // The link-local address may not be there yet, or the link be down.
-                    Err(error) => tracing::debug!(interface = name, %error, "router advertisement was not sent"),
-                }
                 let now = Instant::now();
-                last = Some(now);
                 next = now + PERIOD;
+                match socket.get_ref().send_to(&message, &target) {
+                    Ok(_) => {
+                        metrics.advertisements.inc();
+                        last = Some(now);
+                    }
+                    // The link-local address may not be there yet, or the link be down.
+                    Err(error) => {
+                        tracing::debug!(interface = name, %error, "router advertisement was not sent");
+                        next = now + RETRY;
+                    }
+                }
             }
             ready = socket.readable() => {
                 let Ok(mut ready) = ready else { return };
