@@ -63,8 +63,19 @@ fn dnsmasq(net: &Network, more: &[&str]) -> Result<Service> {
 fn http_server(net: &Network, script: &str) -> Result<Service> {
     std::fs::write(net.folder().join("boot.ipxe"), script).unwrap();
     let folder = net.folder().display().to_string();
-    let mut python =
-        command(&["/usr/bin/python3", "-u", "-m", "http.server", "--bind", "192.0.2.1", "-d", &folder, "8000"]);
+    let mut python = command(&[
+        "/usr/bin/python3",
+        "-u",
+        "-m",
+        "http.server",
+        "-p",
+        "HTTP/1.1",
+        "--bind",
+        "192.0.2.1",
+        "-d",
+        &folder,
+        "8000",
+    ]);
     python.env("PYTHONDONTWRITEBYTECODE", "1");
     let mut server = net.spawn("http", python)?;
     server.expect_log("Serving HTTP", within(20))?;
@@ -327,5 +338,27 @@ fn ovmf_loads_ipxe_by_its_own_pxe_over_tftp() -> Result {
     machine.console().expect("PXE", within(120))?;
     machine.console().expect("the script runs", within(240))?;
     dnsmasq.expect_log("sent", within(10))?;
+    Ok(())
+}
+
+#[test]
+fn ovmf_loads_ipxe_by_http_boot() -> Result {
+    let net = Network::create("framework-uefi-http")?;
+    std::fs::copy("/usr/lib/ipxe/snponly.efi", net.folder().join("snponly.efi")).unwrap();
+    let _dnsmasq = dnsmasq(
+        &net,
+        &[
+            "--dhcp-vendorclass=set:http,HTTPClient",
+            "--dhcp-option-force=tag:http,60,HTTPClient",
+            "--dhcp-boot=tag:http,tag:!ipxe,http://192.0.2.1:8000/snponly.efi",
+        ],
+    )?;
+    let mut http = http_server(&net, "#!ipxe\necho the script runs\n")?;
+    let spec = Machine::named("uefi").firmware(Firmware::UefiHttp).nic(Nic::VirtioBare);
+    let machine = spec.memory_mib(1024).disk_gib(1).start(&net)?;
+    machine.console().expect("Start HTTP Boot over IPv4", within(120))?;
+    machine.console().expect("the script runs", within(240))?;
+    http.expect_log("GET /snponly.efi", within(10))?;
+    assert!(!machine.console().text().contains("Start PXE"));
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::terminal::Terminal;
+use super::terminal::{Terminal, shown};
 use crate::Error;
 
 /// How long the rest of a line may take to follow its beginning.
@@ -132,7 +132,7 @@ impl Serial {
     /// All that was said since the machine was last switched on.
     pub fn text(&self) -> String {
         let said = self.shared.lock();
-        String::from_utf8_lossy(&said.text[said.boot..]).into_owned()
+        String::from_utf8_lossy(&said.text[said.boot..]).replace('\r', "\n")
     }
 
     /// The last lines since the machine was last switched on, with times; oldest first.
@@ -141,7 +141,7 @@ impl Serial {
         let mut tail = Vec::new();
         let mut end = said.text.len();
         for &(start, after) in said.lines.iter().rev().take_while(|(start, _)| *start >= said.boot) {
-            let line = String::from_utf8_lossy(&said.text[start..end]);
+            let line = String::from_utf8_lossy(shown(&said.text[start..end]));
             if !line.trim().is_empty() {
                 tail.push(format!("{:8.2} {}", after.as_secs_f64(), line.trim_end()));
             }
@@ -196,12 +196,13 @@ impl Shared {
 }
 
 impl Said {
-    /// The line around a place, and its time.
+    /// The line around a place, as it was when the place was written, and when it began.
     fn line_at(&self, at: usize) -> (String, Duration) {
         let number = self.lines.partition_point(|(start, _)| *start <= at);
         let (start, after) = number.checked_sub(1).map_or((0, Duration::ZERO), |number| self.lines[number]);
-        let end = self.text[at..].iter().position(|byte| *byte == b'\n').map_or(self.text.len(), |length| at + length);
-        (String::from_utf8_lossy(&self.text[start..end]).into_owned(), after)
+        let rest = &self.text[at..];
+        let end = at + rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(rest.len());
+        (String::from_utf8_lossy(shown(&self.text[start..end])).into_owned(), after)
     }
 }
 
@@ -247,7 +248,8 @@ fn read_all(shared: &Shared, mut output: impl Read, mut log: File) {
 
 fn write_line(log: &mut File, began: Duration, line: &mut Vec<u8>) {
     let mut stamped = format!("{:8.2} ", began.as_secs_f64()).into_bytes();
-    stamped.append(line);
+    stamped.extend_from_slice(shown(line));
+    line.clear();
     // The log is for people; a full disk must not stop the machine.
     let _ = log.write_all(&stamped);
 }

@@ -1,4 +1,7 @@
 //! Turns what a serial console sends (escape sequences, carriage returns, cursor moves) into plain lines. Pure.
+//!
+//! Lines end in `\n`. A `\r` is left only where a line is written over, as progress is: what stands before it was seen
+//! for a moment, what stands after the last one is the line.
 
 /// A filter that is fed in pieces of any size.
 #[derive(Debug, Default)]
@@ -77,8 +80,8 @@ impl Terminal {
                 plain.push(b'\n');
             }
             b'\t' | 0x20..=0x7e | 0x80.. => {
-                if std::mem::take(&mut self.returned) {
-                    self.newline(plain);
+                if std::mem::take(&mut self.returned) && !self.empty {
+                    plain.push(b'\r');
                 }
                 self.empty = false;
                 plain.push(byte);
@@ -101,6 +104,11 @@ impl Terminal {
             self.empty = true;
         }
     }
+}
+
+/// What of a line can be seen at last.
+pub(super) fn shown(line: &[u8]) -> &[u8] {
+    line.rsplit(|byte| *byte == b'\r').next().unwrap_or(line)
 }
 
 #[cfg(test)]
@@ -131,7 +139,9 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_written_over_becomes_two() {
-        assert_eq!(plain(&[b"10%\r20%\r\r\ndone"]), "10%\n20%\ndone");
+    fn a_return_is_left_only_where_a_line_is_written_over() {
+        assert_eq!(plain(&[b"\r10%\r20%\r\r\ndone"]), "10%\r20%\ndone");
+        assert_eq!(shown(b"10%\r20%"), b"20%");
+        assert_eq!(shown(b"whole"), b"whole");
     }
 }
