@@ -1,4 +1,5 @@
-//! The errors of the framework. A test ends in `?` and its harness prints `Debug`, so `Debug` is the readable text.
+//! The errors of the framework. A test ends in `?` and its harness prints `Debug`, so `Debug` is the readable
+//! text with all its causes.
 
 use std::error::Error as _;
 use std::fmt;
@@ -21,7 +22,7 @@ pub enum Error {
         packages: Vec<String>,
     },
     /// A file or a system call.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Io {
         /// What was being done, with the path.
         what: String,
@@ -102,8 +103,7 @@ impl Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")?;
-        // `Io` names its source in its own text; nothing else has one.
-        let mut cause = self.source().and_then(|source| source.source());
+        let mut cause = self.source();
         while let Some(error) = cause {
             write!(f, ": {error}")?;
             cause = error.source();

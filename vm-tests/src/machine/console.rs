@@ -7,6 +7,9 @@ use super::serial::NotFound;
 use crate::process::TAIL;
 use crate::{ConsoleFailure, Error};
 
+/// How many lines an error shows after a panic or a failed boot: their reports are long.
+const REPORT: usize = 120;
+
 /// The serial console of a machine. Each expectation begins where the last one was met; switching the machine on
 /// begins anew. Escape sequences are gone. SeaBIOS breaks lines at 80 columns, so what it or its iPXE says is best
 /// expected in few words.
@@ -38,17 +41,17 @@ impl Console<'_> {
             Ok(found) => return Ok((found.which, Seen { line: found.line, after: found.after })),
             Err(why) => why,
         };
-        let reason = match why {
-            NotFound::Limit => format!("it did not come within {limit:.1?}"),
-            NotFound::Trouble(line) => format!("the machine said {line:?}"),
-            NotFound::Closed => format!("the machine is off{}", machine.last_words()),
+        let (reason, lines) = match why {
+            NotFound::Limit => (format!("it did not come within {limit:.1?}"), TAIL),
+            NotFound::Trouble(line) => (format!("the machine said {line:?}"), REPORT),
+            NotFound::Closed => (format!("the machine is off{}", machine.last_words()), TAIL),
         };
         let picture = machine.folder().join("failure.png");
         Err(Error::Console(Box::new(ConsoleFailure {
             machine: machine.name().to_owned(),
             wanted: texts.iter().map(|text| (*text).to_owned()).collect(),
             reason,
-            tail: machine.serial.tail(TAIL),
+            tail: machine.serial.tail(lines),
             log: machine.serial.log().to_owned(),
             screenshot: machine.screenshot(&picture).is_ok().then_some(picture),
         })))

@@ -10,9 +10,15 @@ pub(crate) const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 /// Its empty variable store, copied for each machine.
 pub(crate) const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
-/// Texts on a console after which no expectation can come true any more.
-const TROUBLE: &[&str] =
-    &["Kernel panic", "Entering emergency mode", "You are in emergency mode", "Welcome to emergency mode"];
+/// Texts on a console after which no expectation can come true any more. The last is how the lab image begins the report
+/// of a failed boot.
+const TROUBLE: &[&str] = &[
+    "Kernel panic",
+    "Entering emergency mode",
+    "You are in emergency mode",
+    "Welcome to emergency mode",
+    "nestos-emergency: begin",
+];
 
 /// The firmware of a machine, and how it boots from the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
