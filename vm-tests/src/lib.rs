@@ -1,1 +1,54 @@
-//! placeholder
+//! Whole machines and whole networks, for tests that read as prose and for the lab.
+//!
+//! ```no_run
+//! use nkd_vm_tests::{Firmware, Machine, Network, within};
+//! use std::process::Command;
+//!
+//! # fn main() -> Result<(), nkd_vm_tests::Error> {
+//! let net = Network::create("boot")?;
+//! let mut service = net.spawn("nkd", Command::new("target/debug/nkd"))?;
+//! let mut machine = Machine::named("bios-1").firmware(Firmware::Bios).disk_gib(8).start(&net)?;
+//! machine.console().expect("iPXE", within(60))?;
+//! service.kill()?;
+//! service.start_again()?;
+//! machine.console().expect("login:", within(300))?;
+//! machine.power_off(within(60))?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A [`Network`] is a network namespace of its own with a bridge. A [`Machine`] is a QEMU guest on that bridge, a
+//! [`Host`] a further namespace on it, a [`Service`] a process inside one of them. All of them are torn down when
+//! they are dropped, in a panic too; what a killed program left behind is removed when the next one starts.
+//!
+//! Every wait has a limit. Logs, screenshots and captures of a network are kept in its folder,
+//! `$NKD_VM_TEST_DIR/<name>` or `target/vm-tests/<name>`, until a network of that name is made again.
+//!
+//! It wants root, `iproute2` and QEMU; what is missing is named in the error with its Debian package.
+
+mod error;
+mod folder;
+mod machine;
+mod network;
+mod process;
+mod programs;
+
+use std::time::Duration;
+
+pub use error::{ConsoleFailure, Error};
+pub use machine::Machine;
+pub use machine::accel::Accelerator;
+pub use machine::boot_sector;
+pub use machine::console::{Console, Seen};
+pub use machine::disk::{DiskCache, golden_disk};
+pub use machine::spec::{BootOrder, Firmware, MachineSpec, Nic};
+pub use network::capture::Capture;
+pub use network::namespace::{HttpAnswer, Namespace};
+pub use network::{Host, Network};
+pub use process::{Output, Service};
+
+/// A limit in seconds for a wait, as in `console.expect("login:", within(300))`. `NKD_VM_PATIENCE=3` makes all of them
+/// three times as long, for a slow or a busy computer.
+pub fn within(seconds: u64) -> Duration {
+    Duration::from_secs(seconds).mul_f64(folder::patience())
+}
