@@ -1,0 +1,30 @@
+//! The node agent: enrolls with the service, installs in the live system, reports.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | `state` | decides, as a pure function: events in, actions out |
+//! | `driver` | carries the actions out |
+//! | `client`, `tls`, `clock` | the agent protocol, the pinned CA, the service's clock |
+//! | `identity`, `files` | key, certificate, token and journal on disk |
+//! | `install` | disk choice, image relay, installer |
+//! | `facts` | what the machine says of itself |
+//! | `console`, `status`, `reboot`, `resolve` | the machine around it |
+
+mod client;
+mod clock;
+mod console;
+mod driver;
+pub mod facts;
+mod files;
+mod identity;
+mod install;
+mod reboot;
+mod resolve;
+pub mod state;
+pub mod status;
+mod tls;
+
+pub use client::chain;
+pub use driver::{Options, RunError, run};
+pub use install::Patience;
+pub use reboot::Reboot;

@@ -1,0 +1,49 @@
+//! Restarts the machine.
+#![expect(clippy::disallowed_methods, reason = "runs systemctl")]
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::reboot::{RebootMode, reboot};
+use tokio::process::Command;
+use tokio::time::{sleep, timeout};
+
+/// systemd may take this long to bring everything down.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How to restart.
+#[derive(Debug, Clone)]
+pub enum Reboot {
+    /// `systemctl reboot`; the kernel itself when systemd does not get there in 60 seconds.
+    System,
+    /// This program, for tests.
+    Program(PathBuf),
+}
+
+impl Reboot {
+    /// Restarts. Comes back only when that did not work, with the reason.
+    pub async fn run(&self) -> String {
+        match self {
+            Self::Program(program) => match Command::new(program).status().await {
+                Ok(status) if status.success() => std::future::pending().await,
+                Ok(status) => format!("{} ended with {status}", program.display()),
+                Err(error) => format!("{} could not be run: {error}", program.display()),
+            },
+            Self::System => {
+                let asked = Command::new("systemctl").arg("reboot").stdin(Stdio::null()).kill_on_drop(true).status();
+                match timeout(PATIENCE, asked).await {
+                    Ok(Ok(status)) if status.success() => sleep(PATIENCE).await,
+                    Ok(Ok(status)) => tracing::warn!(%status, "systemctl reboot failed"),
+                    Ok(Err(error)) => tracing::warn!(%error, "systemctl cannot be run"),
+                    Err(_) => tracing::warn!("systemctl reboot does not end"),
+                }
+                nix::unistd::sync();
+                match reboot(RebootMode::RB_AUTOBOOT) {
+                    Ok(never) => match never {},
+                    Err(error) => format!("the kernel refuses: {error}"),
+                }
+            }
+        }
+    }
+}
