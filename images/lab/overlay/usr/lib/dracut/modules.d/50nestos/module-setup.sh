@@ -44,6 +44,8 @@ install() {
     inst_script "$moddir/setfiles" /usr/sbin/setfiles
     inst_script "$moddir/ignition-kargs-helper" /usr/sbin/ignition-kargs-helper
 
+    inst_simple /usr/lib/systemd/journald.conf.d/10-nestos.conf
+
     inst_script /usr/lib/nestos/emergency
     inst_simple "$systemdsystemunitdir/emergency.service.d/10-nestos.conf"
 
