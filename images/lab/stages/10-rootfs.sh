@@ -51,6 +51,7 @@ chroot "$root" systemctl set-default multi-user.target 2>/dev/null
 chroot "$root" systemctl mask systemd-hwdb-update.service systemd-journal-catalog-update.service systemd-firstboot.service \
     e2scrub_reap.service 2>/dev/null
 if [[ ${LAB_ROOT_PASSWORD:-} ]]; then
-    echo "root:$LAB_ROOT_PASSWORD" | chroot "$root" chpasswd
+    # A fixed salt, for the same image each time.
+    echo "root:$(openssl passwd -6 -salt lab "$LAB_ROOT_PASSWORD")" | chroot "$root" chpasswd --encrypted
 fi
 rm -f "$root"/etc/*- "$root"/etc/.pwd.lock

@@ -17,7 +17,7 @@ const SOURCE_DATE_EPOCH: &str = "1735689600";
 
 const TREE_PACKAGES: [&str; 1] = ["mmdebstrap"];
 const INSTALLER_PACKAGES: [&str; 5] = ["gcc", "libssl-dev", "liblzma-dev", "libzstd-dev", "pkg-config"];
-const COMPOSE_PACKAGES: [&str; 6] = ["cpio", "mtools", "squashfs-tools", "util-linux", "xz-utils", "zstd"];
+const COMPOSE_PACKAGES: [&str; 7] = ["cpio", "mtools", "openssl", "squashfs-tools", "util-linux", "xz-utils", "zstd"];
 
 struct Recipe {
     directory: PathBuf,

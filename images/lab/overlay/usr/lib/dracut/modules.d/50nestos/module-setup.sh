@@ -27,6 +27,7 @@ install() {
     inst_script "$moddir/nestos-live-generator" "$systemdutildir/system-generators/nestos-live-generator"
     inst_simple "$moddir/nestos-live-rootfs.service" "$systemdsystemunitdir/nestos-live-rootfs.service"
     inst_script "$moddir/nestos-live-rootfs" /usr/lib/nestos/nestos-live-rootfs
+    inst_script "$moddir/network-up" /usr/lib/nestos/network-up
 
     install_unit nestos-ignition-setup-user ignition-complete.target
     install_unit nestos-ignition-neednet ignition-complete.target
@@ -49,7 +50,7 @@ install() {
     inst_script /usr/lib/nestos/emergency
     inst_simple "$systemdsystemunitdir/emergency.service.d/10-nestos.conf"
 
-    # The network comes up when the live root or Ignition needs it, and only then.
+    # The network comes up when the live root or Ignition needs it, and only then (network-up).
     rm -f "$initdir"/etc/systemd/system/*.wants/systemd-networkd*.service \
         "$initdir"/etc/systemd/system/sockets.target.wants/systemd-networkd.socket \
         "$initdir"/usr/lib/systemd/system/systemd-networkd-wait-online.service.d/99-dracut.conf \
