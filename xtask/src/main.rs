@@ -1,2 +1,36 @@
-//! placeholder
-fn main() {}
+//! `cargo xtask`: the project's chores, in the language of the project.
+
+#![allow(clippy::disallowed_methods, reason = "a chore is input and output")]
+
+mod apt;
+mod image;
+mod root;
+mod stage;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Chores of the project")]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Build a node image and print the directory it is in
+    Image(image::Arguments),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().chore {
+        Chore::Image(arguments) => image::run(&arguments),
+    }
+}
+
+/// The root of the repository.
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a directory of the repository").to_owned()
+}

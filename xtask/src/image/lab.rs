@@ -1,0 +1,137 @@
+//! The lab image: a Debian tree and the installer are made once, each image of a version from them and the agent.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::Arguments;
+use super::cache::{Cache, Lock};
+use super::inputs::Inputs;
+use crate::{apt, repository, root, stage};
+
+const INSTALLER_VERSION: &str = "0.27.0";
+const DEBIAN_SUITE: &str = "trixie";
+/// Date of the packages' files that Debian's own scripts write.
+const SOURCE_DATE_EPOCH: &str = "1735689600";
+
+const TREE_PACKAGES: [&str; 1] = ["mmdebstrap"];
+const INSTALLER_PACKAGES: [&str; 5] = ["gcc", "libssl-dev", "liblzma-dev", "libzstd-dev", "pkg-config"];
+const COMPOSE_PACKAGES: [&str; 7] = ["cpio", "mtools", "openssl", "squashfs-tools", "util-linux", "xz-utils", "zstd"];
+
+struct Recipe {
+    directory: PathBuf,
+    tree_key: String,
+    installer_key: String,
+}
+
+/// The directory of the image's artifacts.
+pub fn image(arguments: &Arguments) -> Result<PathBuf> {
+    let cache = Cache::of_user()?;
+    let agent = match &arguments.agent {
+        Some(agent) => agent.clone(),
+        None => build_agent(&cache)?,
+    };
+    let units = arguments.agent_units.clone().unwrap_or_else(|| repository().join("agent/dist"));
+    let recipe = Recipe::read()?;
+    // A debugging image is another image.
+    let password = std::env::var("LAB_ROOT_PASSWORD").unwrap_or_default();
+    let key = Inputs::default()
+        .text("tree", &recipe.tree_key)
+        .text("installer", &recipe.installer_key)
+        .file("compose", &recipe.directory.join("compose.sh"))?
+        .directory("stages", &recipe.directory.join("stages"))?
+        .directory("overlay", &recipe.directory.join("overlay"))?
+        .file("agent", &agent)?
+        .directory("units", &units)?
+        .text("version", &arguments.version)
+        .text("password", &password)
+        .key();
+    if let Some(image) = cache.find("lab-image", &key) {
+        return Ok(image);
+    }
+
+    let lock = cache.lock()?;
+    let tree = recipe.tree(&cache, &lock)?;
+    let installer = recipe.installer(&cache, &lock)?;
+    apt::ensure(&COMPOSE_PACKAGES, &cache.logs())?;
+    cache.entry(&lock, "lab-image", &key, |out| {
+        let mut compose = root::command(
+            recipe.directory.join("compose.sh"),
+            &[("LAB_INPUT_HASH", key.as_str()), ("LAB_ROOT_PASSWORD", password.as_str())],
+        );
+        compose.arg("--tree").arg(&tree).arg("--installer").arg(installer.join("bin/coreos-installer"));
+        compose.arg("--agent").arg(&agent).arg("--agent-units").arg(&units);
+        compose.args(["--version", &arguments.version]).arg("--out").arg(out);
+        stage::run("lab image", &cache.logs().join("lab-image.log"), compose)
+    })
+}
+
+impl Recipe {
+    fn read() -> Result<Self> {
+        let directory = repository().join("images/lab");
+        let tree_key = Inputs::default()
+            .text("suite", DEBIAN_SUITE)
+            .file("script", &directory.join("tree.sh"))?
+            .file("packages", &directory.join("packages.list"))?
+            .key();
+        let installer_key = Inputs::default().text("version", INSTALLER_VERSION).key();
+        Ok(Self { directory, tree_key, installer_key })
+    }
+
+    fn tree(&self, cache: &Cache, lock: &Lock) -> Result<PathBuf> {
+        if let Some(tree) = cache.find("lab-tree", &self.tree_key) {
+            return Ok(tree);
+        }
+        apt::ensure(&TREE_PACKAGES, &cache.logs())?;
+        let mirror = apt::mirror()?;
+        cache.entry(lock, "lab-tree", &self.tree_key, |out| {
+            let mut bootstrap = root::command(
+                self.directory.join("tree.sh"),
+                &[("MIRROR", mirror.as_str()), ("SUITE", DEBIAN_SUITE), ("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH)],
+            );
+            bootstrap.arg(out);
+            stage::run("Debian tree", &cache.logs().join("lab-tree.log"), bootstrap)
+        })
+    }
+
+    fn installer(&self, cache: &Cache, lock: &Lock) -> Result<PathBuf> {
+        if let Some(installer) = cache.find("coreos-installer", &self.installer_key) {
+            return Ok(installer);
+        }
+        apt::ensure(&INSTALLER_PACKAGES, &cache.logs())?;
+        cache.entry(lock, "coreos-installer", &self.installer_key, |out| {
+            let mut install = cargo();
+            install
+                .args(["install", "coreos-installer", "--version", INSTALLER_VERSION, "--locked", "--root"])
+                .arg(out);
+            install.arg("--target-dir").arg(out.join("target"));
+            stage::run("coreos-installer", &cache.logs().join("coreos-installer.log"), install)?;
+            Ok(std::fs::remove_dir_all(out.join("target"))?)
+        })
+    }
+}
+
+fn build_agent(cache: &Cache) -> Result<PathBuf> {
+    ensure!(
+        repository().join("agent/Cargo.toml").exists(),
+        "the workspace has no agent: give its program with --agent"
+    );
+    let mut build = cargo();
+    build.current_dir(repository()).args(["build", "--release", "--package", "nkd-agent"]);
+    stage::run("nkd-agent", &cache.logs().join("nkd-agent.log"), build)?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
+    let agent = target.join("release/nkd-agent");
+    agent.canonicalize().with_context(|| format!("no {} after the build", agent.display()))
+}
+
+/// The toolchain that runs this program; without what `cargo run` told it about this crate.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| Path::new("cargo").into()));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CARGO_PKG_") || name == "CARGO_MANIFEST_DIR" {
+            command.env_remove(name);
+        }
+    }
+    command
+}

@@ -1,0 +1,66 @@
+//! `cargo xtask image`: build a node image, or find the one that the same inputs made earlier, and print where it is.
+
+mod cache;
+mod inputs;
+mod lab;
+mod nestos;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Which image
+    #[arg(value_enum, default_value_t = Kind::Lab)]
+    kind: Kind,
+    /// Version of the image: part of the file names, of os-release and of the commit
+    #[arg(long, default_value = "1", value_parser = version)]
+    version: String,
+    /// The agent's program; without it the workspace's own is built
+    #[arg(long)]
+    agent: Option<PathBuf>,
+    /// Directory of the agent's unit files [default: agent/dist]
+    #[arg(long)]
+    agent_units: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Kind {
+    /// The stand-in for NestOS, from Debian packages
+    Lab,
+    /// The real thing: its recipe is checked, its base is needed to build it
+    Nestos,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    match arguments.kind {
+        Kind::Lab => println!("{}", lab::image(arguments)?.display()),
+        Kind::Nestos => nestos::check()?,
+    }
+    Ok(())
+}
+
+/// It ends up in file names and in shell scripts.
+fn version(text: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(fits) {
+        Ok(text.to_owned())
+    } else {
+        Err("a version is letters, digits, dots and dashes, and begins with a letter or digit".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn versions() {
+        for good in ["1", "24.03-LTS.20240903.0"] {
+            assert!(super::version(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-1", "../x", "1 2", "$(x)"] {
+            assert!(super::version(bad).is_err(), "{bad}");
+        }
+    }
+}
