@@ -12,5 +12,4 @@ pub fn say(text: &str) {
     if let Err(error) = writeln!(out, "nkd: {line}").and_then(|()| out.flush()) {
         tracing::debug!(%error, "the console cannot be written");
     }
-    tracing::info!(console = %line);
 }

@@ -110,16 +110,20 @@ fn execute(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         }
         Command::Run(options) => {
             tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).without_time().init();
-            runtime.block_on(async {
-                let mut term = signal(SignalKind::terminate())?;
-                let mut interrupt = signal(SignalKind::interrupt())?;
-                tokio::select! {
-                    result = nkd_agent::run(*options) => result.map_err(Box::from),
-                    _ = term.recv() => Ok(()),
-                    _ = interrupt.recv() => Ok(()),
-                }
-            })?;
+            runtime.block_on(serve(*options))?;
         }
+    }
+    Ok(())
+}
+
+/// Runs the agent until it is told to end.
+async fn serve(options: Options) -> Result<(), Box<dyn std::error::Error>> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        result = nkd_agent::run(options) => result?,
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
     }
     Ok(())
 }

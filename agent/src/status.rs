@@ -1,5 +1,4 @@
 //! The local status: a unix socket that tells one JSON document to whoever connects.
-#![expect(clippy::disallowed_methods, reason = "opens a unix socket")]
 
 use std::fs::Permissions;
 use std::io;

@@ -102,11 +102,11 @@ pub(super) fn live(root: &Root) -> bool {
 /// True when `/` is a file system of memory.
 fn in_memory(root: &Root) -> bool {
     let mounts = root.text("/proc/self/mountinfo").unwrap_or_default();
-    let kind = mounts
+    let mut kind = mounts
         .lines()
         .filter(|line| line.split(' ').nth(4) == Some("/"))
         .filter_map(|line| line.split_once(" - ")?.1.split(' ').next());
-    kind.last().is_some_and(|kind| matches!(kind, "overlay" | "squashfs" | "tmpfs" | "ramfs" | "rootfs" | "erofs"))
+    kind.next_back().is_some_and(|kind| matches!(kind, "overlay" | "squashfs" | "tmpfs" | "ramfs" | "rootfs" | "erofs"))
 }
 
 /// Checksum of the booted deployment: `ostree=/ostree/boot.1/OS/BOOTCSUM/0` is a link to

@@ -96,7 +96,7 @@ async fn collect(stream: Option<impl AsyncRead + Unpin>, log: &Log) {
         match stream.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
             Ok(length) => {
-                tracing::debug!(installer = %String::from_utf8_lossy(&buffer[..length]).trim_end());
+                tracing::info!(installer = %String::from_utf8_lossy(&buffer[..length]).trim_end());
                 log.add(&buffer[..length]);
             }
         }

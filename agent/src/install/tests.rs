@@ -279,3 +279,32 @@ async fn an_image_that_cannot_be_fetched_is_worth_another_try() {
     let failure = ended.unwrap_err();
     assert_eq!((failure.step, failure.retry), ("fetch", true), "{failure:?}");
 }
+
+/// The real program against the relay, as far as it goes without a disk and udev: it asks, sniffs, unpacks and writes a
+/// file through the code that writes the disk. Runs when `NKD_COREOS_INSTALLER` names it; the disk is for the machine tests.
+#[tokio::test]
+async fn the_real_installer_takes_the_image_and_fails_on_a_wrong_one() {
+    let Some(program) = std::env::var_os("NKD_COREOS_INSTALLER") else {
+        return;
+    };
+    for (digest, good) in [(sha256(&image()), true), (sha256(b"other"), false)] {
+        let (origin, _) = server(image(), Manner::Cuts(700_000)).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/node.raw", listener.local_addr().unwrap());
+        let wanted = Wanted { url: origin, sha256: digest, size: SIZE as u64, patience: patience() };
+        let (sender, _receiver) = watch::channel(Verdict::Untouched);
+        let serving = tokio::spawn(relay::serve(listener, wanted, sender));
+        let directory = tempfile::tempdir().unwrap();
+        let run = tokio::process::Command::new(&program)
+            .args(["download", "--insecure", "--decompress", &format!("--image-url={url}"), "--directory"])
+            .arg(directory.path())
+            .output()
+            .await
+            .unwrap();
+        serving.abort();
+        let log = String::from_utf8_lossy(&run.stderr);
+        assert_eq!(run.status.success(), good, "{log}");
+        let file = fs::read(directory.path().join("node.raw"));
+        assert_eq!(file.is_ok_and(|file| file == image()), good, "{log}");
+    }
+}

@@ -144,7 +144,8 @@ impl Enrolled {
                 _ => {}
             },
             Event::ReportFailed(number, failure) => {
-                if self.outbox.failed(number, now.uptime, &failure, settings.jitter) || !failure.retry {
+                self.outbox.failed(number, now.uptime, &failure, settings.jitter);
+                if !failure.retry {
                     voice.say(format!("the service refused a report: {}", failure.reason));
                 }
             }

@@ -54,19 +54,19 @@ impl Outbox {
         self.queue.pop_front().map(|(_, event)| event)
     }
 
-    /// The report in flight failed. True when it was dropped: the service does not want it and it does not matter.
-    pub fn failed(&mut self, number: u64, now: Duration, failure: &Failure, jitter: u8) -> bool {
-        if !self.lane.is_busy() || self.queue.front().is_none_or(|(n, _)| *n != number) {
-            return false;
+    /// The report in flight failed. One that the service refuses and that does not matter is dropped.
+    pub fn failed(&mut self, number: u64, now: Duration, failure: &Failure, jitter: u8) {
+        let Some((sent, event)) = self.queue.front() else {
+            return;
+        };
+        if !self.lane.is_busy() || *sent != number {
+            return;
         }
+        let matters = matches!(event, ReportEvent::Installed { .. } | ReportEvent::Failed { .. });
         self.lane.failed(now, failure, jitter);
-        let matters =
-            matches!(self.queue.front(), Some((_, ReportEvent::Installed { .. } | ReportEvent::Failed { .. })));
-        let drop = !failure.retry && !matters;
-        if drop {
+        if !failure.retry && !matters {
             self.queue.pop_front();
         }
-        drop
     }
 
     /// When the next report is due, if any waits.
