@@ -83,6 +83,22 @@ pub enum Error {
         /// What was asked of it.
         wanted: &'static str,
     },
+    /// A build that the tests run on is missing.
+    #[error(
+        "{variable} names no file: run this through `cargo xtask test` or `cargo xtask lab`, which build what it needs"
+    )]
+    NotBuilt {
+        /// The environment variable.
+        variable: &'static str,
+    },
+    /// Something is not as it should be.
+    #[error("expected: {what}; got: {got}")]
+    Unexpected {
+        /// What was expected.
+        what: String,
+        /// What was there instead.
+        got: String,
+    },
     /// An argument that cannot be used.
     #[error("{0}")]
     Argument(String),

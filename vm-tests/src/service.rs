@@ -1,0 +1,156 @@
+//! The service under test: a real `nkd serve` in the network, and the real command line beside it.
+#![allow(clippy::disallowed_methods, reason = "runs programs and waits for them")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::{Error, Network, Service, within};
+
+/// How the service hands out addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DhcpMode {
+    /// It is the only DHCP server.
+    Server,
+    /// Another server hands out addresses; it only says where to boot from.
+    Proxy,
+}
+
+/// A running `nkd serve` with what is needed to talk to it.
+pub struct Nkd {
+    service: Service,
+    program: PathBuf,
+    state: PathBuf,
+    token: String,
+}
+
+/// Where the programs and images are that tests run on. `cargo xtask test` and `cargo xtask lab` set both.
+#[derive(Debug, Clone)]
+pub struct Builds {
+    /// The `nkd` program: `NKD_PROGRAM`.
+    pub program: PathBuf,
+    /// Folder of the lab image: `NKD_LAB_IMAGE`.
+    pub image: PathBuf,
+}
+
+impl Builds {
+    /// From the environment.
+    pub fn from_environment() -> Result<Self, Error> {
+        let of = |name: &'static str| {
+            std::env::var_os(name).map(PathBuf::from).filter(|p| p.exists()).ok_or(Error::NotBuilt { variable: name })
+        };
+        Ok(Self { program: of("NKD_PROGRAM")?, image: of("NKD_LAB_IMAGE")? })
+    }
+}
+
+impl Nkd {
+    /// Starts the service in a network with `more` settings, and waits until it is ready.
+    pub fn start(net: &Network, builds: &Builds, mode: DhcpMode, more: &[&str]) -> Result<Self, Error> {
+        let state = net.folder().join("nkd-state");
+        let mut command = Command::new(&builds.program);
+        command.arg("serve").arg("--state-dir").arg(&state);
+        let mut settings = vec!["log.filter=info,nkd_server=debug".to_owned()];
+        match mode {
+            DhcpMode::Server => {
+                settings.push("dhcp.mode=server".into());
+                settings
+                    .push("dhcp.interface=[{name='br0', pool='192.0.2.100-192.0.2.199', gateway='192.0.2.1'}]".into());
+            }
+            DhcpMode::Proxy => {
+                settings.push("dhcp.mode=proxy".into());
+                settings.push("dhcp.interface=[{name='br0'}]".into());
+            }
+        }
+        settings.extend(more.iter().map(|s| (*s).to_owned()));
+        for setting in settings {
+            command.arg("--set").arg(setting);
+        }
+        let mut service = net.spawn("nkd", command)?;
+        service.expect_log("nkd serves", within(60))?;
+        let token_file = state.join("first-admin-token");
+        let token = std::fs::read_to_string(&token_file).map_err(Error::io(token_file.display().to_string()))?;
+        Ok(Self { service, program: builds.program.clone(), state, token })
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Service {
+        &mut self.service
+    }
+
+    /// Its state folder.
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// The environment with which `nkd` talks to this service.
+    pub fn environment(&self) -> [(&'static str, String); 3] {
+        [
+            ("NKD_SERVER", "https://192.0.2.1:8443".into()),
+            ("NKD_CA", self.state.join("ca.pem").display().to_string()),
+            ("NKD_TOKEN", self.token.clone()),
+        ]
+    }
+
+    /// Runs `nkd` with these words inside the network; gives what it printed.
+    pub fn nkd(&self, net: &Network, words: &[&str]) -> Result<String, Error> {
+        let mut command = Command::new(&self.program);
+        command.args(words).envs(self.environment());
+        Ok(net.run(command, within(300))?.success()?.text())
+    }
+
+    /// The same with `-o json`, read.
+    pub fn json(&self, net: &Network, words: &[&str]) -> Result<Value, Error> {
+        let text = self.nkd(net, &[words, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text)
+            .map_err(|_| Error::Unexpected { what: format!("nkd {}", words.join(" ")), got: text })
+    }
+
+    /// One machine's record.
+    pub fn machine(&self, net: &Network, name: &str) -> Result<Value, Error> {
+        self.json(net, &["machine", "show", name])
+    }
+
+    /// Waits until a machine is in a phase. A machine that failed or was stopped ends the wait, unless that is awaited.
+    pub fn wait_for_phase(&self, net: &Network, name: &str, phase: &str, limit: Duration) -> Result<Value, Error> {
+        let lower = |text: &str| text.to_lowercase();
+        self.wait_until(net, name, &format!("{name} is {phase}"), limit, |machine| {
+            lower(machine["phase"]["name"].as_str().unwrap_or_default()) == lower(phase)
+        })
+    }
+
+    /// Waits until a machine's record is as it should be.
+    pub fn wait_until(
+        &self,
+        net: &Network,
+        name: &str,
+        what: &str,
+        limit: Duration,
+        fits: impl Fn(&Value) -> bool,
+    ) -> Result<Value, Error> {
+        let end = Instant::now() + limit;
+        let mut last = Value::Null;
+        loop {
+            // The machine may not have sent its first packet, and the service may be down on purpose.
+            if let Ok(machine) = self.machine(net, name) {
+                if fits(&machine) {
+                    return Ok(machine);
+                }
+                last = machine;
+            }
+            if last["phase"]["name"] == "failed" || Instant::now() >= end {
+                let events = self.nkd(net, &["machine", "events", name]).unwrap_or_default();
+                return Err(Error::Unexpected { what: what.to_owned(), got: format!("{last:#}\n{events}") });
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+
+    /// Messages of a machine's events of one kind, oldest first.
+    pub fn events(&self, net: &Network, name: &str, kind: &str) -> Result<Vec<String>, Error> {
+        let events = self.json(net, &["machine", "events", name, "--limit", "1000"])?;
+        let of_kind = events.as_array().into_iter().flatten().filter(|e| e["kind"] == kind);
+        Ok(of_kind.map(|e| e["message"].as_str().unwrap_or_default().to_owned()).collect())
+    }
+}
