@@ -67,6 +67,10 @@ impl Nkd {
         for setting in settings {
             command.arg("--set").arg(setting);
         }
+        // The tests' own variables look like settings to the service, which knows none of them.
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("NKD_")) {
+            command.env_remove(name);
+        }
         let mut service = net.spawn("nkd", command)?;
         service.expect_log("nkd serves", within(60))?;
         let token_file = state.join("first-admin-token");
