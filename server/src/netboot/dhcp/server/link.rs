@@ -187,7 +187,7 @@ pub(super) fn watch(socket: Socket) -> io::Result<AsyncFd<Socket>> {
 
 /// The process that listens on a UDP port, as far as we may see it: `dnsmasq (pid 812)`.
 fn holder(port: u16) -> Option<String> {
-    let table = fs::read_to_string("/proc/net/udp").ok()?;
+    let table = fs::read_to_string("/proc/thread-self/net/udp").ok()?;
     let local = format!(":{port:04X}");
     let inodes: Vec<String> = table
         .lines()
@@ -196,7 +196,8 @@ fn holder(port: u16) -> Option<String> {
         .filter(|fields| fields.get(1).is_some_and(|address| address.ends_with(&local)))
         .filter_map(|fields| fields.get(9).map(|inode| format!("socket:[{inode}]")))
         .collect();
-    for process in fs::read_dir("/proc").ok()?.flatten() {
+    let is_id = |process: &fs::DirEntry| process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    for process in fs::read_dir("/proc").ok()?.flatten().filter(is_id) {
         let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
         let holds = |path: &std::path::Path| {
             fs::read_link(path).is_ok_and(|target| inodes.iter().any(|inode| target.as_os_str() == inode.as_str()))
