@@ -2,6 +2,7 @@
 //!
 //! Needs root, iproute2, dhclient, udhcpc and dnsmasq: run with `--ignored`.
 #![allow(clippy::disallowed_methods, reason = "tests open sockets, start processes and read the clock")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod net;
 
@@ -28,11 +29,7 @@ fn udhcpc(machine: &Namespace, extra: &[&str]) -> String {
 }
 
 fn mac_of(machine: &Namespace) -> nkd_api::MacAddr {
-    let text = machine.run(|| {
-        let output = std::process::Command::new("ip").args(["-br", "link", "show", "eth0"]).output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    });
-    text.split_whitespace().nth(2).unwrap().parse().unwrap()
+    machine.ip_output("-br link show eth0").split_whitespace().nth(2).unwrap().parse().unwrap()
 }
 
 #[test]

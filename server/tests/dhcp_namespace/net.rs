@@ -48,8 +48,13 @@ impl Namespace {
     }
 
     pub fn ip(&self, arguments: &str) {
+        self.ip_output(arguments);
+    }
+
+    pub fn ip_output(&self, arguments: &str) -> String {
         let output = self.run(|| Command::new("ip").args(arguments.split_whitespace()).output().unwrap());
         assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
     }
 
     fn path(&self) -> String {
@@ -132,6 +137,8 @@ impl Lan {
         self.server.ip(&format!("link add {port} type veth peer name eth0 netns {}", machine.path()));
         self.server.ip(&format!("link set {port} master br0 up"));
         machine.ip("link set eth0 up");
+        let forwarding = || self.server.ip_output(&format!("-d link show {port}")).contains("state forwarding");
+        eventually("the port forwards", forwarding);
         machine
     }
 

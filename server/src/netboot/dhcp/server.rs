@@ -154,14 +154,9 @@ impl Server {
         let mut links = Vec::new();
         if config.mode != Mode::Off {
             for name in engine.interfaces() {
-                let link = Link::open(name, config.mode == Mode::Proxy)?;
-                let absent = |ip: &Ipv4Addr| !link.facts.addresses.contains(ip);
-                if let Some(address) =
-                    config.interfaces.iter().filter(|one| one.name == *name).map(|one| one.server_ip).find(absent)
-                {
-                    return Err(BindError::AddressMissing { interface: name.clone(), address });
-                }
-                links.push(link);
+                let addresses: Vec<Ipv4Addr> =
+                    config.interfaces.iter().filter(|one| one.name == *name).map(|one| one.server_ip).collect();
+                links.push(Link::open(name, &addresses, config.mode == Mode::Proxy)?);
             }
         }
         if config.mode == Mode::Server {

@@ -29,7 +29,7 @@ const ARPHRD_ETHER: u16 = 1;
 pub(super) struct Facts {
     pub index: u32,
     pub mac: Option<MacAddr>,
-    pub addresses: Vec<Ipv4Addr>,
+    addresses: Vec<Ipv4Addr>,
     link: Option<LinkAddr>,
 }
 
@@ -71,9 +71,12 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Opens the sockets.
-    pub fn open(name: &str, proxy: bool) -> Result<Self, BindError> {
+    /// Opens the sockets on an interface that has all of these addresses.
+    pub fn open(name: &str, addresses: &[Ipv4Addr], proxy: bool) -> Result<Self, BindError> {
         let facts = facts(name)?;
+        if let Some(address) = addresses.iter().copied().find(|ip| !facts.addresses.contains(ip)) {
+            return Err(BindError::AddressMissing { interface: name.to_owned(), address });
+        }
         // Beside a DHCP server on this same host, broadcasts reach both of us; a server shares its port with nobody.
         let dhcp = udp_socket(name, SERVER_PORT, proxy)?;
         let pxe = if proxy { Some(udp_socket(name, PXE_PORT, false)?) } else { None };

@@ -16,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use super::frame;
 
 /// A host on the link answers within milliseconds; firmware waits at least a second for an offer.
-const LIMIT: Duration = Duration::from_millis(100);
+const LIMIT: Duration = Duration::from_millis(200);
 /// The second and last request goes out after this.
-const REPEAT: Duration = Duration::from_millis(50);
+const REPEAT: Duration = Duration::from_millis(80);
 const TICK: Duration = Duration::from_millis(25);
 
 /// Who was found at an address.
