@@ -5,9 +5,11 @@
 
 mod advert;
 mod commit;
+mod decider;
 mod frame;
 mod link;
 mod probe;
+mod reader;
 mod rogue;
 mod run;
 

@@ -7,19 +7,20 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::libc;
-use nix::sys::socket::{ControlMessage, LinkAddr, MsgFlags, SockaddrIn, SockaddrLike, sendmsg};
+use nix::sys::socket::{ControlMessage, LinkAddr, MsgFlags, SockaddrIn, SockaddrLike, sendmsg, setsockopt, sockopt};
 use nkd_api::MacAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UdpSocket;
 
-use super::super::engine::{Destination, Port};
+use super::super::decision::{Destination, Port};
 use super::super::reply::Reply;
 use super::super::{CLIENT_PORT, PXE_PORT, SERVER_PORT};
 use super::{BindError, frame};
 
-/// Kernel buffer for requests that wait, in bytes: a rack that powers on at once.
-const RECEIVE_BUFFER: usize = 4 << 20;
+/// Kernel buffer for requests that wait, in bytes: about a thousand. A longer queue would be answered after its clients gave
+/// up.
+const RECEIVE_BUFFER: usize = 1 << 20;
 
 /// Ethernet (linux/if_arp.h): other kinds have no hardware address that DHCP could use.
 const ARPHRD_ETHER: u16 = 1;
@@ -141,8 +142,10 @@ pub(super) fn udp_socket(name: &str, port: u16, shared: bool) -> Result<UdpSocke
         socket.set_nonblocking(true)?;
         socket.set_broadcast(true)?;
         socket.set_reuse_address(shared)?;
-        // The kernel caps it to what it allows.
-        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        // Without CAP_NET_ADMIN the kernel caps it to `net.core.rmem_max`, some 200 requests.
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        }
         socket.bind_device(Some(name.as_bytes()))?;
         socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
         UdpSocket::from_std(socket.into())

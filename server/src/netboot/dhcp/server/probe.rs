@@ -15,6 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::frame;
 
+/// Probes under way at once; more offers than this go out without one.
+pub(super) const PROBES: usize = 256;
 /// A host on the link answers within milliseconds; firmware waits at least a second for an offer.
 const LIMIT: Duration = Duration::from_millis(200);
 /// The second and last request goes out after this.
