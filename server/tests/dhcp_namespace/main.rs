@@ -22,8 +22,8 @@ fn memory() -> Arc<MemoryLeaseStore> {
 }
 
 /// Lets busybox's client take an address and leave.
-fn udhcpc(machine: &Namespace, extra: &[&str]) -> String {
-    let arguments = [&["-f", "-q", "-n", "-i", "eth0", "-s", "/bin/true"], extra].concat();
+fn udhcpc(machine: &Namespace) -> String {
+    let arguments = ["-f", "-q", "-n", "-i", "eth0", "-s", "/bin/true"];
     let line = machine.start("udhcpc", &arguments).wait_for("lease of");
     line.split_whitespace().skip_while(|word| *word != "of").nth(1).unwrap().to_owned()
 }
@@ -39,8 +39,8 @@ fn udhcpc_and_dhclient_take_renew_and_release_leases() {
     let (one, two) = (lan.machine(), lan.machine());
     let store = memory();
     let service = lan.serve(config(Mode::Server, 50, 59), store.clone());
-    assert_eq!(udhcpc(&one, &[]), "192.0.2.50");
-    assert_eq!(udhcpc(&one, &[]), "192.0.2.50");
+    assert_eq!(udhcpc(&one), "192.0.2.50");
+    assert_eq!(udhcpc(&one), "192.0.2.50");
 
     let folder = tempfile::tempdir().unwrap();
     let (leases, pid) = (folder.path().join("leases"), folder.path().join("pid"));
@@ -68,11 +68,11 @@ fn leases_outlive_the_service() {
     let (one, two) = (lan.machine(), lan.machine());
     let store = memory();
     let service = lan.serve(config(Mode::Server, 50, 59), store.clone());
-    assert_eq!(udhcpc(&one, &[]), "192.0.2.50");
+    assert_eq!(udhcpc(&one), "192.0.2.50");
     drop(service);
     let _service = lan.serve(config(Mode::Server, 50, 59), store);
-    assert_eq!(udhcpc(&two, &[]), "192.0.2.51");
-    assert_eq!(udhcpc(&one, &[]), "192.0.2.50");
+    assert_eq!(udhcpc(&two), "192.0.2.51");
+    assert_eq!(udhcpc(&one), "192.0.2.50");
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn an_address_in_use_is_found_and_left_out() {
     let mut config = config(Mode::Server, 50, 59);
     config.conflict_probe = true;
     let _service = lan.serve(config, store.clone());
-    assert_eq!(udhcpc(&machine, &[]), "192.0.2.51");
+    assert_eq!(udhcpc(&machine), "192.0.2.51");
     let declined = |lease: &Lease| lease.state == LeaseState::Declined && lease.mac == mac_of(&squatter);
     eventually("quarantine", || store.leases().iter().any(declined));
 }
@@ -96,13 +96,37 @@ fn reservations_are_replaced_while_running() {
     let mut lan = Lan::new();
     let machine = lan.machine();
     let service = lan.serve(config(Mode::Server, 50, 59), memory());
-    assert_eq!(udhcpc(&machine, &[]), "192.0.2.50");
+    assert_eq!(udhcpc(&machine), "192.0.2.50");
     let reservation = |ip: [u8; 4]| Reservation { mac: mac_of(&machine), ip: ip.into(), hostname: None };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let replace = |ip| runtime.block_on(service.handle.replace_reservations(vec![reservation(ip)]));
     replace([10, 0, 0, 1]).unwrap_err();
     replace([192, 0, 2, 10]).unwrap();
-    assert_eq!(udhcpc(&machine, &[]), "192.0.2.10");
+    assert_eq!(udhcpc(&machine), "192.0.2.10");
+}
+
+#[test]
+#[ignore = "namespace tier: needs root, udhcpc and dnsmasq"]
+fn a_machine_behind_a_relay_gets_an_address_of_its_subnet() {
+    let mut lan = Lan::new();
+    let relay = lan.machine();
+    relay.ip("addr add 192.0.2.3/24 dev eth0");
+    let machine = Namespace::new();
+    relay.ip(&format!("link add far0 type veth peer name eth0 netns {}", machine.path()));
+    relay.ip("addr add 10.1.0.1/24 dev far0");
+    relay.ip("link set far0 up");
+    machine.ip("link set eth0 up");
+    lan.server.ip("route add 10.1.0.0/24 via 192.0.2.3");
+    let arguments = ["-k", "-C", "/dev/null", "--port=0", "--user=root", "--pid-file=", "--log-facility=-"];
+    let relaying = relay.start("dnsmasq", &[&arguments[..], &["--dhcp-relay=10.1.0.1,192.0.2.1"]].concat());
+    relaying.wait_for("DHCP relay from 10.1.0.1 to 192.0.2.1");
+    let mut config = config(Mode::Server, 50, 59);
+    let mut far = config.interfaces[0].clone();
+    far.subnet = "10.1.0.0/24".parse().unwrap();
+    far.pool = Some(Ipv4Addr::new(10, 1, 0, 50)..=Ipv4Addr::new(10, 1, 0, 59));
+    config.interfaces.push(far);
+    let _service = lan.serve(config, memory());
+    assert_eq!(udhcpc(&machine), "10.1.0.50");
 }
 
 #[test]

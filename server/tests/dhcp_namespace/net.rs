@@ -57,7 +57,8 @@ impl Namespace {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn path(&self) -> String {
+    /// Where `ip` finds this namespace.
+    pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.handle.as_raw_fd())
     }
 
