@@ -75,9 +75,7 @@ impl Engine {
             reservations: HashMap::new(),
             probes: HashMap::new(),
         };
-        if config.mode == Mode::Server {
-            engine.replace_reservations(&config.reservations)?;
-        }
+        engine.replace_reservations(&config.reservations)?;
         Ok(engine)
     }
 
@@ -98,11 +96,14 @@ impl Engine {
         }
     }
 
-    /// Takes over a new set of reservations.
+    /// Takes over a new set of reservations. A proxy gives no addresses and needs none.
     ///
     /// # Errors
     /// When they contradict themselves; the former set stays.
     pub fn replace_reservations(&mut self, reservations: &[Reservation]) -> Result<(), ConfigError> {
+        if self.mode != Mode::Server {
+            return Ok(());
+        }
         let subnets: Vec<InterfaceConfig> = self.subnets.iter().map(|subnet| subnet.config.clone()).collect();
         validate_reservations(&subnets, reservations)?;
         self.reserved.clear();

@@ -30,7 +30,7 @@ mod testing;
 pub use config::{Config, ConfigError, InterfaceConfig, Mode, Reservation};
 pub use lease::{Lease, LeaseChange, LeaseState, LeaseStore, LeaseStoreError, MemoryLeaseStore};
 pub use metrics::Metrics;
-pub use server::{BindError, Handle, OtherServer, Server};
+pub use server::{BindError, Handle, OtherServer, ReplaceError, Server};
 pub use sighting::{Sighting, Sightings};
 
 /// Port that servers and relays listen on.
