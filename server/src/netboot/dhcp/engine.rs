@@ -86,7 +86,9 @@ impl Engine {
     }
 
     /// Puts durable leases back; those outside every subnet are left alone.
-    pub fn restore(&mut self, leases: Vec<Lease>) {
+    pub fn restore(&mut self, mut leases: Vec<Lease>) {
+        // A machine goes by its latest lease.
+        leases.sort_by_key(|lease| lease.granted_at);
         for lease in leases {
             if let IpAddr::V4(ip) = lease.ip
                 && let Some(subnet) = self.subnets.iter_mut().find(|subnet| subnet.config.subnet.contains(&ip))
