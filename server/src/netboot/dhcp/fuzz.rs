@@ -4,7 +4,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use super::config::{Config, InterfaceConfig, Mode, Reservation};
-use super::engine::{Arrival, Engine, Outcome, Port};
+use super::decision::{Arrival, Outcome, Port};
+use super::engine::Engine;
 use super::packet;
 
 /// Splits `data` into packets (a two-byte length before each), decodes them, decides on them, encodes the replies.

@@ -6,11 +6,12 @@
 //!                                  profile, pool│              LeaseStore (an ACK leaves after it)
 //! ```
 //!
-//! `packet`, `reply`, `profile`, `pool` and `engine` are pure: no socket, clock or randomness. `server` and its
+//! `packet`, `reply`, `profile`, `pool`, `decision` and `engine` are pure: no socket, clock or randomness. `server` and its
 //! children own the sockets. A machine is keyed by its hardware address and not by its client identifier,
 //! because firmware, iPXE and the installed system of one machine send different identifiers and must keep one address.
 
 pub mod config;
+pub mod decision;
 pub mod engine;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
@@ -29,7 +30,7 @@ mod testing;
 pub use config::{Config, ConfigError, InterfaceConfig, Mode, Reservation};
 pub use lease::{Lease, LeaseChange, LeaseState, LeaseStore, LeaseStoreError, MemoryLeaseStore};
 pub use metrics::Metrics;
-pub use server::{BindError, Handle, OtherServer, Server};
+pub use server::{BindError, Handle, OtherServer, ReplaceError, Server};
 pub use sighting::{Sighting, Sightings};
 
 /// Port that servers and relays listen on.

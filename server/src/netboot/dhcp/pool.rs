@@ -169,9 +169,8 @@ impl Pool {
         if let Some(former) = self.address_of(mac).filter(|former| *former != ip)
             && let Some(entry) = self.remove(former)
         {
-            if entry.usage != Use::Offered {
-                changes.push(LeaseChange::Remove(former.into()));
-            }
+            // Also when it was only offered: an older lease of it may be kept.
+            changes.push(LeaseChange::Remove(former.into()));
             // Free, and found again by `free_address`.
             self.put(former, Entry { usage: Use::Kept(LeaseState::Released), expires_at: now, ..entry });
         }

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::engine::{Arrival, Decision, Destination, Outcome, Port, Reason};
+use super::decision::{Arrival, Decision, Destination, Outcome, Port, Reason};
 use super::packet::{MessageKind, Request};
 use super::profile::{self, Carrier, Client};
 use super::reply::{Reply, ReplyKind};

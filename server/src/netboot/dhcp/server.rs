@@ -5,9 +5,11 @@
 
 mod advert;
 mod commit;
+mod decider;
 mod frame;
 mod link;
 mod probe;
+mod reader;
 mod rogue;
 mod run;
 
@@ -154,14 +156,9 @@ impl Server {
         let mut links = Vec::new();
         if config.mode != Mode::Off {
             for name in engine.interfaces() {
-                let link = Link::open(name, config.mode == Mode::Proxy)?;
-                let absent = |ip: &Ipv4Addr| !link.facts.addresses.contains(ip);
-                if let Some(address) =
-                    config.interfaces.iter().filter(|one| one.name == *name).map(|one| one.server_ip).find(absent)
-                {
-                    return Err(BindError::AddressMissing { interface: name.clone(), address });
-                }
-                links.push(link);
+                let addresses: Vec<Ipv4Addr> =
+                    config.interfaces.iter().filter(|one| one.name == *name).map(|one| one.server_ip).collect();
+                links.push(Link::open(name, &addresses, config.mode == Mode::Proxy)?);
             }
         }
         if config.mode == Mode::Server {
@@ -184,9 +181,38 @@ impl Server {
     /// Serves until shutdown; leases that were decided are saved before it returns.
     pub async fn run(self, shutdown: CancellationToken) {
         if self.mode == Mode::Off {
+            // Whoever steers it is told that it does not run.
+            drop(self);
             shutdown.cancelled().await;
             return;
         }
         run::run(self, shutdown).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netboot::dhcp::testing::{config, host, reservation};
+    use crate::netboot::dhcp::{MemoryLeaseStore, Sighting};
+
+    struct Blind;
+
+    impl Sightings for Blind {
+        fn seen(&self, _: Sighting) {}
+    }
+
+    #[tokio::test]
+    async fn off_opens_nothing_and_says_that_it_does_not_run() {
+        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
+        let store = Arc::new(MemoryLeaseStore::default());
+        let server = Server::bind(config(Mode::Off, 50, 59), store, Arc::new(Blind), metrics).await.unwrap();
+        let handle = server.handle();
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(server.run(shutdown.clone()));
+        let answer = handle.replace_reservations(vec![reservation(1, host(10))]).await;
+        assert!(matches!(answer, Err(ReplaceError::NotRunning)));
+        shutdown.cancel();
+        running.await.unwrap();
     }
 }

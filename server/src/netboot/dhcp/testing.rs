@@ -6,7 +6,7 @@ use std::time::Duration;
 use nkd_api::MacAddr;
 
 use super::config::{Config, InterfaceConfig, Mode, Reservation};
-use super::engine::{Arrival, Port};
+use super::decision::{Arrival, Port};
 use super::packet::{self, COOKIE, HEADER, Request, option};
 
 pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);

@@ -1,9 +1,11 @@
 //! Decisions: cases of the standards, and a simulated network that must never see an address twice.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddrV4;
 
 use proptest::prelude::*;
 
+use super::super::decision::Port;
 use super::super::packet::option;
 use super::super::testing::{LEASE_SECONDS, Message, ON_LINK, SERVER, config, host, mac, reservation};
 use super::*;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::super::engine::{Destination, Port};
+use super::super::decision::{Destination, Port};
 use super::super::lease::{LeaseChange, LeaseStore};
 use super::super::metrics::{Cause, Kind, Metrics};
 use super::super::reply::Reply;

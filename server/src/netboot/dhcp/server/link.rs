@@ -7,19 +7,20 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::libc;
-use nix::sys::socket::{ControlMessage, LinkAddr, MsgFlags, SockaddrIn, SockaddrLike, sendmsg};
+use nix::sys::socket::{ControlMessage, LinkAddr, MsgFlags, SockaddrIn, SockaddrLike, sendmsg, setsockopt, sockopt};
 use nkd_api::MacAddr;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UdpSocket;
 
-use super::super::engine::{Destination, Port};
+use super::super::decision::{Destination, Port};
 use super::super::reply::Reply;
 use super::super::{CLIENT_PORT, PXE_PORT, SERVER_PORT};
 use super::{BindError, frame};
 
-/// Kernel buffer for requests that wait, in bytes: a rack that powers on at once.
-const RECEIVE_BUFFER: usize = 4 << 20;
+/// Kernel buffer for requests that wait, in bytes: about a thousand. A longer queue would be answered after its clients gave
+/// up.
+const RECEIVE_BUFFER: usize = 1 << 20;
 
 /// Ethernet (linux/if_arp.h): other kinds have no hardware address that DHCP could use.
 const ARPHRD_ETHER: u16 = 1;
@@ -29,7 +30,7 @@ const ARPHRD_ETHER: u16 = 1;
 pub(super) struct Facts {
     pub index: u32,
     pub mac: Option<MacAddr>,
-    pub addresses: Vec<Ipv4Addr>,
+    addresses: Vec<Ipv4Addr>,
     link: Option<LinkAddr>,
 }
 
@@ -71,9 +72,12 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Opens the sockets.
-    pub fn open(name: &str, proxy: bool) -> Result<Self, BindError> {
+    /// Opens the sockets on an interface that has all of these addresses.
+    pub fn open(name: &str, addresses: &[Ipv4Addr], proxy: bool) -> Result<Self, BindError> {
         let facts = facts(name)?;
+        if let Some(address) = addresses.iter().copied().find(|ip| !facts.addresses.contains(ip)) {
+            return Err(BindError::AddressMissing { interface: name.to_owned(), address });
+        }
         // Beside a DHCP server on this same host, broadcasts reach both of us; a server shares its port with nobody.
         let dhcp = udp_socket(name, SERVER_PORT, proxy)?;
         let pxe = if proxy { Some(udp_socket(name, PXE_PORT, false)?) } else { None };
@@ -138,8 +142,10 @@ pub(super) fn udp_socket(name: &str, port: u16, shared: bool) -> Result<UdpSocke
         socket.set_nonblocking(true)?;
         socket.set_broadcast(true)?;
         socket.set_reuse_address(shared)?;
-        // The kernel caps it to what it allows.
-        socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        // Without CAP_NET_ADMIN the kernel caps it to `net.core.rmem_max`, some 200 requests.
+        if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        }
         socket.bind_device(Some(name.as_bytes()))?;
         socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port).into())?;
         UdpSocket::from_std(socket.into())
@@ -187,7 +193,7 @@ pub(super) fn watch(socket: Socket) -> io::Result<AsyncFd<Socket>> {
 
 /// The process that listens on a UDP port, as far as we may see it: `dnsmasq (pid 812)`.
 fn holder(port: u16) -> Option<String> {
-    let table = fs::read_to_string("/proc/net/udp").ok()?;
+    let table = fs::read_to_string("/proc/thread-self/net/udp").ok()?;
     let local = format!(":{port:04X}");
     let inodes: Vec<String> = table
         .lines()
@@ -196,7 +202,8 @@ fn holder(port: u16) -> Option<String> {
         .filter(|fields| fields.get(1).is_some_and(|address| address.ends_with(&local)))
         .filter_map(|fields| fields.get(9).map(|inode| format!("socket:[{inode}]")))
         .collect();
-    for process in fs::read_dir("/proc").ok()?.flatten() {
+    let is_id = |process: &fs::DirEntry| process.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    for process in fs::read_dir("/proc").ok()?.flatten().filter(is_id) {
         let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
         let holds = |path: &std::path::Path| {
             fs::read_link(path).is_ok_and(|target| inodes.iter().any(|inode| target.as_os_str() == inode.as_str()))

@@ -15,11 +15,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::frame;
 
+/// Probes under way at once; more offers than this go out without one.
+pub(super) const PROBES: usize = 256;
 /// A host on the link answers within milliseconds; firmware waits at least a second for an offer.
-const LIMIT: Duration = Duration::from_millis(300);
+const LIMIT: Duration = Duration::from_millis(200);
 /// The second and last request goes out after this.
-const REPEAT: Duration = Duration::from_millis(120);
-const TICK: Duration = Duration::from_millis(40);
+const REPEAT: Duration = Duration::from_millis(80);
+const TICK: Duration = Duration::from_millis(25);
 
 /// Who was found at an address.
 #[derive(Debug, Clone, Copy)]
