@@ -204,6 +204,15 @@ async fn an_agent_killed_while_the_installer_runs_starts_it_again() {
     }
     assert_eq!(machine.status("installing", |status| status.phase == "installing").await.generation, 1);
     drop(agent);
+    let pid = fs::read_to_string(&first).unwrap();
+    let status = PathBuf::from("/proc").join(pid.trim()).join("exe");
+    for _ in 0..600 {
+        if fs::read_link(&status).is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(fs::read_link(&status).is_err(), "the installer dies with the agent");
     let _agent = machine.start();
     machine.restarted().await;
     assert_eq!(service.count(at("enroll", 200)), 1);
