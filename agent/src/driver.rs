@@ -10,6 +10,7 @@ use std::time::Duration;
 use nkd_api::agent::{AgentConfig, EnrollRequest, RenewRequest, Report, ReportEvent};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -153,14 +154,17 @@ async fn drive(
     mut inbox: mpsc::UnboundedReceiver<Event>,
     board: watch::Sender<Arc<Status>>,
 ) {
+    // They end with this future.
+    let mut tasks = JoinSet::new();
     let mut event = Event::Tick;
     loop {
         let now = shared.now();
         let actions;
         (state, actions) = state.step(event, now);
         for action in actions {
-            act(&shared, action);
+            act(&shared, &mut tasks, action);
         }
+        while tasks.try_join_next().is_some() {}
         board.send_replace(Arc::new(shared.status(&state)));
         let wait = state.deadline(now).saturating_sub(shared.clock.uptime()).max(Duration::from_millis(5));
         event = match timeout(wait, inbox.recv()).await {
@@ -172,7 +176,7 @@ async fn drive(
 }
 
 /// Starts an action.
-fn act(shared: &Arc<Shared>, action: Action) {
+fn act(shared: &Arc<Shared>, tasks: &mut JoinSet<()>, action: Action) {
     match action {
         Action::Say(text) => console::say(&text),
         Action::Remember(outcome) => {
@@ -182,7 +186,7 @@ fn act(shared: &Arc<Shared>, action: Action) {
         }
         action => {
             let shared = shared.clone();
-            tokio::spawn(async move {
+            tasks.spawn(async move {
                 let event = perform(&shared, action).await;
                 // The receiver lives as long as the agent does.
                 let _ = shared.events.send(event);

@@ -56,4 +56,12 @@ mod tests {
         let text = "2001:db8::1     STREAM boot.example\n2001:db8::1     DGRAM  \n192.0.2.1       STREAM \nnonsense\n";
         assert_eq!(parse(text), ["2001:db8::1".parse::<IpAddr>().unwrap(), "192.0.2.1".parse().unwrap()]);
     }
+
+    #[tokio::test]
+    async fn literals_names_and_options_are_told_apart() {
+        assert_eq!(resolve("2001:db8::1").await.unwrap(), ["2001:db8::1".parse::<IpAddr>().unwrap()]);
+        assert!(resolve("localhost").await.unwrap().iter().all(IpAddr::is_loopback));
+        assert!(resolve("--help").await.is_err());
+        assert!(resolve("no-such-name.invalid").await.is_err());
+    }
 }

@@ -143,7 +143,7 @@ async fn a_blank_machine_is_installed_and_restarts_after_it_was_heard() {
     let service = Service::start(Setup::default()).await;
     service.allow("once");
     service.fault("time", &[Fault::Unavailable]);
-    service.fault("install-config", &[Fault::Unavailable]);
+    service.fault("install-config", &[Fault::Unavailable, Fault::LostAnswer]);
     let machine = Machine::new(&service, Purpose::Install, "once");
     machine.program("bin/nestos-installer", INSTALLER);
     let image = vec![3u8; 2 << 20];
@@ -183,6 +183,40 @@ async fn an_agent_killed_before_it_was_heard_does_not_install_twice() {
     let _agent = machine.start();
     machine.restarted().await;
     assert_eq!(fs::read_to_string(machine.path("runs")).unwrap(), "x\n");
+}
+
+#[tokio::test]
+async fn an_agent_killed_while_the_installer_runs_starts_it_again() {
+    let service = Service::start(Setup::default()).await;
+    service.allow("once");
+    let machine = Machine::new(&service, Purpose::Install, "once");
+    let first = machine.path("first");
+    let hang = format!("[ -e {0} ] || {{ echo $$ > {0}; exec sleep 60; }}", first.display());
+    machine.program("bin/nestos-installer", &format!("{hang}\n{INSTALLER}"));
+    let image = vec![3u8; 2 << 20];
+    service.set_task(install(image_server(image.clone()).await, &image));
+    let agent = machine.start();
+    for _ in 0..600 {
+        if first.exists() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(machine.status("installing", |status| status.phase == "installing").await.generation, 1);
+    drop(agent);
+    let pid = fs::read_to_string(&first).unwrap();
+    let status = PathBuf::from("/proc").join(pid.trim()).join("exe");
+    for _ in 0..600 {
+        if fs::read_link(&status).is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(fs::read_link(&status).is_err(), "the installer dies with the agent");
+    let _agent = machine.start();
+    machine.restarted().await;
+    assert_eq!(service.count(at("enroll", 200)), 1);
+    assert!(fs::read(machine.path("dev/vda")).unwrap()[..2 << 20] == image);
 }
 
 #[tokio::test]

@@ -26,6 +26,14 @@ pub struct Patience {
     pub stall: Duration,
 }
 
+impl Patience {
+    /// The wait after `failures` failures in a row.
+    #[must_use]
+    pub fn wait(&self, failures: u32) -> Duration {
+        (self.first * (1 << failures.saturating_sub(1).min(16))).min(self.cap)
+    }
+}
+
 impl Default for Patience {
     fn default() -> Self {
         Self {
@@ -123,8 +131,7 @@ impl Image {
                         return Err(FetchError::GaveUp { tries: self.failures, last });
                     }
                     tracing::warn!(position = self.position, error = %last, "the image connection broke");
-                    let doubled = self.patience.first * (1 << (self.failures - 1).min(16));
-                    sleep(doubled.min(self.patience.cap)).await;
+                    sleep(self.patience.wait(self.failures)).await;
                 }
             }
         }

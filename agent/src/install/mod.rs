@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use bytes::Bytes;
 use nkd_api::agent::InstallTask;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 pub use fetch::Patience;
 
@@ -73,13 +74,28 @@ pub async fn install(
     // A controller may still be looking for its disks: worth another try.
     let device = disk::choose(&block::list(&place.root), wanted_disk.as_deref(), task.image_size)
         .map_err(|error| failure("disk", !matches!(error, disk::DiskError::Ambiguous(_)), error.to_string()))?;
-    let config = client.install_config(task.generation).await.map_err(|error| {
-        failure("config", error.retry(), format!("the configuration could not be fetched: {}", chain(&error)))
-    })?;
-    if serde_json::from_slice::<serde_json::Value>(&config).is_err() {
-        return Err(failure("config", true, "the configuration that the service sent is not JSON".into()));
-    }
+    let config = configuration(client, task.generation, place.patience).await?;
     write(place, task, &device, &config, &progress).await
+}
+
+/// The Ignition configuration, asked for until it comes or the patience ends.
+async fn configuration(client: &Client, generation: u32, patience: Patience) -> Result<Bytes, InstallFailure> {
+    let mut tries = 1;
+    loop {
+        match client.install_config(generation).await {
+            Ok(config) if serde_json::from_slice::<serde_json::Value>(&config).is_ok() => return Ok(config),
+            Ok(_) => return Err(failure("config", true, "the configuration that the service sent is not JSON".into())),
+            Err(error) if error.retry() && tries < patience.tries => {
+                tracing::warn!(error = %chain(&error), "the configuration did not come, trying again");
+                sleep(patience.wait(tries)).await;
+                tries += 1;
+            }
+            Err(error) => {
+                let reason = format!("the configuration could not be fetched: {}", chain(&error));
+                return Err(failure("config", error.retry(), reason));
+            }
+        }
+    }
 }
 
 /// Writes `device`, once everything else is known.

@@ -124,16 +124,18 @@ impl Enrolled {
             Event::TaskFailed(failure) if self.poll.is_busy() => {
                 self.poll.failed(now.uptime, &failure, settings.jitter);
                 let expired = certificate.zip(now.service).is_some_and(|(dates, service)| dates.expires <= service);
-                voice.say(match (failure.retry, expired) {
-                    (true, _) => format!("the service does not answer, trying again: {}", failure.reason),
-                    (false, true) => format!(
+                voice.say(if expired {
+                    format!(
                         "this node's certificate has expired; an operator must give it a new token: {}",
                         failure.reason
-                    ),
-                    (false, false) => format!(
+                    )
+                } else if failure.retry {
+                    format!("the service does not answer, trying again: {}", failure.reason)
+                } else {
+                    format!(
                         "the service refuses this node; an operator must act, asking again every minute: {}",
                         failure.reason
-                    ),
+                    )
                 });
             }
             Event::Reported(number) => match self.outbox.acknowledged(number, now.uptime) {

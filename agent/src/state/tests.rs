@@ -195,6 +195,15 @@ fn the_certificate_is_renewed_by_the_clock_of_the_service() {
 }
 
 #[test]
+fn an_expired_certificate_is_named_as_the_reason() {
+    let mut agent = Agent::new(Purpose::Node, Some(dates(-9, -1)), None);
+    agent.event(Event::Tick);
+    agent.event(Event::Synced);
+    let said = agent.event(Event::TaskFailed(refusal(true)));
+    assert!(matches!(said, [Action::Say(text)] if text.contains("expired")), "{said:?}");
+}
+
+#[test]
 fn a_stopped_agent_sends_no_heartbeat_and_asks_once_a_minute() {
     let mut agent = Agent::enrolled(Purpose::Node);
     agent.event(answer("a", Task::Stop { reason: "cloned".into() }));
