@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods, reason = "a chore is input and output")]
 
 mod apt;
+mod bench;
 mod image;
 mod root;
 mod stage;
@@ -22,11 +23,14 @@ struct Arguments {
 enum Chore {
     /// Build a node image and print the directory it is in
     Image(image::Arguments),
+    /// Measure ours and a peer side by side and print the ratios
+    Bench(bench::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().chore {
         Chore::Image(arguments) => image::run(&arguments),
+        Chore::Bench(arguments) => bench::run(&arguments),
     }
 }
 
