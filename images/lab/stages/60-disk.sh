@@ -22,7 +22,7 @@ in_tools ostree admin stateroot-init --sysroot=/mnt/sysroot lab
 in_tools ostree pull-local --repo=/mnt/sysroot/ostree/repo --remote=lab /mnt/repo lab/x86_64/stable
 # GRUB replaces $ignition_firstboot, with nothing after the first boot.
 in_tools ostree admin deploy --sysroot=/mnt/sysroot --os=lab \
-    --karg=root=LABEL=root --karg=rw --karg=console=tty0 --karg=console=ttyS0,115200 \
+    --karg=root=LABEL=root --karg=rw --karg=console=tty0 --karg-append=console=ttyS0,115200 \
     --karg=ignition.platform.id=metal '--karg=$ignition_firstboot' lab:lab/x86_64/stable
 
 # --- the boot file system's part of GRUB
