@@ -1,0 +1,8 @@
+//! Tests of the TFTP server, from the bytes up.
+
+mod admission;
+mod codec;
+mod names;
+mod network;
+mod source;
+mod transfer;

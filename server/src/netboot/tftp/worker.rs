@@ -1,0 +1,486 @@
+//! A thread that carries packets: one epoll set, many transfers.
+//!
+//! Each round reads at most one packet of each ready transfer and answers it at once, so a greedy client gets no more
+//! turns than the others. Deadlines lie in a heap; an entry that comes up early, because its transfer went on
+//! meanwhile, is put back.
+#![expect(clippy::disallowed_methods, reason = "the thread reads the clock for the pure state machine")]
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tracing::{debug, info, warn};
+
+use super::admission::Permit;
+use super::codec::{self, DATA_HEADER, ErrorCode, Mode, Options, Packet};
+use super::metrics::{Metrics, Outcome, RequestResult};
+use super::source::Source;
+use super::transfer::{self, Action, Ending, Event, State, Terms};
+use super::{FileRequest, Files, TransferReport, socket};
+
+/// Events taken from the kernel in one round.
+const ROUND: usize = 64;
+/// The most bytes that one segmented send carries (RFC 768 length field, less headers).
+const MAX_SEND: usize = 65_000;
+/// The most packets that one segmented send carries (the kernel's limit).
+const MAX_SEGMENTS: usize = 64;
+/// The token of the wake-up descriptor; transfers count from 0.
+const WAKE: u64 = u64::MAX;
+
+/// A transfer on its way to a worker.
+#[derive(Debug)]
+pub(super) struct Handoff {
+    pub(super) socket: UdpSocket,
+    pub(super) request: FileRequest,
+    pub(super) mode: Mode,
+    pub(super) asked: Options,
+    pub(super) terms: Terms,
+    pub(super) source: Source,
+    pub(super) permit: Permit,
+    pub(super) received: Instant,
+}
+
+enum Message {
+    Begin(Box<Handoff>),
+    Drain { until: Instant },
+}
+
+/// The other end of a worker thread.
+#[derive(Debug)]
+pub(super) struct Worker {
+    inbox: Sender<Message>,
+    wake: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts the thread.
+    pub(super) fn start(index: usize, files: Arc<dyn Files>, metrics: Metrics) -> io::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        epoll.add(&*wake, EpollEvent::new(EpollFlags::EPOLLIN, WAKE))?;
+        let (sender, inbox) = channel();
+        let carrier = Carrier {
+            epoll,
+            wake: Arc::clone(&wake),
+            inbox,
+            files,
+            metrics,
+            transfers: HashMap::new(),
+            by_client: HashMap::new(),
+            deadlines: BinaryHeap::new(),
+            next_token: 0,
+            drain_until: None,
+            out: Vec::with_capacity(MAX_SEND),
+        };
+        let thread = std::thread::Builder::new().name(format!("tftp-{index}")).spawn(move || carrier.run())?;
+        Ok(Self { inbox: sender, wake, thread: Some(thread) })
+    }
+
+    /// Hands a transfer over.
+    pub(super) fn begin(&self, handoff: Handoff) {
+        self.send(Message::Begin(Box::new(handoff)));
+    }
+
+    /// Ends the thread as soon as its transfers are over, or at `until`.
+    pub(super) fn drain(&self, until: Instant) {
+        self.send(Message::Drain { until });
+    }
+
+    /// Waits for the thread's end. Blocks.
+    pub(super) fn join(mut self) {
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            warn!("a TFTP worker thread panicked");
+        }
+    }
+
+    fn send(&self, message: Message) {
+        // A thread that is gone drops what it is sent: the transfer's permit and socket with it.
+        if self.inbox.send(message).is_ok() {
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // The thread sees that nobody can send any more.
+        drop(std::mem::replace(&mut self.inbox, channel().0));
+        let _ = self.wake.write(1);
+    }
+}
+
+struct Carrier {
+    epoll: Epoll,
+    wake: Arc<EventFd>,
+    inbox: Receiver<Message>,
+    files: Arc<dyn Files>,
+    metrics: Metrics,
+    transfers: HashMap<u64, Active>,
+    by_client: HashMap<SocketAddr, u64>,
+    deadlines: BinaryHeap<Reverse<(Instant, u64)>>,
+    next_token: u64,
+    drain_until: Option<Instant>,
+    /// Packets on their way out.
+    out: Vec<u8>,
+}
+
+struct Active {
+    socket: UdpSocket,
+    request: FileRequest,
+    mode: Mode,
+    asked: Options,
+    terms: Terms,
+    state: State,
+    source: Source,
+    /// The earliest entry in the heap of deadlines.
+    queued: Instant,
+    /// Whether one send carries several packets.
+    segmented: bool,
+    /// The last block ever sent: what lies below is sent again.
+    highest: u64,
+    acknowledged: u64,
+    retransmissions: u64,
+    received: Instant,
+    _permit: Permit,
+}
+
+impl Carrier {
+    fn run(mut self) {
+        let mut events = [EpollEvent::empty(); ROUND];
+        let mut packet = vec![0; DATA_HEADER + 4 * codec::MAX_ERROR_TEXT];
+        loop {
+            let now = Instant::now();
+            self.take_messages(now);
+            self.wake_due(now);
+            if let Some(until) = self.drain_until
+                && (self.transfers.is_empty() || now >= until)
+            {
+                return self.stop(now);
+            }
+            let count = match self.epoll.wait(&mut events, self.timeout(now)) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => 0,
+                Err(error) => {
+                    warn!(%error, "TFTP worker cannot wait for packets; its transfers are dropped");
+                    return self.stop(now);
+                }
+            };
+            let now = Instant::now();
+            for event in &events[..count] {
+                match event.data() {
+                    WAKE => drop(self.wake.read()),
+                    token => self.receive(token, &mut packet, now),
+                }
+            }
+        }
+    }
+
+    fn timeout(&self, now: Instant) -> EpollTimeout {
+        let next = self.deadlines.peek().map(|Reverse((deadline, _))| *deadline);
+        let Some(next) = [next, self.drain_until].into_iter().flatten().min() else { return EpollTimeout::NONE };
+        let wait = next.saturating_duration_since(now) + Duration::from_micros(999);
+        EpollTimeout::try_from(wait).unwrap_or(EpollTimeout::MAX)
+    }
+
+    fn take_messages(&mut self, now: Instant) {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Message::Begin(handoff)) => self.begin(*handoff, now),
+                Ok(Message::Drain { until }) => self.drain_until = Some(until),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    self.drain_until.get_or_insert(now);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, handoff: Handoff, now: Instant) {
+        let client = handoff.request.client;
+        if let Some(token) = self.by_client.get(&client).copied()
+            && let Some(active) = self.transfers.get_mut(&token)
+        {
+            // A client that heard nothing asks again: the same transfer answers, so that both sides keep one port.
+            if active.same_request(&handoff) && !active.state.answered(&active.terms) {
+                self.metrics.request(RequestResult::Repeated);
+                self.advance(token, Event::Requested, now);
+                return;
+            }
+            self.close(token, Outcome::Replaced, now);
+        }
+        self.metrics.request(RequestResult::Served);
+        let token = self.next_token;
+        self.next_token += 1;
+        if let Err(error) = self.epoll.add(&handoff.socket, EpollEvent::new(EpollFlags::EPOLLIN, token)) {
+            warn!(%client, %error, "TFTP transfer cannot be watched; it is dropped");
+            return;
+        }
+        let (state, action) = transfer::begin(&handoff.terms, now);
+        let deadline = state.deadline().unwrap_or(now);
+        let segment = usize::from(handoff.terms.block_size) + DATA_HEADER;
+        // An OACK or ERROR is always shorter than such a segment, so it is never cut.
+        let segmented = handoff.terms.window > 1
+            && handoff.terms.block_size >= codec::DEFAULT_BLOCK_SIZE
+            && socket::segment(&handoff.socket, segment).is_ok();
+        let active = Active {
+            socket: handoff.socket,
+            request: handoff.request,
+            mode: handoff.mode,
+            asked: handoff.asked,
+            terms: handoff.terms,
+            state,
+            source: handoff.source,
+            queued: deadline,
+            segmented,
+            highest: 0,
+            acknowledged: 0,
+            retransmissions: 0,
+            received: handoff.received,
+            _permit: handoff.permit,
+        };
+        self.transfers.insert(token, active);
+        self.by_client.insert(client, token);
+        self.deadlines.push(Reverse((deadline, token)));
+        self.metrics.active.inc();
+        self.perform(token, action, now);
+    }
+
+    fn wake_due(&mut self, now: Instant) {
+        while let Some(Reverse((deadline, token))) = self.deadlines.peek().copied()
+            && deadline <= now
+        {
+            self.deadlines.pop();
+            let Some(active) = self.transfers.get_mut(&token) else { continue };
+            if active.queued != deadline {
+                continue;
+            }
+            match active.state.deadline() {
+                Some(later) if later > now => {
+                    active.queued = later;
+                    self.deadlines.push(Reverse((later, token)));
+                }
+                _ => self.advance(token, Event::Woken, now),
+            }
+        }
+    }
+
+    fn receive(&mut self, token: u64, packet: &mut [u8], now: Instant) {
+        let Some(active) = self.transfers.get_mut(&token) else { return };
+        let length = match active.socket.recv(packet) {
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                return self.close(token, Outcome::Unreachable, now);
+            }
+            // Nothing there, or a passing fault of the network: the timer covers both.
+            Err(_) => return,
+        };
+        let event = match codec::parse(&packet[..length]) {
+            Ok(Packet::Acknowledgement { block }) => Event::Acknowledged(block),
+            Ok(Packet::Error { code, text }) => {
+                debug!(client = %active.request.client, %code, ?text, "TFTP client sent an error");
+                Event::Refused(code)
+            }
+            Ok(_) | Err(_) => return self.metrics.request(RequestResult::Ignored),
+        };
+        self.advance(token, event, now);
+    }
+
+    fn advance(&mut self, token: u64, event: Event, now: Instant) {
+        let Some(active) = self.transfers.get_mut(&token) else { return };
+        let (state, action) = transfer::step(&active.terms, active.state, event, now);
+        active.state = state;
+        if let State::BlocksSent { acknowledged, .. } = state {
+            active.acknowledged = acknowledged * u64::from(active.terms.block_size);
+        }
+        if let Some(deadline) = state.deadline()
+            && (deadline < active.queued || active.queued <= now)
+        {
+            active.queued = deadline;
+            self.deadlines.push(Reverse((deadline, token)));
+        }
+        self.perform(token, action, now);
+    }
+
+    fn perform(&mut self, token: u64, action: Action, now: Instant) {
+        let Some(active) = self.transfers.get_mut(&token) else { return };
+        let sent = match action {
+            Action::Wait => Ok(()),
+            Action::OfferOptions => active.offer(&mut self.out, &self.metrics),
+            Action::SendBlocks { first, count } => active.send_blocks(first, count, &mut self.out, &self.metrics),
+            Action::Close => {
+                let outcome = match active.state {
+                    State::Closed(Ending::Delivered) => Outcome::Delivered,
+                    State::Closed(Ending::Refused { probe: true, .. }) => Outcome::Probed,
+                    State::Closed(Ending::Refused { probe: false, .. }) => Outcome::Refused,
+                    _ => Outcome::Silent,
+                };
+                return self.close(token, outcome, now);
+            }
+        };
+        match sent {
+            Ok(()) => {}
+            Err(SendError::Gone) => self.close(token, Outcome::Unreachable, now),
+            Err(SendError::Read(error)) => {
+                warn!(client = %active.request.client, file = active.request.name, %error, "TFTP file cannot be read");
+                send_error(&active.socket, ErrorCode::OTHER, "the file cannot be read");
+                self.close(token, Outcome::ReadFailed, now);
+            }
+        }
+    }
+
+    fn close(&mut self, token: u64, outcome: Outcome, now: Instant) {
+        let Some(active) = self.transfers.remove(&token) else { return };
+        let client = active.request.client;
+        if self.by_client.get(&client) == Some(&token) {
+            self.by_client.remove(&client);
+        }
+        self.metrics.active.dec();
+        self.metrics.ended(outcome);
+        let delivered = outcome == Outcome::Delivered;
+        let report = TransferReport {
+            outcome,
+            acknowledged: if delivered { active.terms.size } else { active.acknowledged },
+            size: active.terms.size,
+            duration: now.saturating_duration_since(active.received),
+            retransmissions: active.retransmissions,
+            request: active.request,
+        };
+        self.metrics.durations.observe(report.duration.as_secs_f64());
+        info!(
+            %client,
+            file = report.request.name,
+            ?outcome,
+            bytes = report.acknowledged,
+            size = report.size,
+            block_size = active.terms.block_size,
+            window = active.terms.window,
+            retransmissions = report.retransmissions,
+            duration_ms = report.duration.as_millis(),
+            "TFTP transfer ended",
+        );
+        self.files.closed(&report);
+    }
+
+    fn stop(mut self, now: Instant) {
+        let tokens: Vec<u64> = self.transfers.keys().copied().collect();
+        for token in tokens {
+            if let Some(active) = self.transfers.get(&token) {
+                send_error(&active.socket, ErrorCode::OTHER, "the server is stopping: try again");
+            }
+            self.close(token, Outcome::Stopped, now);
+        }
+    }
+}
+
+enum SendError {
+    /// The client's port is closed.
+    Gone,
+    /// The file cannot be read.
+    Read(io::Error),
+}
+
+impl Active {
+    fn same_request(&self, other: &Handoff) -> bool {
+        self.request == other.request && self.mode == other.mode && self.asked == other.asked
+    }
+
+    fn offer(&mut self, out: &mut Vec<u8>, metrics: &Metrics) -> Result<(), SendError> {
+        if let State::OptionsOffered { timer } = self.state
+            && timer.tries > 1
+        {
+            self.retransmissions += 1;
+            metrics.retransmissions.inc();
+        }
+        out.clear();
+        codec::encode(&Packet::OptionAcknowledgement(self.terms.accepted), out);
+        self.flush(out, out.len())
+    }
+
+    fn send_blocks(&mut self, first: u64, count: u16, out: &mut Vec<u8>, metrics: &Metrics) -> Result<(), SendError> {
+        let last = first + u64::from(count) - 1;
+        let again = self.highest.saturating_add(1).saturating_sub(first).min(count.into());
+        if again > 0 {
+            self.retransmissions += again;
+            metrics.retransmissions.inc_by(again);
+        }
+        self.highest = self.highest.max(last);
+        let segment = usize::from(self.terms.block_size) + DATA_HEADER;
+        let mut bytes = 0;
+        out.clear();
+        for block in first..=last {
+            let (offset, length) = self.terms.extent(block);
+            // The wire counts modulo 65536.
+            out.extend_from_slice(&codec::data_header(block as u16));
+            out.extend_from_slice(self.source.read(offset, length).map_err(SendError::Read)?);
+            bytes += length as u64;
+            let room = self.segmented && out.len() + segment <= MAX_SEND && out.len() < segment * MAX_SEGMENTS;
+            if !room || block == last {
+                self.flush(out, segment)?;
+            }
+        }
+        metrics.sent_bytes.inc_by(bytes);
+        Ok(())
+    }
+
+    /// Sends what is gathered. If the way out knows no segmentation, packet by packet from now on.
+    fn flush(&mut self, out: &mut Vec<u8>, segment: usize) -> Result<(), SendError> {
+        if self.segmented {
+            match send(&self.socket, out) {
+                Ok(()) => {}
+                Err(Refused::Port) => return Err(SendError::Gone),
+                Err(Refused::Segments) => {
+                    self.segmented = false;
+                    debug!(client = %self.request.client, "no segmentation offload on this way");
+                    if let Err(error) = socket::segment(&self.socket, 0) {
+                        warn!(client = %self.request.client, %error, "segmentation offload cannot be turned off");
+                    }
+                }
+            }
+        }
+        if !self.segmented {
+            for packet in out.chunks(segment) {
+                if let Err(Refused::Port) = send(&self.socket, packet) {
+                    return Err(SendError::Gone);
+                }
+            }
+        }
+        out.clear();
+        Ok(())
+    }
+}
+
+enum Refused {
+    Port,
+    Segments,
+}
+
+/// Sends. A full buffer or a passing fault of the network counts as a packet that was lost: the timer covers it.
+fn send(socket: &UdpSocket, packet: &[u8]) -> Result<(), Refused> {
+    let Err(error) = socket.send(packet) else { return Ok(()) };
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ECONNREFUSED) => Err(Refused::Port),
+        Some(Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE | Errno::EOPNOTSUPP) => Err(Refused::Segments),
+        _ => Ok(()),
+    }
+}
+
+/// Sends an ERROR packet, once: nobody acknowledges it.
+pub(super) fn send_error(socket: &UdpSocket, code: ErrorCode, text: &str) {
+    let mut out = Vec::new();
+    codec::encode(&Packet::Error { code, text: text.into() }, &mut out);
+    if let Err(error) = socket.send(&out) {
+        debug!(%error, "TFTP error packet not sent");
+    }
+}
