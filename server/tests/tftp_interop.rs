@@ -76,7 +76,9 @@ async fn atftp() {
         for size in SIZES {
             for options in option_sets {
                 let mut command = Command::new("atftp");
-                options.iter().for_each(|option| drop(command.args(["--option", option])));
+                for option in options {
+                    command.args(["--option", option]);
+                }
                 command.args(["-g", "-r", &format!("/boot/f{size}"), "-l"]).arg(&target);
                 run(command.args([&ip, &port]));
                 same(&target, &pattern(size));
@@ -97,11 +99,10 @@ async fn curl() {
     blocking(move || {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("got");
-        for size in SIZES {
+        // curl 7.88 itself stumbles over an empty file, with any server.
+        for size in SIZES.into_iter().filter(|size| *size > 0) {
             for extra in [&["--tftp-no-options"][..], &["--tftp-blksize", "1468"], &["--tftp-blksize", "65464"]] {
                 let url = format!("tftp://{address}/boot/f{size}");
-                // curl writes no file if nothing came.
-                std::fs::write(&target, b"").unwrap();
                 run(Command::new("curl").args(["-sS", &url]).args(extra).arg("-o").arg(&target));
                 same(&target, &pattern(size));
             }

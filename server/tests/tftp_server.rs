@@ -33,7 +33,7 @@ async fn files_arrive_whole_with_any_terms() {
             let large = Options { block_size: Some(60_000), ..NO_OPTIONS };
             let tiny = Options { block_size: Some(8), window_size: Some(64), ..NO_OPTIONS };
             for options in [NO_OPTIONS, windowed(1), windowed(16), windowed(64), tiny, large] {
-                assert!(Client::new(address).fetch(name, options) == bytes, "{name} with {options:?}");
+                assert!(Client::new(address).fetch(name, options) == *bytes, "{name} with {options:?}");
             }
         }
     })

@@ -108,7 +108,7 @@ impl Running {
 pub struct Client {
     pub socket: UdpSocket,
     pub server: SocketAddr,
-    buffer: Vec<u8>,
+    pub buffer: Vec<u8>,
 }
 
 pub struct Received {
