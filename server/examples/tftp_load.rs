@@ -25,6 +25,15 @@ struct Load {
     rounds: u32,
 }
 
+/// What a packet brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Read {
+    Nothing,
+    Unfinished,
+    WindowEnded,
+    FileEnded,
+}
+
 struct Client {
     socket: UdpSocket,
     connected: bool,
@@ -78,64 +87,64 @@ fn run_alone(load: &Load, client: &mut Client) -> anyhow::Result<()> {
     while client.rounds_left > 0 {
         client.socket.set_nonblocking(false)?;
         client.socket.set_read_timeout(Some(SILENCE))?;
-        match client.next(load, &mut buffer) {
-            Ok(true) | Err(None) => {}
-            Ok(false) => continue,
-            Err(Some(error)) => return Err(error),
-        }
         loop {
-            match client.next(load, &mut buffer) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(None) => client.repeat(load)?,
-                Err(Some(error)) => return Err(error),
+            match client.read(&mut buffer)? {
+                Read::Nothing => client.repeat(load)?,
+                Read::Unfinished => {}
+                Read::WindowEnded => client.acknowledge()?,
+                Read::FileEnded => {
+                    client.acknowledge()?;
+                    client.next_round(load)?;
+                    break;
+                }
             }
         }
     }
     Ok(())
 }
 
+/// Many clients: first every one that has packets reads, then every one that read a window answers, as a batch.
 fn run_together(load: &Load, clients: &mut [Client]) -> anyhow::Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let watch = |index: usize, client: &Client| {
+        epoll.add(&client.socket, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, index as u64))
+    };
     for (index, client) in clients.iter().enumerate() {
-        epoll.add(&client.socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
+        watch(index, client)?;
     }
     let mut buffer = vec![0; 70_000];
     let mut events = [EpollEvent::empty(); 256];
-    let mut running = clients.len();
+    let mut answers = Vec::with_capacity(events.len());
     let mut checked = Instant::now();
-    while running > 0 {
+    while clients.iter().any(|client| client.rounds_left > 0) {
         let count = epoll.wait(&mut events, EpollTimeout::try_from(SILENCE)?)?;
         for event in &events[..count] {
             let index = event.data() as usize;
-            let client = &mut clients[index];
-            // A window's packets come together; lock-step brings one at a time.
-            for _ in 0..client.window.max(1) {
-                match client.next(load, &mut buffer) {
-                    Ok(true) => {}
-                    Ok(false) if client.rounds_left > 0 => {
-                        epoll.add(&client.socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
-                        break;
-                    }
-                    Ok(false) => {
-                        running -= 1;
-                        epoll.delete(&client.socket)?;
-                        break;
-                    }
-                    Err(None) => break,
-                    Err(Some(error)) => return Err(error),
+            let read = loop {
+                match clients[index].read(&mut buffer)? {
+                    Read::Unfinished => {}
+                    other => break other,
                 }
-                if client.unacknowledged == 0 {
-                    break;
+            };
+            if read != Read::Nothing {
+                answers.push((index, read));
+            }
+        }
+        for (index, read) in answers.drain(..) {
+            let client = &mut clients[index];
+            client.acknowledge()?;
+            client.heard = checked;
+            if read == Read::FileEnded {
+                client.next_round(load)?;
+                if client.rounds_left > 0 {
+                    watch(index, client)?;
                 }
             }
         }
         if checked.elapsed() > SILENCE {
-            checked = Instant::now();
-            for client in clients.iter_mut().filter(|client| client.rounds_left > 0) {
-                if client.heard.elapsed() > SILENCE {
-                    client.repeat(load)?;
-                }
+            let before = std::mem::replace(&mut checked, Instant::now());
+            for client in clients.iter_mut().filter(|client| client.rounds_left > 0 && client.heard < before) {
+                client.repeat(load)?;
             }
         }
     }
@@ -171,9 +180,8 @@ impl Client {
         self.socket.send_to(&out, load.server).map(drop)
     }
 
-    /// Takes one packet. `Ok(false)` if the round is over (the next has begun, on a new socket), `Err(None)` if nothing
-    /// is there.
-    fn next(&mut self, load: &Load, buffer: &mut [u8]) -> Result<bool, Option<anyhow::Error>> {
+    /// Takes one packet.
+    fn read(&mut self, buffer: &mut [u8]) -> anyhow::Result<Read> {
         let received = if self.connected {
             self.socket.recv(buffer)
         } else {
@@ -185,47 +193,37 @@ impl Client {
         let length = match received {
             Ok(length) => length,
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                return Err(None);
+                return Ok(Read::Nothing);
             }
-            Err(error) => return Err(Some(error.into())),
+            Err(error) => return Err(error.into()),
         };
-        self.take(load, &buffer[..length]).map_err(Some)
-    }
-
-    fn take(&mut self, load: &Load, packet: &[u8]) -> anyhow::Result<bool> {
-        if self.unacknowledged == 0 {
-            self.heard = Instant::now();
-        }
-        match codec::parse(packet)? {
+        match codec::parse(&buffer[..length])? {
             Packet::OptionAcknowledgement(options) => {
                 self.block_size = options.block_size.unwrap_or(codec::DEFAULT_BLOCK_SIZE).into();
                 self.window = options.window_size.unwrap_or(1);
-                self.acknowledge()?;
+                Ok(Read::WindowEnded)
             }
-            Packet::Data { block, payload } => {
-                if block != self.expected as u16 {
-                    // A gap: tell the server where it began, once.
-                    if block.wrapping_sub(self.expected as u16) < self.window && self.unacknowledged > 0 {
-                        self.repeats += 1;
-                        self.acknowledge()?;
-                    }
-                    return Ok(true);
-                }
+            Packet::Data { block, payload } if block == self.expected as u16 => {
                 self.expected += 1;
                 self.unacknowledged += 1;
                 self.bytes += payload.len() as u64;
-                let last = payload.len() < self.block_size;
-                if last || self.unacknowledged >= self.window {
-                    self.acknowledge()?;
-                }
-                if last {
-                    return self.next_round(load);
-                }
+                Ok(if payload.len() < self.block_size {
+                    Read::FileEnded
+                } else if self.unacknowledged == self.window {
+                    Read::WindowEnded
+                } else {
+                    Read::Unfinished
+                })
+            }
+            Packet::Data { block, .. } => {
+                // A gap: tell the server where it began, once.
+                let gap = block.wrapping_sub(self.expected as u16) < self.window && self.unacknowledged > 0;
+                self.repeats += u64::from(gap);
+                Ok(if gap { Read::WindowEnded } else { Read::Unfinished })
             }
             Packet::Error { code, text } => bail!("the server answered error {code}: {text}"),
             other => bail!("unexpected packet {other:?}"),
         }
-        Ok(true)
     }
 
     fn acknowledge(&mut self) -> io::Result<()> {
@@ -246,17 +244,13 @@ impl Client {
         Ok(())
     }
 
-    fn next_round(&mut self, load: &Load) -> anyhow::Result<bool> {
-        let next = Self::start_if(load, self.rounds_left - 1)?;
-        let (bytes, repeats, window) = (self.bytes, self.repeats, self.window);
-        match next {
-            Some(client) => *self = Self { bytes, repeats, ..client },
-            None => (self.rounds_left, self.window) = (0, window),
+    /// Begins the next round on a new socket, if there is one.
+    fn next_round(&mut self, load: &Load) -> anyhow::Result<()> {
+        self.rounds_left -= 1;
+        if self.rounds_left > 0 {
+            let (bytes, repeats) = (self.bytes, self.repeats);
+            *self = Self { bytes, repeats, ..Self::start(load, self.rounds_left)? };
         }
-        Ok(false)
-    }
-
-    fn start_if(load: &Load, rounds: u32) -> anyhow::Result<Option<Self>> {
-        if rounds == 0 { Ok(None) } else { Self::start(load, rounds).map(Some) }
+        Ok(())
     }
 }
