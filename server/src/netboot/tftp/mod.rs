@@ -20,6 +20,7 @@ pub mod netascii;
 pub mod server;
 mod socket;
 mod source;
+mod spin;
 #[cfg(test)]
 mod tests;
 pub mod transfer;

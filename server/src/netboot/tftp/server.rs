@@ -106,7 +106,8 @@ impl Default for Config {
             policy: Policy::default(),
             max_transfers: 1024,
             max_transfers_per_address: 256,
-            workers: std::thread::available_parallelism().map_or(1, usize::from).min(4),
+            // A worker that is awake wants a processor for itself; the rest of the service wants some too.
+            workers: std::thread::available_parallelism().map_or(1, |processors| processors.get() / 2).clamp(1, 4),
             open_timeout: Duration::from_secs(10),
             drain: Duration::from_secs(5),
         }

@@ -23,6 +23,7 @@ use super::admission::Permit;
 use super::codec::{self, DATA_HEADER, ErrorCode, Mode, Options, Packet};
 use super::metrics::{Metrics, Outcome, RequestResult};
 use super::source::Source;
+use super::spin::{self, Spin};
 use super::transfer::{self, Action, Ending, Event, State, Terms};
 use super::{FileRequest, Files, TransferReport, socket};
 
@@ -32,6 +33,10 @@ const ROUND: usize = 64;
 const MAX_SEND: usize = 65_000;
 /// The most packets that one segmented send carries (the kernel's limit).
 const MAX_SEGMENTS: usize = 64;
+/// Packets of one transfer that are read in one round, if none of them asks for anything.
+const MAX_READS: usize = 64;
+/// The longest packet of a client that means anything: an ERROR, in bytes.
+const PACKET: usize = DATA_HEADER + codec::MAX_ERROR_TEXT + 1;
 /// The token of the wake-up descriptor; transfers count from 0.
 const WAKE: u64 = u64::MAX;
 
@@ -79,6 +84,7 @@ impl Worker {
             deadlines: BinaryHeap::new(),
             next_token: 0,
             drain_until: None,
+            spin: Spin::default(),
             out: Vec::with_capacity(MAX_SEND),
         };
         let thread = std::thread::Builder::new().name(format!("tftp-{index}")).spawn(move || carrier.run())?;
@@ -131,6 +137,7 @@ struct Carrier {
     deadlines: BinaryHeap<Reverse<(Instant, u64)>>,
     next_token: u64,
     drain_until: Option<Instant>,
+    spin: Spin,
     /// Packets on their way out.
     out: Vec<u8>,
 }
@@ -158,7 +165,7 @@ struct Active {
 impl Carrier {
     fn run(mut self) {
         let mut events = [EpollEvent::empty(); ROUND];
-        let mut packet = vec![0; DATA_HEADER + 4 * codec::MAX_ERROR_TEXT];
+        let mut actions = Vec::with_capacity(ROUND);
         loop {
             let now = Instant::now();
             self.take_messages(now);
@@ -168,7 +175,7 @@ impl Carrier {
             {
                 return self.stop(now);
             }
-            let count = match self.epoll.wait(&mut events, self.timeout(now)) {
+            let count = match self.wait(&mut events, now) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
                 Err(error) => {
@@ -180,10 +187,34 @@ impl Carrier {
             for event in &events[..count] {
                 match event.data() {
                     WAKE => drop(self.wake.read()),
-                    token => self.receive(token, &mut packet, now),
+                    token => actions.extend(self.receive(token, now).map(|action| (token, action))),
                 }
             }
+            for (token, action) in actions.drain(..) {
+                self.perform(token, action, now);
+            }
         }
+    }
+
+    /// Waits for packets: awake for a short while if that pays, then asleep until the next deadline.
+    fn wait(&mut self, events: &mut [EpollEvent], now: Instant) -> Result<usize, Errno> {
+        if !self.transfers.is_empty() && self.spin.worthwhile() {
+            let until = now + spin::LOOK;
+            loop {
+                let count = self.epoll.wait(events, EpollTimeout::ZERO)?;
+                if count > 0 {
+                    self.spin.looked(true);
+                    return Ok(count);
+                }
+                if Instant::now() >= until {
+                    break;
+                }
+                // Whoever else wants this processor, a client on this machine for one, goes first.
+                std::thread::yield_now();
+            }
+            self.spin.looked(false);
+        }
+        self.epoll.wait(events, self.timeout(now))
     }
 
     fn timeout(&self, now: Instant) -> EpollTimeout {
@@ -215,7 +246,9 @@ impl Carrier {
             // A client that heard nothing asks again: the same transfer answers, so that both sides keep one port.
             if active.same_request(&handoff) && !active.state.answered(&active.terms) {
                 self.metrics.request(RequestResult::Repeated);
-                self.advance(token, Event::Requested, now);
+                if let Some(action) = self.advance(token, Event::Requested, now) {
+                    self.perform(token, action, now);
+                }
                 return;
             }
             self.close(token, Outcome::Replaced, now);
@@ -223,7 +256,7 @@ impl Carrier {
         self.metrics.request(RequestResult::Served);
         let token = self.next_token;
         self.next_token += 1;
-        if let Err(error) = self.epoll.add(&handoff.socket, EpollEvent::new(EpollFlags::EPOLLIN, token)) {
+        if let Err(error) = self.epoll.add(&handoff.socket, watched(token)) {
             warn!(%client, %error, "TFTP transfer cannot be watched; it is dropped");
             return;
         }
@@ -262,43 +295,72 @@ impl Carrier {
             && deadline <= now
         {
             self.deadlines.pop();
-            let Some(active) = self.transfers.get_mut(&token) else { continue };
-            if active.queued != deadline {
+            if self.transfers.get(&token).is_none_or(|active| active.queued != deadline) {
                 continue;
             }
-            match active.state.deadline() {
-                Some(later) if later > now => {
-                    active.queued = later;
-                    self.deadlines.push(Reverse((later, token)));
+            // What was left unread comes before what the timer would do.
+            let read = self.receive(token, now);
+            let Some(active) = self.transfers.get_mut(&token) else { continue };
+            let action = match (read, active.state.deadline()) {
+                (Some(action), _) => Some(action),
+                (None, Some(later)) if later > now => {
+                    if active.queued != later {
+                        active.queued = later;
+                        self.deadlines.push(Reverse((later, token)));
+                    }
+                    None
                 }
-                _ => self.advance(token, Event::Woken, now),
+                (None, _) => self.advance(token, Event::Woken, now),
+            };
+            if let Some(action) = action {
+                self.perform(token, action, now);
             }
         }
     }
 
-    fn receive(&mut self, token: u64, packet: &mut [u8], now: Instant) {
-        let Some(active) = self.transfers.get_mut(&token) else { return };
-        let length = match active.socket.recv(packet) {
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                return self.close(token, Outcome::Unreachable, now);
+    /// Reads packets of one transfer until one asks for something.
+    ///
+    /// What lies behind that one stays: the answer brings a further packet, and with it a further event. Before
+    /// anything is sent a second time, the timer reads what may be left.
+    fn receive(&mut self, token: u64, now: Instant) -> Option<Action> {
+        let mut packet = [0; PACKET];
+        for _ in 0..MAX_READS {
+            let active = self.transfers.get_mut(&token)?;
+            let length = match active.socket.recv(&mut packet) {
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    self.close(token, Outcome::Unreachable, now);
+                    return None;
+                }
+                // Nothing there, or a passing fault of the network: the timer covers both.
+                Err(_) => return None,
+            };
+            let event = match codec::parse(&packet[..length]) {
+                Ok(Packet::Acknowledgement { block }) => Event::Acknowledged(block),
+                Ok(Packet::Error { code, text }) => {
+                    debug!(client = %active.request.client, %code, ?text, "TFTP client sent an error");
+                    Event::Refused(code)
+                }
+                Ok(_) | Err(_) => {
+                    self.metrics.request(RequestResult::Ignored);
+                    continue;
+                }
+            };
+            match self.advance(token, event, now)? {
+                Action::Wait => {}
+                action => return Some(action),
             }
-            // Nothing there, or a passing fault of the network: the timer covers both.
-            Err(_) => return,
-        };
-        let event = match codec::parse(&packet[..length]) {
-            Ok(Packet::Acknowledgement { block }) => Event::Acknowledged(block),
-            Ok(Packet::Error { code, text }) => {
-                debug!(client = %active.request.client, %code, ?text, "TFTP client sent an error");
-                Event::Refused(code)
-            }
-            Ok(_) | Err(_) => return self.metrics.request(RequestResult::Ignored),
-        };
-        self.advance(token, event, now);
+        }
+        // Somebody floods this transfer: the others first, then the rest.
+        let active = self.transfers.get(&token)?;
+        if let Err(error) = self.epoll.modify(&active.socket, &mut watched(token)) {
+            warn!(client = %active.request.client, %error, "TFTP transfer cannot be watched any more");
+        }
+        None
     }
 
-    fn advance(&mut self, token: u64, event: Event, now: Instant) {
-        let Some(active) = self.transfers.get_mut(&token) else { return };
+    fn advance(&mut self, token: u64, event: Event, now: Instant) -> Option<Action> {
+        let active = self.transfers.get_mut(&token)?;
         let (state, action) = transfer::step(&active.terms, active.state, event, now);
         active.state = state;
         if let State::BlocksSent { acknowledged, .. } = state {
@@ -310,7 +372,7 @@ impl Carrier {
             active.queued = deadline;
             self.deadlines.push(Reverse((deadline, token)));
         }
-        self.perform(token, action, now);
+        Some(action)
     }
 
     fn perform(&mut self, token: u64, action: Action, now: Instant) {
@@ -382,6 +444,11 @@ impl Carrier {
             self.close(token, Outcome::Stopped, now);
         }
     }
+}
+
+/// An event for each new packet, not for each round in which one lies there.
+fn watched(token: u64) -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token)
 }
 
 enum SendError {

@@ -1,0 +1,115 @@
+//! The TFTP server against real clients: tftp-hpa, atftp, curl.
+#![allow(clippy::disallowed_methods, reason = "tests with real programs and files")]
+
+mod tftp_support;
+
+use std::path::Path;
+use std::process::Command;
+
+use bytes::Bytes;
+use tftp_support::{Running, blocking, loopback, pattern, serve};
+
+/// Sizes around the edges of blocks, and one that rolls over with blocks of 512 bytes.
+const SIZES: [usize; 7] = [0, 1, 511, 512, 1428, 100_000, 34_000_000];
+
+async fn server() -> Running {
+    let names: Vec<String> = SIZES.iter().map(|size| format!("boot/f{size}")).collect();
+    let mut files: Vec<(&str, Bytes)> = names.iter().map(String::as_str).zip(SIZES.map(pattern)).collect();
+    files.push(("text", Bytes::from_static(b"one\ntwo\r\nthree\r")));
+    serve(loopback(), &files).await
+}
+
+/// Whether the client's program is there; the lab installs them all.
+fn present(program: &str) -> bool {
+    let there = Command::new(program).arg("--version").output().is_ok();
+    if !there {
+        eprintln!("{program} is not installed: nothing is tested with it");
+    }
+    there
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&text));
+}
+
+fn same(path: &Path, expected: &[u8]) {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    assert!(bytes == expected, "{}: {} bytes came, {} were served", path.display(), bytes.len(), expected.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tftp_hpa() {
+    if !present("tftp") {
+        return;
+    }
+    let server = server().await;
+    let (ip, port) = (server.address.ip().to_string(), server.address.port().to_string());
+    blocking(move || {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("got");
+        for size in SIZES {
+            let name = format!("boot/f{size}");
+            run(Command::new("tftp").args(["-m", "binary", &ip, &port, "-c", "get", &name]).arg(&target));
+            same(&target, &pattern(size));
+        }
+        run(Command::new("tftp").args(["-m", "netascii", &ip, &port, "-c", "get", "text"]).arg(&target));
+        same(&target, b"one\ntwo\r\nthree\r");
+    })
+    .await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn atftp() {
+    if !present("atftp") {
+        return;
+    }
+    let server = server().await;
+    let (ip, port) = (server.address.ip().to_string(), server.address.port().to_string());
+    blocking(move || {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("got");
+        let option_sets: [&[&str]; 3] =
+            [&[], &["blksize 1428", "tsize"], &["blksize 1428", "windowsize 16", "timeout 3"]];
+        for size in SIZES {
+            for options in option_sets {
+                let mut command = Command::new("atftp");
+                for option in options {
+                    command.args(["--option", option]);
+                }
+                command.args(["-g", "-r", &format!("/boot/f{size}"), "-l"]).arg(&target);
+                run(command.args([&ip, &port]));
+                same(&target, &pattern(size));
+            }
+        }
+    })
+    .await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn curl() {
+    if !present("curl") {
+        return;
+    }
+    let server = server().await;
+    let address = server.address;
+    blocking(move || {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("got");
+        // curl 7.88 itself stumbles over an empty file, with any server.
+        for size in SIZES.into_iter().filter(|size| *size > 0) {
+            for extra in [&["--tftp-no-options"][..], &["--tftp-blksize", "1468"], &["--tftp-blksize", "65464"]] {
+                let url = format!("tftp://{address}/boot/f{size}");
+                run(Command::new("curl").args(["-sS", &url]).args(extra).arg("-o").arg(&target));
+                same(&target, &pattern(size));
+            }
+        }
+        let missing = Command::new("curl").args(["-sS", &format!("tftp://{address}/nothing")]).output().unwrap();
+        assert_eq!(missing.status.code(), Some(68), "curl knows error 1: file not found");
+    })
+    .await;
+    server.stop().await;
+}
