@@ -41,6 +41,8 @@ CREATE TABLE boot (
 CREATE INDEX boot_machine ON boot (machine, created);
 
 -- Single-use tokens, by digest. `scope` is `config` (fetch one configuration) or `enroll` (buy one certificate).
+-- `used_by` is the digest of the public key that the certificate was made for: the same key may ask again, because the
+-- first answer may have been lost.
 CREATE TABLE token (
   hash       BLOB PRIMARY KEY,
   scope      TEXT NOT NULL,
@@ -49,7 +51,8 @@ CREATE TABLE token (
   purpose    TEXT NOT NULL,
   boot       TEXT,
   expires    INTEGER NOT NULL,
-  used       INTEGER
+  used       INTEGER,
+  used_by    BLOB
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX token_machine ON token (machine);
 

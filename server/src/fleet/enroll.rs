@@ -6,7 +6,7 @@ use std::sync::Arc;
 use nkd_api::agent::{EnrollRequest, EnrollResponse, Purpose, ReportEvent};
 use time::OffsetDateTime;
 
-use super::pki::{NodeIdentity, Pki, PkiError};
+use super::pki::{self, NodeIdentity, Pki, PkiError};
 use super::secret;
 use crate::machine::lifecycle::{Input, Refused};
 use crate::machine::{Registry, RegistryError};
@@ -47,8 +47,8 @@ pub async fn enroll(
     let now = OffsetDateTime::now_utc();
     let hash = secret::digest(&request.token);
     // The request is judged before the token is used up: a malformed one must not cost the node its only token.
-    rcgen::CertificateSigningRequestParams::from_pem(&request.csr).map_err(PkiError::Request)?;
-    let token = match registry.store().use_token(&hash, Scope::Enroll, now).await? {
+    let key = pki::request_key(&request.csr)?;
+    let token = match registry.store().use_token(&hash, Scope::Enroll, Some(&key), now).await? {
         TokenUse::Granted(token) => token,
         TokenUse::Reused(token, at) => {
             let reason = format!("its {} enrollment token was used twice, first at {at}", token.purpose.as_str());

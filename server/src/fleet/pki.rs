@@ -15,6 +15,7 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use sha2::{Digest, Sha256};
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -220,6 +221,13 @@ impl Pki {
         let certificate = params.signed_by(&request.public_key, &self.issuer)?.pem();
         Ok(Issued { certificate, renew_after: now + CLIENT_LIFE * 2 / 3, expires })
     }
+}
+
+/// The digest of the public key in a certificate request whose signature holds.
+pub fn request_key(csr_pem: &str) -> Result<[u8; 32], PkiError> {
+    use rcgen::PublicKeyData;
+    let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(PkiError::Request)?;
+    Ok(Sha256::digest(request.public_key.subject_public_key_info()).into())
 }
 
 fn params(common_name: &str, not_after: OffsetDateTime) -> Result<CertificateParams, PkiError> {

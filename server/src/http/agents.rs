@@ -174,7 +174,7 @@ pub(super) async fn ignition_config(State(service): State<Arc<Service>>, request
     let token = bearer(&parts).ok_or_else(|| ApiError::forbidden("this takes the token of a first stage"))?;
     let hash = secret::digest(token);
     let store = service.registry.store();
-    let token = match store.use_token(&hash, Scope::Config, OffsetDateTime::now_utc()).await? {
+    let token = match store.use_token(&hash, Scope::Config, None, OffsetDateTime::now_utc()).await? {
         TokenUse::Granted(token) => token,
         TokenUse::Reused(token, at) => {
             let reason = format!("its {} configuration was asked for twice, first at {at}", token.purpose.as_str());

@@ -1,1 +1,83 @@
+//! Machines are told apart, and placeholders are no keys.
 
+use nkd_api::MacAddr;
+use proptest::prelude::*;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::*;
+use crate::machine::lifecycle::new_machine;
+
+fn machine(n: u8, uuid: Option<&str>, serial: Option<&str>) -> Machine {
+    let identity = Identity {
+        macs: vec![MacAddr([2, 0, 0, 0, 0, n])],
+        uuid: uuid.map(str::to_owned),
+        serial: serial.map(str::to_owned),
+        ..Identity::default()
+    };
+    new_machine(Uuid::from_u128(n.into()), identity, OffsetDateTime::UNIX_EPOCH)
+}
+
+const SHARED: &str = "11111111-2222-3333-4444-555555555555";
+
+#[test]
+fn a_shared_uuid_never_merges_two_boards() {
+    let first = machine(1, Some(SHARED), None);
+    let second = machine(2, Some(SHARED), None).identity;
+    assert_eq!(recognise(&second, &[&first]), Recognised::New);
+    let second = machine(2, Some(SHARED), None);
+    assert_eq!(clashes(&second, &[&first]).len(), 1);
+}
+
+#[test]
+fn a_second_nic_is_the_same_board_when_uuid_and_serial_agree() {
+    let first = machine(1, Some(SHARED), Some("S1"));
+    assert_eq!(recognise(&machine(2, Some(SHARED), Some("S1")).identity, &[&first]), Recognised::One(0));
+    assert_eq!(recognise(&machine(2, Some(SHARED), Some("S2")).identity, &[&first]), Recognised::New);
+}
+
+#[test]
+fn a_machine_declared_by_serial_is_found_by_it() {
+    let mut declared = machine(1, None, Some("S1"));
+    declared.identity.macs.clear();
+    assert_eq!(recognise(&machine(9, Some(SHARED), Some("S1")).identity, &[&declared]), Recognised::One(0));
+    // Two records with the same serial: a clash is not guessed away.
+    let mut other = declared.clone();
+    other.id = Uuid::from_u128(77);
+    assert_eq!(recognise(&machine(9, None, Some("S1")).identity, &[&declared, &other]), Recognised::New);
+}
+
+#[test]
+fn placeholders_are_no_keys() {
+    for text in [
+        "00000000-0000-0000-0000-000000000000",
+        "ffffffff-ffff-ffff-ffff-ffffffffffff",
+        "03000200-0400-0500-0006-000700080009",
+        "no",
+        "",
+    ] {
+        assert_eq!(usable_uuid(text), None, "{text}");
+    }
+    assert_eq!(
+        usable_uuid(" 1111AAAA-2222-3333-4444-555555555555 ").as_deref(),
+        Some("1111aaaa-2222-3333-4444-555555555555")
+    );
+    for text in ["", "  ", "Not Specified", "To Be Filled By O.E.M.", "Default string", "0"] {
+        assert_eq!(usable_text(text), None, "{text}");
+    }
+    assert_eq!(usable_text(" S\u{7}1 ").as_deref(), Some("S1"));
+}
+
+proptest! {
+    /// What is known is never unlearned, and learning twice is learning once.
+    #[test]
+    fn learning_only_adds(uuid in proptest::option::of("[a-f]{3}"), serial in proptest::option::of("[A-Z]{3}"), n: u8) {
+        let mut known = machine(1, Some(SHARED), None).identity;
+        let sighting = Identity { macs: vec![MacAddr([2, 0, 0, 0, 0, n])], uuid, serial: serial.clone(), ..Identity::default() };
+        learn(&mut known, &sighting);
+        prop_assert_eq!(known.uuid.as_deref(), Some(SHARED));
+        prop_assert_eq!(&known.serial, &serial);
+        prop_assert!(known.macs.contains(&MacAddr([2, 0, 0, 0, 0, 1])));
+        prop_assert!(!learn(&mut known, &sighting));
+    }
+}

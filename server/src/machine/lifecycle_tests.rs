@@ -1,1 +1,161 @@
+//! The ordinary life of a machine, and what is refused.
 
+use nkd_api::machine::LocalBoot;
+use time::Duration;
+
+use super::*;
+
+fn assignment() -> Assignment {
+    Assignment {
+        image: "lab".into(),
+        template: "node".into(),
+        install_disk: None,
+        hostname: None,
+        ssh_authorized_keys: Vec::new(),
+        kernel_args: Vec::new(),
+        snippets: Vec::new(),
+        local_boot: LocalBoot::Exit,
+    }
+}
+
+struct Life {
+    machine: Machine,
+    now: OffsetDateTime,
+    kinds: Vec<&'static str>,
+}
+
+impl Life {
+    fn new() -> Self {
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let identity = Identity { macs: vec!["52:54:00:00:00:01".parse().unwrap()], ..Identity::default() };
+        Self { machine: new_machine(Uuid::from_u128(1), identity, now), now, kinds: Vec::new() }
+    }
+
+    fn happens(&mut self, input: Input) -> &mut Self {
+        self.now += Duration::seconds(10);
+        let (machine, events) = step(self.machine.clone(), input, self.now).unwrap();
+        self.machine = machine;
+        self.kinds.extend(events.iter().map(|e| e.kind));
+        self
+    }
+
+    fn refuses(&self, input: Input) -> Refused {
+        step(self.machine.clone(), input, self.now).unwrap_err()
+    }
+}
+
+fn accepted() -> Input {
+    Input::Accept { name: Some("cp1".into()), labels: [("rack".into(), "7".into())].into(), cause: "ann".into() }
+}
+
+fn assigned() -> Input {
+    Input::Assign { assignment: assignment(), cause: "ann".into() }
+}
+
+fn installed(generation: u32) -> Input {
+    Input::Reported(ReportEvent::Installed { generation })
+}
+
+#[test]
+fn from_first_packet_to_enrolled_with_every_step_timed() {
+    let mut life = Life::new();
+    assert_eq!(life.machine.name, "m-525400000001");
+    life.happens(accepted()).happens(assigned());
+    assert_eq!((life.machine.phase.name(), life.machine.generation), ("Assigned", 1));
+    life.happens(Input::Booted(BootTaken::LiveInstall { generation: 1 }))
+        .happens(Input::ConfigFetched { purpose: Purpose::Install, generation: 1 })
+        .happens(Input::Enrolled { purpose: Purpose::Install, generation: 1 })
+        .happens(Input::Reported(ReportEvent::InstallProgress { generation: 1, step: "write".into(), percent: 50 }));
+    assert_eq!(life.machine.phase, Phase::Installing);
+    life.happens(installed(1)).happens(Input::Booted(BootTaken::LocalDisk));
+    assert_eq!(life.machine.phase, Phase::FirstBoot);
+    life.happens(Input::Enrolled { purpose: Purpose::Node, generation: 1 });
+    assert_eq!((life.machine.phase.name(), life.machine.installed_generation), ("Enrolled", Some(1)));
+    let steps: Vec<&str> = life.machine.steps.iter().map(|s| s.name.as_str()).collect();
+    assert_eq!(steps, ["boot", "live", "install", "restart", "first-boot", "enroll"]);
+    for step in &life.machine.steps {
+        assert_eq!(step.state, StepState::Done, "{step:?}");
+        assert!(step.ended_at.unwrap() >= step.started_at);
+    }
+}
+
+#[test]
+fn a_disk_first_machine_is_seen_booting_by_its_systems_packet() {
+    let mut life = Life::new();
+    life.happens(accepted()).happens(assigned()).happens(installed(1));
+    life.happens(Input::Seen { identity: Identity::default(), address: None, cause: "dhcp", from_os: false });
+    assert_eq!(life.machine.phase, Phase::Installed);
+    life.happens(Input::Seen { identity: Identity::default(), address: None, cause: "dhcp", from_os: true });
+    assert_eq!(life.machine.phase, Phase::FirstBoot);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_changes_nothing() {
+    let mut life = Life::new();
+    assert!(matches!(life.refuses(assigned()), Refused::NotAccepted(_)));
+    assert!(matches!(life.refuses(Input::Reinstall { cause: "ann".into() }), Refused::NothingAssigned(_)));
+    let bad = Input::Accept { name: Some("Not_a_name".into()), labels: BTreeMap::new(), cause: "ann".into() };
+    assert!(matches!(life.refuses(bad), Refused::BadName(_)));
+    life.happens(accepted()).happens(assigned());
+    assert!(matches!(life.refuses(installed(2)), Refused::OldGeneration { got: 2, wanted: 1, .. }));
+    // A node cannot enroll before the live system said that the disk is right.
+    assert!(matches!(
+        life.refuses(Input::Enrolled { purpose: Purpose::Node, generation: 1 }),
+        Refused::NotInstalled { .. }
+    ));
+    life.happens(installed(1)).happens(Input::Reinstall { cause: "ann".into() });
+    assert_eq!((life.machine.generation, life.machine.installed_generation), (2, Some(1)));
+    assert!(matches!(
+        life.refuses(Input::Enrolled { purpose: Purpose::Node, generation: 1 }),
+        Refused::OldGeneration { .. }
+    ));
+    assert!(matches!(
+        life.refuses(Input::Booted(BootTaken::LiveInstall { generation: 1 })),
+        Refused::OldGeneration { .. }
+    ));
+}
+
+#[test]
+fn the_same_report_under_another_number_says_nothing_twice() {
+    let mut life = Life::new();
+    life.happens(accepted()).happens(assigned()).happens(installed(1));
+    let before = (life.machine.steps.clone(), life.kinds.len());
+    life.happens(installed(1));
+    assert_eq!((life.machine.steps.clone(), life.kinds.len()), before);
+}
+
+#[test]
+fn a_waiting_machine_says_each_reason_once() {
+    let mut life = Life::new();
+    let waits = || Input::Booted(BootTaken::NotNow { reason: "no image".into() });
+    life.happens(waits()).happens(waits()).happens(waits());
+    assert_eq!(life.kinds, ["boot-script"]);
+    assert_eq!(life.machine.waiting.as_deref(), Some("no image"));
+}
+
+#[test]
+fn a_failure_keeps_step_reason_and_log_and_a_new_boot_tries_again() {
+    let mut life = Life::new();
+    life.happens(accepted()).happens(assigned()).happens(Input::Booted(BootTaken::LiveInstall { generation: 1 }));
+    let failed = ReportEvent::Failed {
+        generation: 1,
+        step: "verify".into(),
+        reason: "wrong digest".into(),
+        log_tail: "last line".into(),
+    };
+    life.happens(Input::Reported(failed));
+    assert_eq!(life.machine.phase, Phase::Failed { step: "verify".into(), reason: "wrong digest".into() });
+    assert_eq!(life.machine.steps.last().unwrap().state, StepState::Failed);
+    life.happens(Input::Booted(BootTaken::LiveInstall { generation: 1 }));
+    assert_eq!(life.machine.phase, Phase::Booting);
+}
+
+#[test]
+fn a_new_assignment_of_an_installed_machine_waits_for_reinstall() {
+    let mut life = Life::new();
+    life.happens(accepted()).happens(assigned()).happens(installed(1));
+    let other = Assignment { image: "other".into(), ..assignment() };
+    life.happens(Input::Assign { assignment: other, cause: "ann".into() });
+    assert_eq!(life.machine.generation, 1);
+    assert!(life.machine.waiting.as_deref().unwrap().contains("reinstall"));
+}

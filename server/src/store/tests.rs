@@ -1,1 +1,145 @@
-//! Tests of the store on real files.
+//! The store on real files.
+#![allow(clippy::disallowed_methods, reason = "files and clocks of tests")]
+
+use nkd_api::agent::Purpose;
+use nkd_api::machine::Identity;
+use std::os::unix::fs::PermissionsExt;
+use uuid::Uuid;
+
+use super::*;
+use crate::machine::lifecycle::new_machine;
+
+const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+async fn store(dir: &Path) -> Store {
+    Store::open(dir, Seal::from_key_file(&dir.join("secret.key"), true).unwrap()).await.unwrap()
+}
+
+fn machine(n: u8) -> nkd_api::machine::Machine {
+    let identity = Identity { macs: vec![nkd_api::MacAddr([2, 0, 0, 0, 0, n])], ..Identity::default() };
+    new_machine(Uuid::from_u128(n.into()), identity, NOW)
+}
+
+fn change(machine: &nkd_api::machine::Machine, revision: i64) -> Change<'_> {
+    Change { machine, revision, events: &[], effects: RowEffects::default() }
+}
+
+fn token(machine: Uuid, hash: u8) -> NewToken {
+    NewToken {
+        hash: [hash; 32],
+        scope: Scope::Enroll,
+        machine,
+        generation: 1,
+        purpose: Purpose::Node,
+        boot: None,
+        expires: NOW + time::Duration::hours(1),
+    }
+}
+
+#[tokio::test]
+async fn files_are_private_and_secrets_are_not_in_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let secret = b"-----BEGIN PRIVATE KEY----- very secret";
+    store.save_secrets(&[("ca/key", secret)]).await.unwrap();
+    assert_eq!(store.secret("ca/key").await.unwrap().unwrap(), secret);
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o077, 0, "{}", path.display());
+        let bytes = std::fs::read(&path).unwrap();
+        assert!(!bytes.windows(11).any(|w| w == b"very secret"), "{}", path.display());
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn another_key_file_opens_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = store(dir.path()).await;
+    first.save_secrets(&[("x", b"y")]).await.unwrap();
+    first.close().await;
+    std::fs::remove_file(dir.path().join("secret.key")).unwrap();
+    assert!(matches!(store(dir.path()).await.secret("x").await, Err(StoreError::Seal(SealError::Open(_)))));
+    // And a database without its key file is refused rather than given a new key.
+    std::fs::remove_file(dir.path().join("secret.key")).unwrap();
+    assert!(Seal::from_key_file(&dir.path().join("secret.key"), false).is_err());
+}
+
+#[tokio::test]
+async fn names_and_macs_are_unique_and_stale_writes_are_told_from_taken_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    store.save_machine(change(&machine(1), 0), NOW).await.unwrap();
+    let mut same_name = machine(2);
+    same_name.name = machine(1).name;
+    assert!(matches!(store.save_machine(change(&same_name, 0), NOW).await, Err(StoreError::Conflict(_))));
+    let mut same_mac = machine(3);
+    same_mac.identity = machine(1).identity;
+    assert!(matches!(store.save_machine(change(&same_mac, 0), NOW).await, Err(StoreError::Conflict(_))));
+    // The failed writes left nothing behind.
+    assert_eq!(store.machines().await.unwrap().len(), 1);
+    store.save_machine(change(&machine(1), 1), NOW).await.unwrap();
+    assert!(matches!(store.save_machine(change(&machine(1), 1), NOW).await, Err(StoreError::Stale)));
+}
+
+#[tokio::test]
+async fn a_token_is_used_once_except_by_the_key_that_used_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let m = machine(1);
+    store.save_machine(change(&m, 0), NOW).await.unwrap();
+    store.issue_token(&token(m.id, 7)).await.unwrap();
+    let (ours, theirs) = ([1; 32], [2; 32]);
+    let try_it = |user: Option<[u8; 32]>, now| {
+        let store = store.clone();
+        async move { store.use_token(&[7; 32], Scope::Enroll, user.as_ref(), now).await.unwrap() }
+    };
+    assert!(
+        matches!(store.use_token(&[7; 32], Scope::Config, None, NOW).await.unwrap(), TokenUse::Unknown),
+        "another scope"
+    );
+    assert!(matches!(try_it(Some(ours), NOW).await, TokenUse::Granted(_)));
+    assert!(matches!(try_it(Some(ours), NOW).await, TokenUse::Granted(_)), "the answer may have been lost");
+    assert!(matches!(try_it(Some(theirs), NOW).await, TokenUse::Reused(..)));
+    assert!(matches!(try_it(None, NOW).await, TokenUse::Reused(..)));
+    store.issue_token(&token(m.id, 8)).await.unwrap();
+    let late = store.use_token(&[8; 32], Scope::Enroll, Some(&ours), NOW + time::Duration::hours(2)).await.unwrap();
+    assert!(matches!(late, TokenUse::Expired(_)));
+}
+
+#[tokio::test]
+async fn the_same_report_is_counted_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let m = machine(1);
+    store.save_machine(change(&m, 0), NOW).await.unwrap();
+    let events = [NewEvent { kind: "x", message: "m".into(), cause: "c".into() }];
+    let effects = RowEffects { report: Some(Uuid::from_u128(5)), ..RowEffects::default() };
+    let with = |revision| Change { machine: &m, revision, events: &events, effects: effects.clone() };
+    assert!(store.save_machine(with(1), NOW).await.unwrap().is_some());
+    assert!(store.save_machine(with(2), NOW).await.unwrap().is_none());
+    assert_eq!(store.events(Some(m.id), 0, 10).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_backup_of_a_running_store_restores_into_an_empty_folder_only() {
+    let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let running = store(dir.path()).await;
+    running.save_machine(change(&machine(1), 0), NOW).await.unwrap();
+    running.save_secrets(&[("ca/key", b"secret")]).await.unwrap();
+    let (archive, key) = (target.path().join("nkd.backup"), dir.path().join("secret.key"));
+    backup(dir.path(), &key, &archive).await.unwrap();
+    assert_eq!(std::fs::metadata(&archive).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(matches!(restore(&archive, dir.path(), &key).await, Err(BackupError::Occupied(_))));
+    let fresh = target.path().join("state");
+    restore(&archive, &fresh, &fresh.join("secret.key")).await.unwrap();
+    let restored = store(&fresh).await;
+    assert_eq!(restored.machines().await.unwrap().len(), 1);
+    assert_eq!(restored.secret("ca/key").await.unwrap().unwrap(), b"secret");
+    // A damaged one changes nothing.
+    let bytes = std::fs::read(&archive).unwrap();
+    std::fs::write(&archive, &bytes[..bytes.len() / 2]).unwrap();
+    let other = target.path().join("other");
+    assert!(matches!(restore(&archive, &other, &other.join("secret.key")).await, Err(BackupError::NotABackup { .. })));
+    assert!(!other.join("nkd.db").exists());
+}

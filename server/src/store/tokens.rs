@@ -68,7 +68,7 @@ pub struct Token {
 /// What came of trying to use a token.
 #[derive(Debug, Clone)]
 pub enum TokenUse {
-    /// It was good; it is used now, durably.
+    /// It was good, or was used by the same key before; it is used now, durably.
     Granted(Token),
     /// It had been used before, at that time.
     Reused(Token, OffsetDateTime),
@@ -156,11 +156,18 @@ impl Store {
         Ok(())
     }
 
-    /// Uses a token up, if it is good. The use is durable before this returns.
-    pub async fn use_token(&self, hash: &[u8; 32], scope: Scope, now: OffsetDateTime) -> Result<TokenUse, StoreError> {
+    /// Uses a token up, if it is good. The use is durable before this returns. `user` is the digest of the public key
+    /// that it is used for, if there is one: the same user may come again.
+    pub async fn use_token(
+        &self,
+        hash: &[u8; 32],
+        scope: Scope,
+        user: Option<&[u8; 32]>,
+        now: OffsetDateTime,
+    ) -> Result<TokenUse, StoreError> {
         let mut tx = self.write.begin().await?;
         let row = sqlx::query(
-            "SELECT machine, generation, purpose, boot, expires, used FROM token WHERE hash = ? AND scope = ?",
+            "SELECT machine, generation, purpose, boot, expires, used, used_by FROM token WHERE hash = ? AND scope = ?",
         )
         .bind(&hash[..])
         .bind(scope.as_str())
@@ -175,13 +182,18 @@ impl Store {
             expires: from_millis(row.get(4)),
         };
         if let Some(used) = row.get::<Option<i64>, _>(5) {
-            return Ok(TokenUse::Reused(token, from_millis(used)));
+            let by: Option<Vec<u8>> = row.get(6);
+            return Ok(match (by, user) {
+                (Some(by), Some(user)) if by == user && token.expires > now => TokenUse::Granted(token),
+                _ => TokenUse::Reused(token, from_millis(used)),
+            });
         }
         if token.expires <= now {
             return Ok(TokenUse::Expired(token));
         }
-        sqlx::query("UPDATE token SET used = ? WHERE hash = ?")
+        sqlx::query("UPDATE token SET used = ?, used_by = ? WHERE hash = ?")
             .bind(millis(now))
+            .bind(user.map(|u| &u[..]))
             .bind(&hash[..])
             .execute(&mut *tx)
             .await?;
