@@ -207,7 +207,7 @@ impl BootPlane {
         let Some(image) = self.image(&boot.image)? else { return Ok(not_found()) };
         let Some(initramfs) = image.artifact(ArtifactKind::Initramfs) else { return Ok(not_found()) };
         let (file, len) = self.service.images.open_blob(&initramfs.sha256).map_err(images_failed)?;
-        let etag = format!("\"{id}\"");
+        let etag = id.to_string();
         let body = Body::new(vec![
             Segment::File { file: Arc::new(file), offset: 0, len },
             Segment::Zeros(overlay::padding(len)),
@@ -223,7 +223,7 @@ impl BootPlane {
         let Some(artifact) = image.artifact(kind) else { return Ok(not_found()) };
         let (file, len) = self.service.images.open_blob(&artifact.sha256).map_err(images_failed)?;
         Ok(HttpAnswer::file("application/octet-stream", Arc::new(file), len)
-            .with_etag(format!("\"{}\"", artifact.sha256))
+            .with_etag(artifact.sha256.to_string())
             .with_cache(Cache::NoCache))
     }
 
