@@ -92,12 +92,18 @@ impl Client {
     }
 
     /// Sends a request; an error answer becomes an error.
-    pub(super) async fn send<B: Serialize>(&self, method: Method, path: &str, body: Option<&B>) -> Result<Response, ClientError> {
+    pub(super) async fn send<B: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<Response, ClientError> {
         let mut request = self.http.request(method, format!("{}{path}", self.server)).bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(body);
         }
-        let response = request.send().await.map_err(|source| ClientError::Connect { server: self.server.clone(), source })?;
+        let response =
+            request.send().await.map_err(|source| ClientError::Connect { server: self.server.clone(), source })?;
         if response.status().is_success() {
             return Ok(response);
         }

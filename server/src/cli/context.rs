@@ -36,7 +36,9 @@ pub(super) struct LoginArgs {
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
     /// Nothing is remembered and nothing was given.
-    #[error("no service is known: run `nkd login --server https://HOST:8443 --ca FILE`, or set NKD_SERVER, NKD_TOKEN and NKD_CA")]
+    #[error(
+        "no service is known: run `nkd login --server https://HOST:8443 --ca FILE`, or set NKD_SERVER, NKD_TOKEN and NKD_CA"
+    )]
     None,
     /// A file.
     #[error("cannot {action} {path}", path = path.display())]
@@ -87,7 +89,10 @@ pub(super) async fn login(args: LoginArgs, context: &ContextArgs) -> Result<(), 
         (None, None) => ask()?,
     };
     let token = token.trim().to_owned();
-    let server = context.server.clone().ok_or_else(|| CliError::Usage("login: --server is missing: https://HOST:8443".into()))?;
+    let server = context
+        .server
+        .clone()
+        .ok_or_else(|| CliError::Usage("login: --server is missing: https://HOST:8443".into()))?;
     let ca = context.ca.as_deref().map(read).transpose()?;
     let client = Client::new(&server, &token, ca.as_deref())?;
     let status: serde_json::Value = client.get("/api/v1/status").await?;
@@ -103,7 +108,11 @@ pub(super) async fn login(args: LoginArgs, context: &ContextArgs) -> Result<(), 
         .map_err(|e| fail("write", e))?;
     file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(|e| fail("write", e))?;
     file.persist(&path).map_err(|e| fail("write", e.error))?;
-    println!("{server}: you are {} ({})", status["user"].as_str().unwrap_or("?"), status["role"].as_str().unwrap_or("?"));
+    println!(
+        "{server}: you are {} ({})",
+        status["user"].as_str().unwrap_or("?"),
+        status["role"].as_str().unwrap_or("?")
+    );
     Ok(())
 }
 
@@ -112,9 +121,11 @@ fn ask() -> Result<String, CliError> {
         eprint!("Token: ");
     }
     let mut line = String::new();
-    std::io::stdin()
-        .read_line(&mut line)
-        .map_err(|source| ContextError::File { action: "read the token from", path: "standard input".into(), source })?;
+    std::io::stdin().read_line(&mut line).map_err(|source| ContextError::File {
+        action: "read the token from",
+        path: "standard input".into(),
+        source,
+    })?;
     Ok(line)
 }
 

@@ -130,7 +130,13 @@ pub(super) async fn run(command: ImageCommand, context: &ContextArgs) -> Result<
                 table(
                     &["NAME", "INSTALLER", "IGNITION", "USER", "DESCRIPTION"],
                     profiles.iter().map(|p| {
-                        vec![p.name.clone(), p.installer.clone(), p.ignition_spec.clone(), p.default_user.clone(), p.description.clone()]
+                        vec![
+                            p.name.clone(),
+                            p.installer.clone(),
+                            p.ignition_spec.clone(),
+                            p.default_user.clone(),
+                            p.description.clone(),
+                        ]
                     }),
                 )
             });
@@ -147,7 +153,8 @@ async fn follow(response: reqwest::Response) -> Result<Image, CliError> {
     let mut stream = response.bytes_stream();
     let mut buffer: Vec<u8> = Vec::new();
     while let Some(chunk) = stream.next().await {
-        buffer.extend_from_slice(&chunk.map_err(|source| ClientError::Answer { server: "the service".into(), source })?);
+        buffer
+            .extend_from_slice(&chunk.map_err(|source| ClientError::Answer { server: "the service".into(), source })?);
         while let Some(end) = buffer.iter().position(|&b| b == b'\n') {
             let line: Vec<u8> = buffer.drain(..=end).collect();
             match serde_json::from_slice(&line) {

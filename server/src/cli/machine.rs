@@ -5,10 +5,10 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use nkd_api::MacAddr;
 use nkd_api::machine::{
     AcceptRequest, Assignment, DeclareRequest, Explanation, Identity, LocalBoot, Machine, MachineEvent, StepState,
 };
-use nkd_api::MacAddr;
 use reqwest::Method;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
@@ -182,7 +182,12 @@ impl AssignArgs {
         }
         let Some(image) = self.image.clone() else { return Ok(None) };
         let keys = match &self.ssh_keys {
-            Some(path) => read(path)?.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned).collect(),
+            Some(path) => read(path)?
+                .lines()
+                .map(str::trim)
+                .filter(|l| !l.is_empty() && !l.starts_with('#'))
+                .map(str::to_owned)
+                .collect(),
             None => Vec::new(),
         };
         Ok(Some(Assignment {
@@ -221,13 +226,21 @@ pub(super) async fn run(command: MachineCommand, context: &ContextArgs) -> Resul
         MachineCommand::Show { machine, watch, output } => {
             watched(&client, &of(&machine, ""), watch, output, machine_text).await?;
         }
-        MachineCommand::Events { machine, limit, watch, output } => events(&client, machine, limit, watch, output).await?,
+        MachineCommand::Events { machine, limit, watch, output } => {
+            events(&client, machine, limit, watch, output).await?
+        }
         MachineCommand::Explain { machine, output } => {
             let explanation: Explanation = client.get(&of(&machine, "/explain")).await?;
             output.print(&explanation, |e| {
                 let name = e.machine.as_deref().unwrap_or("nobody knows it");
-                let step = e.last_step.as_ref().map_or(String::new(), |s| format!("Last step: {} ({}) {}\n", s.name, state(s.state), s.detail));
-                format!("Machine:   {} ({name})\nAnswer:    {}\nBecause:   {}\n{step}\n{}", e.mac, e.answer, e.reason, e.script)
+                let step = e
+                    .last_step
+                    .as_ref()
+                    .map_or(String::new(), |s| format!("Last step: {} ({}) {}\n", s.name, state(s.state), s.detail));
+                format!(
+                    "Machine:   {} ({name})\nAnswer:    {}\nBecause:   {}\n{step}\n{}",
+                    e.mac, e.answer, e.reason, e.script
+                )
             });
         }
         MachineCommand::Declare { name, mac, uuid, serial, labels, assign, output } => {
@@ -241,13 +254,18 @@ pub(super) async fn run(command: MachineCommand, context: &ContextArgs) -> Resul
             output.print(&machine, |m| format!("declared {}", m.name));
         }
         MachineCommand::Accept { machine, label, name, labels, assign, output } => {
-            let request = AcceptRequest { name, labels: labels.into_iter().collect(), assignment: assign.assignment()? };
+            let request =
+                AcceptRequest { name, labels: labels.into_iter().collect(), assignment: assign.assignment()? };
             let names = match (machine, label) {
                 (Some(machine), _) => vec![machine],
                 (None, label) => {
                     let path = format!("/api/v1/machines?label={}", segment(&label.unwrap_or_default()));
                     let machines: Vec<Machine> = client.get(&path).await?;
-                    machines.into_iter().filter(|m| !m.accepted || request.assignment.is_some()).map(|m| m.name).collect()
+                    machines
+                        .into_iter()
+                        .filter(|m| !m.accepted || request.assignment.is_some())
+                        .map(|m| m.name)
+                        .collect()
                 }
             };
             let mut accepted = Vec::new();
@@ -261,7 +279,9 @@ pub(super) async fn run(command: MachineCommand, context: &ContextArgs) -> Resul
             });
         }
         MachineCommand::Assign { machine, assign, output } => {
-            let assignment = assign.assignment()?.ok_or_else(|| CliError::Usage("machine assign: give --image or --assignment".into()))?;
+            let assignment = assign
+                .assignment()?
+                .ok_or_else(|| CliError::Usage("machine assign: give --image or --assignment".into()))?;
             let machine: Machine = client.call(Method::POST, &of(&machine, "/assign"), Some(&assignment)).await?;
             output.print(&machine, |m| format!("{}: {}", m.name, m.waiting.as_deref().unwrap_or("assigned")));
         }
@@ -313,7 +333,13 @@ async fn newest(client: &Client) -> Result<i64, CliError> {
     Ok(events.last().map_or(0, |e| e.id))
 }
 
-async fn events(client: &Client, machine: Option<String>, limit: u32, watch: bool, output: OutputArgs) -> Result<(), CliError> {
+async fn events(
+    client: &Client,
+    machine: Option<String>,
+    limit: u32,
+    watch: bool,
+    output: OutputArgs,
+) -> Result<(), CliError> {
     let base = match &machine {
         Some(machine) => format!("/api/v1/machines/{}/events", segment(machine)),
         None => "/api/v1/events".to_owned(),
@@ -325,7 +351,14 @@ async fn events(client: &Client, machine: Option<String>, limit: u32, watch: boo
             .iter()
             .map(|e| {
                 let name = names.get(&e.machine).cloned().unwrap_or_else(|| e.machine.to_string());
-                vec![clock(e.at), name, e.phase.clone(), e.kind.clone(), e.cause.clone(), e.message.replace('\n', "\n    ")]
+                vec![
+                    clock(e.at),
+                    name,
+                    e.phase.clone(),
+                    e.kind.clone(),
+                    e.cause.clone(),
+                    e.message.replace('\n', "\n    "),
+                ]
             })
             .collect::<Vec<_>>()
     };
@@ -395,7 +428,14 @@ fn machine_text(m: &Machine) -> String {
         ("Name", m.name.clone()),
         ("Id", m.id.to_string()),
         ("Phase", format!("{} for {}", m.phase.name(), age(m.phase_since, now))),
-        ("Generation", format!("{} wanted, {} on the disk", m.generation, m.installed_generation.map_or("none".into(), |g| g.to_string()))),
+        (
+            "Generation",
+            format!(
+                "{} wanted, {} on the disk",
+                m.generation,
+                m.installed_generation.map_or("none".into(), |g| g.to_string())
+            ),
+        ),
         ("MAC", macs.join(", ")),
         ("UUID", or(m.identity.uuid.clone())),
         ("Serial", or(m.identity.serial.clone())),
@@ -414,7 +454,15 @@ fn machine_text(m: &Machine) -> String {
     }
     if let Some(f) = &m.facts {
         rows.push(("System", format!("{} {}, kernel {}", f.os, f.os_version, f.kernel)));
-        rows.push(("Hardware", format!("{} cpus, {} memory, disks {}", f.cpus, bytes(f.memory_bytes), f.disks.iter().map(|d| format!("{} {}", d.device, bytes(d.size_bytes))).collect::<Vec<_>>().join(", "))));
+        rows.push((
+            "Hardware",
+            format!(
+                "{} cpus, {} memory, disks {}",
+                f.cpus,
+                bytes(f.memory_bytes),
+                f.disks.iter().map(|d| format!("{} {}", d.device, bytes(d.size_bytes))).collect::<Vec<_>>().join(", ")
+            ),
+        ));
         rows.push(("Deployment", or(f.booted_deployment.clone())));
         rows.push(("Agent", f.agent_version.clone()));
     }

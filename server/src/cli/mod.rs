@@ -176,9 +176,11 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Status(output) => {
             let status: serde_json::Value = context.client()?.get("/api/v1/status").await?;
             output.print(&status, |status| {
-                let rows = status.as_object().into_iter().flatten().map(|(k, v)| {
-                    vec![k.clone(), v.as_str().map_or_else(|| v.to_string(), str::to_owned)]
-                });
+                let rows = status
+                    .as_object()
+                    .into_iter()
+                    .flatten()
+                    .map(|(k, v)| vec![k.clone(), v.as_str().map_or_else(|| v.to_string(), str::to_owned)]);
                 output::table(&["WHAT", "VALUE"], rows)
             });
             Ok(())
@@ -186,7 +188,10 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Backup(args) => {
             let settings = settings(&args.settings)?;
             let bytes = backup(&settings.state_dir, &settings.key_file, &args.file).await?;
-            println!("{}: {bytes} bytes. It holds the key file: keep it as you would keep the state itself.", args.file.display());
+            println!(
+                "{}: {bytes} bytes. It holds the key file: keep it as you would keep the state itself.",
+                args.file.display()
+            );
             Ok(())
         }
         Command::Restore(args) => {
@@ -209,7 +214,8 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
 fn settings(args: &SettingsArgs) -> Result<Settings, SettingsError> {
     let mut flags = args.set.clone();
     flags.extend(args.state_dir.iter().map(|d| ("state_dir".to_owned(), d.display().to_string())));
-    let environment = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+    let environment =
+        std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
     Inputs::gather(&Sources { file: args.config.clone(), flags, environment }).validate()
 }
 

@@ -61,7 +61,11 @@ pub(super) async fn run(command: RuleCommand, context: &ContextArgs) -> Result<(
                 table(
                     &["NAME", "MATCHES", "IMAGE"],
                     rules.iter().map(|r| {
-                        vec![r.name.clone(), describe(&r.matches), r.assignment.as_ref().map_or("-".into(), |a| a.image.clone())]
+                        vec![
+                            r.name.clone(),
+                            describe(&r.matches),
+                            r.assignment.as_ref().map_or("-".into(), |a| a.image.clone()),
+                        ]
                     }),
                 )
             });
@@ -71,7 +75,14 @@ pub(super) async fn run(command: RuleCommand, context: &ContextArgs) -> Result<(
                 Some(file) => read_document(&file)?,
                 None => AcceptRule {
                     name: name.ok_or_else(|| CliError::Usage("rule set: give the rule a name, or --file".into()))?,
-                    matches: MatchFields { mac, uuid: None, serial, vendor, product, labels: label.into_iter().collect() },
+                    matches: MatchFields {
+                        mac,
+                        uuid: None,
+                        serial,
+                        vendor,
+                        product,
+                        labels: label.into_iter().collect(),
+                    },
                     labels: set_label.into_iter().collect(),
                     assignment: assign.assignment()?,
                 },
@@ -91,9 +102,14 @@ pub(super) async fn run(command: RuleCommand, context: &ContextArgs) -> Result<(
 }
 
 fn describe(fields: &MatchFields) -> String {
-    let single = [("mac", &fields.mac), ("uuid", &fields.uuid), ("serial", &fields.serial), ("vendor", &fields.vendor), ("product", &fields.product)];
+    let single = [
+        ("mac", &fields.mac),
+        ("uuid", &fields.uuid),
+        ("serial", &fields.serial),
+        ("vendor", &fields.vendor),
+        ("product", &fields.product),
+    ];
     let mut parts: Vec<String> = single.iter().filter_map(|(k, v)| Some(format!("{k}={}", v.as_ref()?))).collect();
     parts.extend(fields.labels.iter().map(|(k, v)| format!("label {k}={v}")));
     parts.join(", ")
 }
-

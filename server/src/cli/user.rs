@@ -55,11 +55,15 @@ pub(super) async fn run(command: UserCommand, context: &ContextArgs) -> Result<(
             let users: Vec<User> = client.get("/api/v1/users").await?;
             let now = OffsetDateTime::now_utc();
             output.print(&users, |users| {
-                table(&["NAME", "ROLE", "AGE"], users.iter().map(|u| vec![u.name.clone(), u.role.to_string(), age(u.created_at, now)]))
+                table(
+                    &["NAME", "ROLE", "AGE"],
+                    users.iter().map(|u| vec![u.name.clone(), u.role.to_string(), age(u.created_at, now)]),
+                )
             });
         }
         UserCommand::Create { name, role, output } => {
-            let created: CreatedUser = client.call(Method::POST, "/api/v1/users", Some(&NewUser { name, role })).await?;
+            let created: CreatedUser =
+                client.call(Method::POST, "/api/v1/users", Some(&NewUser { name, role })).await?;
             output.print(&created, token_text);
         }
         UserCommand::Token { name, output } => {

@@ -39,7 +39,11 @@ pub enum EnrollError {
 }
 
 /// Buys a certificate with a token. The use of the token and the step of the machine are durable before the answer.
-pub async fn enroll(registry: &Registry, pki: &Arc<Pki>, request: EnrollRequest) -> Result<EnrollResponse, EnrollError> {
+pub async fn enroll(
+    registry: &Registry,
+    pki: &Arc<Pki>,
+    request: EnrollRequest,
+) -> Result<EnrollResponse, EnrollError> {
     let now = OffsetDateTime::now_utc();
     let hash = secret::digest(&request.token);
     // The request is judged before the token is used up: a malformed one must not cost the node its only token.
@@ -51,7 +55,9 @@ pub async fn enroll(registry: &Registry, pki: &Arc<Pki>, request: EnrollRequest)
             registry.apply(token.machine, Input::Alarm { reason }, RowEffects::default()).await?;
             return Err(EnrollError::Reused(at));
         }
-        TokenUse::Expired(_) => return Err(EnrollError::Token("its time is over; start the machine again for a new one")),
+        TokenUse::Expired(_) => {
+            return Err(EnrollError::Token("its time is over; start the machine again for a new one"));
+        }
         TokenUse::Unknown => return Err(EnrollError::Token("nobody issued it, or it was revoked")),
     };
     if token.machine != request.machine {
@@ -73,14 +79,20 @@ pub async fn enroll(registry: &Registry, pki: &Arc<Pki>, request: EnrollRequest)
 }
 
 /// A new certificate for one that still holds.
-pub async fn renew(registry: &Registry, pki: &Arc<Pki>, identity: NodeIdentity, csr: &str) -> Result<EnrollResponse, EnrollError> {
+pub async fn renew(
+    registry: &Registry,
+    pki: &Arc<Pki>,
+    identity: NodeIdentity,
+    csr: &str,
+) -> Result<EnrollResponse, EnrollError> {
     let now = OffsetDateTime::now_utc();
     let machine = registry.find(&crate::machine::Selector::Id(identity.machine)).await?;
     if let Some(reason) = machine.stopped {
         return Err(EnrollError::Stopped(reason));
     }
     if identity.purpose != Purpose::Discovery && machine.generation != identity.generation {
-        let refused = Refused::OldGeneration { name: machine.name, got: identity.generation, wanted: machine.generation };
+        let refused =
+            Refused::OldGeneration { name: machine.name, got: identity.generation, wanted: machine.generation };
         return Err(refused.into());
     }
     let issued = pki.issue_client(csr, identity, now)?;

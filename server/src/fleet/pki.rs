@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use nkd_api::agent::Purpose;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -160,10 +160,15 @@ impl Pki {
         wanted.sort();
         wanted.dedup();
         let wanted = wanted.join(" ");
-        let kept = (store.secret("server/names").await?, store.secret("server/cert").await?, store.secret("server/key").await?);
+        let kept = (
+            store.secret("server/names").await?,
+            store.secret("server/cert").await?,
+            store.secret("server/key").await?,
+        );
         let (certificate, key) = match kept {
             (Some(for_names), Some(certificate), Some(key))
-                if for_names == wanted.as_bytes() && expiry(&certificate).is_some_and(|end| end - now > SERVER_RENEW) =>
+                if for_names == wanted.as_bytes()
+                    && expiry(&certificate).is_some_and(|end| end - now > SERVER_RENEW) =>
             {
                 (certificate, key)
             }
@@ -179,7 +184,11 @@ impl Pki {
                 let certificate = params.signed_by(&key, &self.issuer)?.pem().into_bytes();
                 let key = key.serialize_pem().into_bytes();
                 store
-                    .save_secrets(&[("server/names", wanted.as_bytes()), ("server/cert", &certificate), ("server/key", &key)])
+                    .save_secrets(&[
+                        ("server/names", wanted.as_bytes()),
+                        ("server/cert", &certificate),
+                        ("server/key", &key),
+                    ])
                     .await?;
                 (certificate, key)
             }
@@ -189,7 +198,8 @@ impl Pki {
             .map_err(|_| PkiError::Stored("server certificate"))?;
         let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| PkiError::Stored("server key"))?;
         let mut roots = rustls::RootCertStore::empty();
-        let ca = CertificateDer::from_pem_slice(self.ca_pem.as_bytes()).map_err(|_| PkiError::Stored("CA certificate"))?;
+        let ca =
+            CertificateDer::from_pem_slice(self.ca_pem.as_bytes()).map_err(|_| PkiError::Stored("CA certificate"))?;
         roots.add(ca)?;
         let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
         let mut config =
@@ -245,7 +255,12 @@ mod tests {
     fn identities_survive_their_uri() {
         let identity = NodeIdentity { machine: Uuid::from_u128(7), purpose: Purpose::Node, generation: 3 };
         assert_eq!(NodeIdentity::from_uri(&identity.uri()), Some(identity));
-        for bad in ["nkd://machine/x/node/1", "nkd://machine/", "http://h", "nkd://machine/00000000-0000-0000-0000-000000000007/node/1/2"] {
+        for bad in [
+            "nkd://machine/x/node/1",
+            "nkd://machine/",
+            "http://h",
+            "nkd://machine/00000000-0000-0000-0000-000000000007/node/1/2",
+        ] {
             assert_eq!(NodeIdentity::from_uri(bad), None, "{bad}");
         }
     }

@@ -17,10 +17,14 @@ pub fn task(machine: &Machine, node: NodeIdentity, image: Option<(&Image, &Profi
     let (wanted, on_disk) = (machine.generation, machine.installed_generation == Some(machine.generation));
     match node.purpose {
         Purpose::Discovery => match (&machine.assignment, machine.accepted) {
-            (Some(_), true) if !on_disk => Task::Reboot { reason: format!("{name} is assigned: the next boot installs it") },
+            (Some(_), true) if !on_disk => {
+                Task::Reboot { reason: format!("{name} is assigned: the next boot installs it") }
+            }
             (Some(_), true) => Task::Reboot { reason: format!("{name} has its system on its disk") },
             (_, false) => Task::Wait { reason: format!("{name} waits to be accepted: nkd machine accept {name}") },
-            (None, true) => Task::Wait { reason: format!("nothing is assigned to {name}: nkd machine assign {name} --image NAME") },
+            (None, true) => {
+                Task::Wait { reason: format!("nothing is assigned to {name}: nkd machine assign {name} --image NAME") }
+            }
         },
         Purpose::Install if on_disk => Task::Reboot { reason: format!("generation {wanted} is on the disk of {name}") },
         Purpose::Install if node.generation != wanted => {
@@ -29,7 +33,9 @@ pub fn task(machine: &Machine, node: NodeIdentity, image: Option<(&Image, &Profi
         Purpose::Install => {
             let disk_image = image.and_then(|(i, p)| Some((i, p, i.artifact(ArtifactKind::Disk)?)));
             let (Some(assignment), Some((image, profile, disk))) = (&machine.assignment, disk_image) else {
-                return Task::Wait { reason: format!("the image of {name} has no disk image in the store: nkd image import") };
+                return Task::Wait {
+                    reason: format!("the image of {name} has no disk image in the store: nkd image import"),
+                };
             };
             let append_kargs = profile.installed_args.iter().chain(&assignment.kernel_args).cloned().collect();
             Task::Install(InstallTask {

@@ -8,7 +8,8 @@ use axum::extract::{Query, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use nkd_api::agent::{
-    EnrollRequest, EnrollResponse, Purpose, RenewRequest, Report, ReportAnswer, ReportEvent, ServerTime, Task, TaskAnswer,
+    EnrollRequest, EnrollResponse, Purpose, RenewRequest, Report, ReportAnswer, ReportEvent, ServerTime, Task,
+    TaskAnswer,
 };
 use nkd_api::machine::Machine;
 use serde::Deserialize;
@@ -35,7 +36,10 @@ pub(super) async fn time() -> Json<ServerTime> {
     Json(ServerTime { server_time: OffsetDateTime::now_utc() })
 }
 
-pub(super) async fn enroll(State(service): State<Arc<Service>>, Json(request): Json<EnrollRequest>) -> Result<Json<EnrollResponse>> {
+pub(super) async fn enroll(
+    State(service): State<Arc<Service>>,
+    Json(request): Json<EnrollRequest>,
+) -> Result<Json<EnrollResponse>> {
     Ok(Json(enroll::enroll(&service.registry, &service.pki, request).await?))
 }
 
@@ -83,9 +87,16 @@ pub(super) async fn task(
     }
 }
 
-fn current_task(service: &Service, machine: &Machine, node: NodeIdentity, connection: &Connection) -> Result<TaskAnswer> {
+fn current_task(
+    service: &Service,
+    machine: &Machine,
+    node: NodeIdentity,
+    connection: &Connection,
+) -> Result<TaskAnswer> {
     let image = match &machine.assignment {
-        Some(assignment) => service.images.image(&assignment.image).map_err(|e| ApiError::unavailable(e.to_string()))?,
+        Some(assignment) => {
+            service.images.image(&assignment.image).map_err(|e| ApiError::unavailable(e.to_string()))?
+        }
         None => None,
     };
     let profile = image.as_ref().and_then(|i| profile::by_name(&i.profile));
@@ -137,7 +148,10 @@ pub(super) async fn install_config(
         return Err(ApiError::forbidden(format!("the machine is stopped: {reason}")));
     }
     if machine.generation != query.generation || node.generation != query.generation {
-        return Err(ApiError::conflict(format!("generation {} is wanted, not {}", machine.generation, query.generation)));
+        return Err(ApiError::conflict(format!(
+            "generation {} is wanted, not {}",
+            machine.generation, query.generation
+        )));
     }
     if machine.installed_generation == Some(machine.generation) {
         return Err(ApiError::conflict(format!("generation {} is installed already", machine.generation)));
@@ -165,7 +179,9 @@ pub(super) async fn ignition_config(State(service): State<Arc<Service>>, request
         TokenUse::Reused(token, at) => {
             let reason = format!("its {} configuration was asked for twice, first at {at}", token.purpose.as_str());
             service.registry.apply(token.machine, Input::Alarm { reason }, RowEffects::default()).await?;
-            return Err(ApiError::forbidden("this token was used before; the machine is stopped until an operator looks into it"));
+            return Err(ApiError::forbidden(
+                "this token was used before; the machine is stopped until an operator looks into it",
+            ));
         }
         TokenUse::Expired(_) => return Err(ApiError::forbidden("this token's time is over; start the machine again")),
         TokenUse::Unknown => return Err(ApiError::forbidden("nobody issued this token, or it was revoked")),
@@ -184,7 +200,10 @@ pub(super) async fn ignition_config(State(service): State<Arc<Service>>, request
     };
     let input = Input::ConfigFetched { purpose: token.purpose, generation: token.generation };
     service.registry.apply(token.machine, input, RowEffects::default()).await?;
-    let body = axum::body::Body::new(Delivery { bytes: Some(boot.config.into()), undelivered: Some((Arc::clone(&service), hash)) });
+    let body = axum::body::Body::new(Delivery {
+        bytes: Some(boot.config.into()),
+        undelivered: Some((Arc::clone(&service), hash)),
+    });
     let mut response = Response::new(body);
     response
         .headers_mut()

@@ -22,7 +22,10 @@ pub struct ApiError {
 
 impl ApiError {
     fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
-        Self { status, body: ErrorBody { code: code.into(), message: message.into(), hint: None, problems: Vec::new() } }
+        Self {
+            status,
+            body: ErrorBody { code: code.into(), message: message.into(), hint: None, problems: Vec::new() },
+        }
     }
 
     /// 400: the request is wrong.
@@ -39,7 +42,8 @@ impl ApiError {
 
     /// 401: nobody we know.
     pub fn unauthenticated() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "this needs a valid token").hint("run `nkd login`, or set NKD_TOKEN")
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "this needs a valid token")
+            .hint("run `nkd login`, or set NKD_TOKEN")
     }
 
     /// 403: known, but not allowed.
@@ -126,7 +130,9 @@ impl From<ConfigError> for ApiError {
 impl From<EnrollError> for ApiError {
     fn from(error: EnrollError) -> Self {
         match error {
-            EnrollError::Token(_) | EnrollError::Reused(_) | EnrollError::Stopped(_) => Self::forbidden(error.to_string()),
+            EnrollError::Token(_) | EnrollError::Reused(_) | EnrollError::Stopped(_) => {
+                Self::forbidden(error.to_string())
+            }
             EnrollError::Refused(refused) => Self::conflict(refused.to_string()),
             EnrollError::Pki(PkiError::Request(_)) => Self::invalid(chain(&error)),
             EnrollError::Registry(registry) => registry.into(),

@@ -72,7 +72,10 @@ pub(super) async fn declare(
     caller.require(Role::Operator)?;
     let identity = &request.identity;
     if identity.macs.is_empty() && identity.uuid.is_none() && identity.serial.is_none() {
-        return Err(ApiError::problems("the machine has no key", vec![Problem { path: "identity".into(), message: "give a MAC address, a UUID or a serial number".into() }]));
+        return Err(ApiError::problems(
+            "the machine has no key",
+            vec![Problem { path: "identity".into(), message: "give a MAC address, a UUID or a serial number".into() }],
+        ));
     }
     if let Some(mac) = identity.macs.iter().find(|m| !m.is_usable()) {
         return Err(ApiError::invalid(format!("identity.macs: {mac} cannot name one machine")));
@@ -122,7 +125,11 @@ pub(super) struct EventsQuery {
 
 /// Events of all machines, oldest first.
 #[utoipa::path(get, path = "/api/v1/events", tag = "machines", params(EventsQuery), responses((status = 200, body = Vec<MachineEvent>), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn events(State(service): App, _: Caller, Query(query): Query<EventsQuery>) -> Result<Json<Vec<MachineEvent>>> {
+pub(super) async fn events(
+    State(service): App,
+    _: Caller,
+    Query(query): Query<EventsQuery>,
+) -> Result<Json<Vec<MachineEvent>>> {
     Ok(Json(wait_for_events(&service, None, &query).await?))
 }
 
@@ -138,7 +145,11 @@ pub(super) async fn machine_events(
     Ok(Json(wait_for_events(&service, Some(machine.id), &query).await?))
 }
 
-async fn wait_for_events(service: &Service, machine: Option<uuid::Uuid>, query: &EventsQuery) -> Result<Vec<MachineEvent>> {
+async fn wait_for_events(
+    service: &Service,
+    machine: Option<uuid::Uuid>,
+    query: &EventsQuery,
+) -> Result<Vec<MachineEvent>> {
     let limit = query.limit.unwrap_or(200).min(MAX_EVENTS);
     let mut news = service.registry.subscribe();
     let deadline = tokio::time::sleep(Duration::from_secs(query.wait.min(60)));
@@ -174,7 +185,9 @@ pub(super) async fn explain(
         Err(_) => {
             let machine = find(&service, &machine).await?;
             let first = machine.identity.macs.first().copied();
-            first.ok_or_else(|| ApiError::conflict(format!("{} has no MAC address yet: nothing can be said of its boot", machine.name)))?
+            first.ok_or_else(|| {
+                ApiError::conflict(format!("{} has no MAC address yet: nothing can be said of its boot", machine.name))
+            })?
         }
     };
     Ok(Json(plane::explain(&service, mac, connection.local).await?))
@@ -221,10 +234,13 @@ pub(super) async fn assign(
 fn check_image(service: &Service, assignment: &Assignment) -> Result<nkd_api::profile::Profile> {
     let image = service.images.image(&assignment.image).map_err(|e| ApiError::unavailable(e.to_string()))?;
     let image = image.ok_or_else(|| {
-        ApiError::problems("the assignment is not valid", vec![Problem {
-            path: "image".into(),
-            message: format!("there is no image `{}`: `nkd image list` shows what there is", assignment.image),
-        }])
+        ApiError::problems(
+            "the assignment is not valid",
+            vec![Problem {
+                path: "image".into(),
+                message: format!("there is no image `{}`: `nkd image list` shows what there is", assignment.image),
+            }],
+        )
     })?;
     profile::by_name(&image.profile)
         .ok_or_else(|| ApiError::conflict(format!("the image has the unknown profile `{}`", image.profile)))
@@ -235,12 +251,16 @@ async fn assign_checked(service: &Service, machine: Machine, assignment: Assignm
     let mut problems = Vec::new();
     if !service.templates.contains(&assignment.template) {
         let known = service.templates.names().collect::<Vec<_>>().join(", ");
-        problems.push(Problem { path: "template".into(), message: format!("there is no template `{}`: known are {known}", assignment.template) });
+        problems.push(Problem {
+            path: "template".into(),
+            message: format!("there is no template `{}`: known are {known}", assignment.template),
+        });
     }
     if let Some(hostname) = &assignment.hostname
         && !hostname.split('.').all(crate::machine::lifecycle::valid_name)
     {
-        problems.push(Problem { path: "hostname".into(), message: format!("`{hostname}` is not a host name (RFC 1123)") });
+        problems
+            .push(Problem { path: "hostname".into(), message: format!("`{hostname}` is not a host name (RFC 1123)") });
     }
     if let Some(disk) = &assignment.install_disk
         && !disk.starts_with("/dev/")
@@ -249,12 +269,16 @@ async fn assign_checked(service: &Service, machine: Machine, assignment: Assignm
     }
     for (i, key) in assignment.ssh_authorized_keys.iter().enumerate() {
         if !(key.starts_with("ssh-") || key.starts_with("ecdsa-") || key.starts_with("sk-")) || key.contains('\n') {
-            problems.push(Problem { path: format!("sshAuthorizedKeys[{i}]"), message: "this is not a public key line of OpenSSH".into() });
+            problems.push(Problem {
+                path: format!("sshAuthorizedKeys[{i}]"),
+                message: "this is not a public key line of OpenSSH".into(),
+            });
         }
     }
     for (i, argument) in assignment.kernel_args.iter().enumerate() {
         if argument.is_empty() || argument.contains(|c: char| c.is_whitespace() || c.is_control()) {
-            problems.push(Problem { path: format!("kernelArgs[{i}]"), message: "one argument without white space".into() });
+            problems
+                .push(Problem { path: format!("kernelArgs[{i}]"), message: "one argument without white space".into() });
         }
     }
     for (i, snippet) in assignment.snippets.iter().enumerate() {
@@ -274,12 +298,18 @@ async fn assign_checked(service: &Service, machine: Machine, assignment: Assignm
 
 /// Raises the install generation: the next network boot installs the machine again. Nothing else does.
 #[utoipa::path(post, path = "/api/v1/machines/{machine}/reinstall", tag = "machines", responses((status = 200, body = Machine), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn reinstall(State(service): App, caller: Caller, Path(machine): Path<String>) -> Result<Json<Machine>> {
+pub(super) async fn reinstall(
+    State(service): App,
+    caller: Caller,
+    Path(machine): Path<String>,
+) -> Result<Json<Machine>> {
     caller.require(Role::Operator)?;
     let machine = find(&service, &machine).await?;
     caller.audit(&service, "machine.reinstall", &machine.name, "").await?;
     let input = Input::Reinstall { cause: caller.0.name.clone() };
-    Ok(Json(service.registry.apply(machine.id, input, RowEffects { revoke_tokens: true, ..RowEffects::default() }).await?))
+    Ok(Json(
+        service.registry.apply(machine.id, input, RowEffects { revoke_tokens: true, ..RowEffects::default() }).await?,
+    ))
 }
 
 /// Serves a machine again that an alarm has stopped.
@@ -289,7 +319,9 @@ pub(super) async fn release(State(service): App, caller: Caller, Path(machine): 
     let machine = find(&service, &machine).await?;
     caller.audit(&service, "machine.release", &machine.name, machine.stopped.as_deref().unwrap_or("")).await?;
     let input = Input::Release { cause: caller.0.name.clone() };
-    Ok(Json(service.registry.apply(machine.id, input, RowEffects { revoke_tokens: true, ..RowEffects::default() }).await?))
+    Ok(Json(
+        service.registry.apply(machine.id, input, RowEffects { revoke_tokens: true, ..RowEffects::default() }).await?,
+    ))
 }
 
 /// The rules that accept machines.
@@ -300,7 +332,11 @@ pub(super) async fn rules(State(service): App, _: Caller) -> Result<Json<Vec<Acc
 
 /// Writes a rule, and lets in every waiting machine that fits. Answers with the names of those.
 #[utoipa::path(put, path = "/api/v1/rules", tag = "machines", request_body = AcceptRule, responses((status = 200, body = Vec<String>), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn save_rule(State(service): App, caller: Caller, Json(rule): Json<AcceptRule>) -> Result<Json<Vec<String>>> {
+pub(super) async fn save_rule(
+    State(service): App,
+    caller: Caller,
+    Json(rule): Json<AcceptRule>,
+) -> Result<Json<Vec<String>>> {
     caller.require(Role::Operator)?;
     let problems = matching::problems(&rule);
     if !problems.is_empty() {

@@ -29,7 +29,11 @@ pub(super) async fn list(State(service): App, caller: Caller) -> Result<Json<Vec
 
 /// Makes a user. The token stands in the answer and nowhere else.
 #[utoipa::path(post, path = "/api/v1/users", tag = "users", request_body = NewUser, responses((status = 201, body = CreatedUser), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn create(State(service): App, caller: Caller, Json(new): Json<NewUser>) -> Result<(StatusCode, Json<CreatedUser>)> {
+pub(super) async fn create(
+    State(service): App,
+    caller: Caller,
+    Json(new): Json<NewUser>,
+) -> Result<(StatusCode, Json<CreatedUser>)> {
     caller.require(Role::Admin)?;
     if !valid_name(&new.name) {
         return Err(ApiError::invalid(format!("name: {NAME_RULE}")));
@@ -79,7 +83,11 @@ pub(super) struct AuditQuery {
 
 /// The audit trail, oldest first.
 #[utoipa::path(get, path = "/api/v1/audit", tag = "users", params(AuditQuery), responses((status = 200, body = Vec<AuditEntry>), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn audit(State(service): App, caller: Caller, Query(query): Query<AuditQuery>) -> Result<Json<Vec<AuditEntry>>> {
+pub(super) async fn audit(
+    State(service): App,
+    caller: Caller,
+    Query(query): Query<AuditQuery>,
+) -> Result<Json<Vec<AuditEntry>>> {
     caller.require(Role::Admin)?;
     Ok(Json(service.registry.store().audit_trail(query.limit.unwrap_or(200).min(1000)).await?))
 }

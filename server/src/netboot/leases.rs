@@ -22,13 +22,15 @@ impl Leases {
 #[async_trait]
 impl LeaseStore for Leases {
     async fn load(&self) -> Result<Vec<Lease>, LeaseStoreError> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| LeaseStoreError { action: "load leases", source };
+        let failed =
+            |source: Box<dyn std::error::Error + Send + Sync>| LeaseStoreError { action: "load leases", source };
         let documents = self.store.leases().await.map_err(|e| failed(e.into()))?;
         documents.iter().map(|d| serde_json::from_str(d).map_err(|e| failed(e.into()))).collect()
     }
 
     async fn save(&self, changes: &[LeaseChange]) -> Result<(), LeaseStoreError> {
-        let failed = |source: Box<dyn std::error::Error + Send + Sync>| LeaseStoreError { action: "save leases", source };
+        let failed =
+            |source: Box<dyn std::error::Error + Send + Sync>| LeaseStoreError { action: "save leases", source };
         let mut rows = Vec::with_capacity(changes.len());
         for change in changes {
             rows.push(match change {

@@ -105,7 +105,9 @@ impl BootPlane {
                 Some(agent) => file(&agent.path, "application/octet-stream"),
                 None => not_found(),
             }),
-            [""] => Ok(HttpAnswer::text(200, "nkd boot plane. Machines start at /boot.ipxe; people use the nkd command.\n")),
+            [""] => {
+                Ok(HttpAnswer::text(200, "nkd boot plane. Machines start at /boot.ipxe; people use the nkd command.\n"))
+            }
             _ => Ok(not_found()),
         }
     }
@@ -146,7 +148,12 @@ impl BootPlane {
     }
 
     /// Carries a decision out: makes the boot durable, then gives the script.
-    async fn execute(&self, machine: &Machine, decision: &Decision<'_>, local: IpAddr) -> Result<HttpAnswer, PlaneError> {
+    async fn execute(
+        &self,
+        machine: &Machine,
+        decision: &Decision<'_>,
+        local: IpAddr,
+    ) -> Result<HttpAnswer, PlaneError> {
         let registry = &self.service.registry;
         let (taken, effects, answer) = match &decision.answer {
             Answer::NotNow => {
@@ -154,13 +161,15 @@ impl BootPlane {
                 (BootTaken::NotNow { reason }, RowEffects::default(), script(ipxe::not_now(&decision.reason)))
             }
             Answer::LocalDisk { how } => {
-                let answer = ipxe::local_disk(*how, machine.identity.firmware, &machine.name).map_or_else(not_found, script);
+                let answer =
+                    ipxe::local_disk(*how, machine.identity.firmware, &machine.name).map_or_else(not_found, script);
                 (BootTaken::LocalDisk, RowEffects::default(), answer)
             }
             Answer::Discovery { image, profile } => {
                 let prepared = config::prepare_boot(&self.service, machine, image, profile, Purpose::Discovery, local)?;
                 let script = self.live_script(machine, image, profile, prepared.boot.id, &decision.reason, local)?;
-                let effects = RowEffects { tokens: prepared.tokens, boot: Some(prepared.boot), ..RowEffects::default() };
+                let effects =
+                    RowEffects { tokens: prepared.tokens, boot: Some(prepared.boot), ..RowEffects::default() };
                 (BootTaken::Discovery, effects, script)
             }
             Answer::LiveInstall { image, profile, generation } => {
@@ -254,7 +263,8 @@ impl Images {
     }
 
     fn known<'a>(&'a self, machine: Option<&'a Machine>) -> Known<'a> {
-        let borrow = |pair: &'a Option<(Arc<Image>, Profile)>| pair.as_ref().map(|(image, profile)| (&**image, profile));
+        let borrow =
+            |pair: &'a Option<(Arc<Image>, Profile)>| pair.as_ref().map(|(image, profile)| (&**image, profile));
         Known { machine, assigned: borrow(&self.assigned), discovery: borrow(&self.discovery) }
     }
 }
@@ -277,9 +287,8 @@ pub async fn explain(service: &Service, mac: MacAddr, local: IpAddr) -> Result<E
     };
     let script = match &decision.answer {
         Answer::NotNow => ipxe::not_now(&decision.reason),
-        Answer::LocalDisk { how } => {
-            ipxe::local_disk(*how, subject.identity.firmware, &subject.name).unwrap_or_else(|| "404 Not Found\n".to_owned())
-        }
+        Answer::LocalDisk { how } => ipxe::local_disk(*how, subject.identity.firmware, &subject.name)
+            .unwrap_or_else(|| "404 Not Found\n".to_owned()),
         Answer::Discovery { image, profile } | Answer::LiveInstall { image, profile, .. } => {
             live_script(&base, subject, image, profile, &format!("{base}/boot/<boot>/initrd"), &decision.reason)?
         }
@@ -338,5 +347,8 @@ fn images_failed(error: impl std::fmt::Display) -> PlaneError {
 }
 
 fn query(query: &str, key: &str) -> Option<String> {
-    url::form_urlencoded::parse(query.as_bytes()).find(|(k, _)| k == key).map(|(_, v)| v.into_owned()).filter(|v| !v.is_empty())
+    url::form_urlencoded::parse(query.as_bytes())
+        .find(|(k, _)| k == key)
+        .map(|(_, v)| v.into_owned())
+        .filter(|v| !v.is_empty())
 }

@@ -141,7 +141,9 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         "nkd serves"
     );
     if settings.dhcp.mode == dhcp::Mode::Off {
-        tracing::info!("DHCP is off: set dhcp.mode to proxy or server and name an interface, or point your own DHCP server here");
+        tracing::info!(
+            "DHCP is off: set dhcp.mode to proxy or server and name an interface, or point your own DHCP server here"
+        );
     }
     state::show_first_token(&settings.state_dir, token.as_deref());
 

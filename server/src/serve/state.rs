@@ -48,7 +48,8 @@ pub(super) fn prepare(dir: &Path) -> Result<nix::fcntl::Flock<File>, StateError>
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).map_err(io("close the state folder", dir))?;
     let path = dir.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io("open", &path))?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|_| StateError::Locked(dir.into()))
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
+        .map_err(|_| StateError::Locked(dir.into()))
 }
 
 /// Writes `ca.pem`, which is public, for the command line on this host.
@@ -84,7 +85,10 @@ pub(super) fn show_first_token(dir: &Path, token: Option<&str>) {
     let Some(token) = token else { return };
     let file = dir.join("first-admin-token");
     if std::io::stdout().is_terminal() {
-        println!("The first user is admin. Its token, shown this once:\n\n    {token}\n\nKeep it: nkd login --server https://HOST:8443 --ca {}", dir.join("ca.pem").display());
+        println!(
+            "The first user is admin. Its token, shown this once:\n\n    {token}\n\nKeep it: nkd login --server https://HOST:8443 --ca {}",
+            dir.join("ca.pem").display()
+        );
         let _ = std::fs::remove_file(&file);
     } else {
         tracing::info!(file = %file.display(), "the first user is admin; take its token out of this file: nkd login --token-file");

@@ -11,7 +11,8 @@ use nkd_api::MacAddr;
 use toml::{Table, Value};
 
 use super::{
-    DhcpInterface, DhcpSettings, HttpSettings, Inputs, LogSettings, SettingProblem, Settings, SettingsError, TftpSettings,
+    DhcpInterface, DhcpSettings, HttpSettings, Inputs, LogSettings, SettingProblem, Settings, SettingsError,
+    TftpSettings,
 };
 use crate::netboot::dhcp::{Mode, Reservation};
 
@@ -29,7 +30,9 @@ pub(super) fn settings(inputs: Inputs) -> Result<Settings, SettingsError> {
         filter: log.parse("filter", "a filter such as info").unwrap_or_else(|| "info".into()),
     });
     let dhcp = root.section("dhcp", |dhcp| DhcpSettings {
-        mode: dhcp.choice("mode", &[("off", Mode::Off), ("proxy", Mode::Proxy), ("server", Mode::Server)]).unwrap_or(Mode::Off),
+        mode: dhcp
+            .choice("mode", &[("off", Mode::Off), ("proxy", Mode::Proxy), ("server", Mode::Server)])
+            .unwrap_or(Mode::Off),
         router_advertisements: dhcp.flag("router_advertisements").unwrap_or(true),
         conflict_probe: dhcp.flag("conflict_probe").unwrap_or(true),
         interfaces: dhcp.list("interface", interface),
@@ -47,21 +50,40 @@ pub(super) fn settings(inputs: Inputs) -> Result<Settings, SettingsError> {
             .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9090))),
         names: http.strings("names"),
     });
-    let ipxe_dir = root.section("netboot", |n| n.parse("ipxe_dir", "a folder")).unwrap_or_else(|| "/usr/lib/ipxe".into());
+    let ipxe_dir =
+        root.section("netboot", |n| n.parse("ipxe_dir", "a folder")).unwrap_or_else(|| "/usr/lib/ipxe".into());
     if dhcp.mode == Mode::Server {
         for (i, interface) in dhcp.interfaces.iter().enumerate() {
             if interface.pool.is_none() && dhcp.reservations.is_empty() {
-                root.problem_at(format!("dhcp.interface[{i}].pool"), "the mode server needs a pool or reservations: 10.0.0.50-10.0.0.99".into());
+                root.problem_at(
+                    format!("dhcp.interface[{i}].pool"),
+                    "the mode server needs a pool or reservations: 10.0.0.50-10.0.0.99".into(),
+                );
             }
         }
     }
     if dhcp.mode != Mode::Off && dhcp.interfaces.is_empty() {
-        root.problem_at("dhcp.interface".into(), "name the interface that machines are on: [[dhcp.interface]] name = \"eth1\"".into());
+        root.problem_at(
+            "dhcp.interface".into(),
+            "name the interface that machines are on: [[dhcp.interface]] name = \"eth1\"".into(),
+        );
     }
     root.leftovers();
     let mut problems = root.shared.problems;
     if problems.is_empty() {
-        return Ok(Settings { state_dir, key_file, advertise, discovery_image, templates_dir, agent_binary, log, dhcp, tftp, http, ipxe_dir });
+        return Ok(Settings {
+            state_dir,
+            key_file,
+            advertise,
+            discovery_image,
+            templates_dir,
+            agent_binary,
+            log,
+            dhcp,
+            tftp,
+            http,
+            ipxe_dir,
+        });
     }
     problems.sort_by(|a, b| a.name.cmp(&b.name));
     Err(SettingsError(problems))
@@ -165,7 +187,8 @@ impl Reader {
     }
 
     fn address(&mut self, key: &str, port: u16) -> SocketAddr {
-        self.parse(key, "an address with a port, 0.0.0.0:8080").unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+        self.parse(key, "an address with a port, 0.0.0.0:8080")
+            .unwrap_or(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
     }
 
     fn choice<T: Clone>(&mut self, key: &str, choices: &[(&str, T)]) -> Option<T> {
@@ -220,9 +243,13 @@ impl Reader {
     fn pool(&mut self, key: &str) -> Option<RangeInclusive<Ipv4Addr>> {
         let text = self.text(key, "a range of addresses")?;
         let range = text.split_once('-').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
-        let range = range.filter(|(first, last): &(Ipv4Addr, Ipv4Addr)| first <= last).map(|(first, last)| first..=last);
+        let range =
+            range.filter(|(first, last): &(Ipv4Addr, Ipv4Addr)| first <= last).map(|(first, last)| first..=last);
         if range.is_none() {
-            self.problem(key, format!("`{text}` is not a range of addresses: write the lower one first, 10.0.0.50-10.0.0.99"));
+            self.problem(
+                key,
+                format!("`{text}` is not a range of addresses: write the lower one first, 10.0.0.50-10.0.0.99"),
+            );
         }
         range
     }
@@ -272,7 +299,10 @@ impl Reader {
     fn leftovers(&mut self) {
         let keys: Vec<String> = self.table.keys().cloned().collect();
         for key in keys {
-            self.problem(&key, "there is no such setting: check its spelling (`nkd serve --print-settings` shows all)".into());
+            self.problem(
+                &key,
+                "there is no such setting: check its spelling (`nkd serve --print-settings` shows all)".into(),
+            );
         }
     }
 }

@@ -37,7 +37,11 @@ fn later_sources_win() {
 fn fragments_are_read_by_name_after_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nkd.toml");
-    std::fs::write(&path, "advertise = 'a'\n[dhcp]\nmode = 'server'\n[[dhcp.interface]]\nname = 'eth1'\npool = '10.0.0.5-10.0.0.9'\n").unwrap();
+    std::fs::write(
+        &path,
+        "advertise = 'a'\n[dhcp]\nmode = 'server'\n[[dhcp.interface]]\nname = 'eth1'\npool = '10.0.0.5-10.0.0.9'\n",
+    )
+    .unwrap();
     std::fs::create_dir(dir.path().join("nkd.d")).unwrap();
     std::fs::write(dir.path().join("nkd.d/20-b.toml"), "advertise = 'c'\n").unwrap();
     std::fs::write(dir.path().join("nkd.d/10-a.toml"), "advertise = 'b'\n").unwrap();
