@@ -1,7 +1,7 @@
 //! Sends a response: the head, then each segment, files by `sendfile(2)`.
 //!
 //! Nothing is copied into this process and nothing is queued in it: what the socket does not take waits in the page
-//! cache. The head is marked with `MSG_MORE`, so that it shares its packet with the first data.
+//! cache. The head is marked with `MSG_MORE`, so that it shares its packet with the first data, and a large body is corked.
 //!
 //! `sendfile` waits for the disk when the page cache does not hold the data, and with it every task of its thread, DHCP
 //! perhaps among them. So each chunk is probed first, and read on a blocking thread if it is not there.
@@ -16,6 +16,7 @@ use std::time::Duration;
 use nix::sys::sendfile::sendfile;
 use nix::sys::socket::{MsgFlags, send};
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
@@ -25,7 +26,11 @@ use super::response::{Response, Segment};
 
 /// The most bytes in one `sendfile` call, and those that are probed and read together: large, for few calls; bounded,
 /// for other connections on the same thread.
-const CHUNK: u64 = 1 << 20;
+const CHUNK: u64 = 2 << 20;
+
+/// A body from this length on is sent corked: only full packets leave, until its end. Without it, each `sendfile` call
+/// ends with a small one, which costs the reader a wake-up: measured at a quarter of the throughput of one client.
+const CORKED: u64 = 64 * 1024;
 
 /// So many bytes may a connection send before it lets others run, if the socket takes them all.
 const TURN: u64 = 8 << 20;
@@ -74,6 +79,10 @@ pub(super) async fn transmit(
     let stall = shared.timeouts.stall;
     let mut line = Line { stream, shared, stall, timer: None, moved: 0, moved_before: 0, turn: 0 };
     let mut left = response.body.segments().count();
+    let corked = response.body.len() >= CORKED;
+    if corked {
+        SockRef::from(stream).set_tcp_cork(true).map_err(SendError::Io)?;
+    }
     line.push(Piece::Bytes(&response.head), left > 0, |_| {}).await?;
     for segment in response.body.segments() {
         left -= 1;
@@ -83,6 +92,9 @@ pub(super) async fn transmit(
             Segment::Zeros(len) => Piece::Zeros(*len),
         };
         line.push(piece, left > 0, &mut sent).await?;
+    }
+    if corked {
+        SockRef::from(stream).set_tcp_cork(false).map_err(SendError::Io)?;
     }
     Ok(())
 }
