@@ -14,8 +14,12 @@ const MAC: &str = "52:54:00:00:00:01";
 
 /// A service in a network of its own, with the lab image imported.
 fn service(net: &Network, mode: DhcpMode) -> Result<Nkd> {
+    service_with(net, mode, &[])
+}
+
+fn service_with(net: &Network, mode: DhcpMode, settings: &[&str]) -> Result<Nkd> {
     let builds = Builds::from_environment()?;
-    let nkd = Nkd::start(net, &builds, mode, &[])?;
+    let nkd = Nkd::start(net, &builds, mode, settings)?;
     nkd.nkd(net, &["image", "import", &builds.image.display().to_string(), "--name", IMAGE])?;
     Ok(nkd)
 }
@@ -123,6 +127,25 @@ fn an_unknown_machine_waits_until_it_is_accepted() -> Result {
     nkd.wait_until(&net, "known", "Ignition took its configuration", within(400), |m| {
         m["steps"].as_array().is_some_and(|steps| steps.iter().any(|s| s["name"] == "live"))
     })?;
+    Ok(())
+}
+
+/// With a discovery image, a stranger tells its hardware, waits, and restarts by itself into its installation when it is
+/// let in.
+#[test]
+fn a_discovered_machine_tells_its_facts_and_installs_when_it_is_let_in() -> Result {
+    let net = Network::create("discovery")?;
+    let nkd = service_with(&net, DhcpMode::Server, &[&format!("discovery_image={IMAGE}")])?;
+    let machine = Machine::named("found").mac(MAC).disk_gib(4).boot(BootOrder::NetworkThenDisk).start(&net)?;
+    let found = nkd.wait_until(&net, MAC, "the machine tells its facts", within(600), |m| m["facts"].is_object())?;
+    assert_eq!(phase(&found), "discovered");
+    assert_eq!(found["facts"]["live"], true);
+    assert_eq!(found["facts"]["disks"][0]["sizeBytes"], 4u64 << 30, "{found:#}");
+    assert!(found["facts"]["nics"].as_array().unwrap().iter().any(|n| n["mac"] == MAC));
+    let name = found["name"].as_str().unwrap_or_default().to_owned();
+    nkd.nkd(&net, &["machine", "accept", &name, "--name", "found", "--image", IMAGE])?;
+    nkd.wait_for_phase(&net, "found", "Installing", within(700))?;
+    drop(machine);
     Ok(())
 }
 
