@@ -7,7 +7,7 @@ mod log;
 mod state;
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry as Metrics;
@@ -18,8 +18,8 @@ use tokio_util::task::TaskTracker;
 
 pub use log::init as init_log;
 
-use crate::content::image::ImageStore;
 use crate::content::image::catalog::CatalogError;
+use crate::content::image::{self, ImageStore};
 use crate::fleet::pki::{Pki, PkiError};
 use crate::http::{self, TlsServer};
 use crate::ignition::TemplateSet;
@@ -84,7 +84,9 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let store = Store::open(&settings.state_dir, Seal::from_key_file(&settings.key_file, fresh)?).await?;
     let pki = Arc::new(Pki::load_or_create(&store, now).await?);
     state::publish_ca(&settings.state_dir, pki.ca_pem())?;
-    let images = Arc::new(ImageStore::open(&settings.state_dir)?);
+    let mut metrics = Metrics::default();
+    let image_metrics = image::metrics::Metrics::register(&mut metrics);
+    let images = Arc::new(ImageStore::open(&settings.state_dir)?.with_metrics(image_metrics));
     let registry = Registry::new(store.clone());
     let service = Arc::new(Service {
         registry: registry.clone(),
@@ -98,8 +100,8 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         },
         discovery_image: settings.discovery_image.clone(),
         agent_file: agent_file(&settings)?,
+        dhcp: OnceLock::new(),
     });
-    let mut metrics = Metrics::default();
 
     let (names, addresses) = certificate_names(&settings)?;
     let tls = pki.server_config(&store, &names, &addresses, now).await?;
@@ -129,6 +131,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         dhcp::Metrics::register(&mut metrics),
     )
     .await?;
+    let _ = service.dhcp.set(dhcp.handle());
     let health = health::Health::bind(settings.http.metrics_listen, store.clone(), metrics).await?;
     let token = state::first_admin(&settings.state_dir, &store).await?;
 
