@@ -165,7 +165,6 @@ struct Active {
 impl Carrier {
     fn run(mut self) {
         let mut events = [EpollEvent::empty(); ROUND];
-        let mut actions = Vec::with_capacity(ROUND);
         loop {
             let now = Instant::now();
             self.take_messages(now);
@@ -187,11 +186,12 @@ impl Carrier {
             for event in &events[..count] {
                 match event.data() {
                     WAKE => drop(self.wake.read()),
-                    token => actions.extend(self.receive(token, now).map(|action| (token, action))),
+                    token => {
+                        if let Some(action) = self.receive(token, now) {
+                            self.perform(token, action, now);
+                        }
+                    }
                 }
-            }
-            for (token, action) in actions.drain(..) {
-                self.perform(token, action, now);
             }
         }
     }
