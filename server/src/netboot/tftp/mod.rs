@@ -37,7 +37,7 @@ use thiserror::Error;
 pub use metrics::{Metrics, Outcome};
 pub use server::{BindError, Config, Server};
 
-/// What the server serves. The virtual tree implements it.
+/// What the server serves; the virtual tree implements it.
 #[async_trait]
 pub trait Files: Send + Sync + 'static {
     /// Looks a name up. Called once for each request, before the first packet of the answer.
