@@ -4,9 +4,12 @@
 
 mod apt;
 mod bench;
+mod build;
 mod image;
+mod lab;
 mod root;
 mod stage;
+mod test;
 
 use std::path::{Path, PathBuf};
 
@@ -21,6 +24,10 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Rack two blank machines in QEMU and watch them become enrolled nodes
+    Lab(lab::Arguments),
+    /// Install what the tests need and run them all
+    Test(test::Arguments),
     /// Build a node image and print the directory it is in
     Image(image::Arguments),
     /// Measure ours and a peer side by side and print the ratios
@@ -29,6 +36,8 @@ enum Chore {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().chore {
+        Chore::Lab(arguments) => lab::run(&arguments),
+        Chore::Test(arguments) => test::run(&arguments),
         Chore::Image(arguments) => image::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),
     }
