@@ -1,6 +1,7 @@
 //! What the chores build before they run anything: programs, images, and Debian packages installed.
 
-use std::path::PathBuf;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -70,7 +71,7 @@ pub fn cargo(words: &[&str]) -> Result<()> {
 }
 
 /// The same with further environment.
-pub fn cargo_with(words: &[&str], environment: &[(&str, &std::ffi::OsStr)]) -> Result<()> {
+pub fn cargo_with(words: &[&str], environment: &[(&str, &OsStr)]) -> Result<()> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .args(words)
@@ -80,4 +81,40 @@ pub fn cargo_with(words: &[&str], environment: &[(&str, &std::ffi::OsStr)]) -> R
         .context("cargo cannot be run")?;
     ensure!(status.success(), "cargo {} failed ({status})", words.join(" "));
     Ok(())
+}
+
+/// What a program prints; its errors are in the message if it fails.
+pub fn output(program: impl AsRef<OsStr>, words: &[OsString]) -> Result<String> {
+    text(&mut Command::new(program), words)
+}
+
+/// The same in a folder.
+pub fn output_in(folder: &Path, program: &str, words: &[OsString]) -> Result<String> {
+    text(Command::new(program).current_dir(folder), words)
+}
+
+/// The same with further environment.
+pub fn output_with(program: &str, words: &[OsString], environment: &[(&str, &str)]) -> Result<String> {
+    text(Command::new(program).envs(environment.iter().copied()), words)
+}
+
+/// What a program prints when that is no text.
+pub fn output_bytes(program: &str, words: &[OsString]) -> Result<Vec<u8>> {
+    bytes(&mut Command::new(program), words)
+}
+
+fn text(command: &mut Command, words: &[OsString]) -> Result<String> {
+    String::from_utf8(bytes(command, words)?).context("its output is no text")
+}
+
+fn bytes(command: &mut Command, words: &[OsString]) -> Result<Vec<u8>> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.args(words).output().with_context(|| format!("{name} cannot be run"))?;
+    ensure!(
+        output.status.success(),
+        "{name} failed ({}): {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    Ok(output.stdout)
 }

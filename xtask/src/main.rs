@@ -5,11 +5,14 @@
 mod apt;
 mod bench;
 mod build;
+mod dist;
 mod image;
 mod lab;
+mod metadata;
 mod root;
 mod stage;
 mod test;
+mod tidy;
 
 use std::path::{Path, PathBuf};
 
@@ -32,6 +35,10 @@ enum Chore {
     Image(image::Arguments),
     /// Measure ours and a peer side by side and print the ratios
     Bench(bench::Arguments),
+    /// Build the programs as they are released, with Debian packages, into target/dist
+    Dist,
+    /// Check form and rules: rustfmt, clippy, and what they cannot know
+    Tidy,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -40,6 +47,8 @@ fn main() -> anyhow::Result<()> {
         Chore::Test(arguments) => test::run(&arguments),
         Chore::Image(arguments) => image::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),
+        Chore::Dist => dist::run(),
+        Chore::Tidy => tidy::run(),
     }
 }
 

@@ -1,5 +1,4 @@
 //! `nkd serve`: the list of start-up steps, and the way down.
-#![expect(clippy::disallowed_methods, reason = "the edge where everything is opened")]
 
 mod health;
 mod links;
@@ -77,6 +76,7 @@ pub enum ServeError {
 }
 
 /// Runs the service until SIGTERM or SIGINT.
+#[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let now = OffsetDateTime::now_utc();
     let _lock = state::prepare(&settings.state_dir)?;
@@ -215,6 +215,7 @@ fn certificate_names(settings: &Settings) -> Result<(Vec<String>, Vec<IpAddr>), 
     Ok((names, addresses))
 }
 
+#[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 async fn prune(store: Store, stop: CancellationToken) {
     loop {
         tokio::select! {
