@@ -36,7 +36,7 @@ enum Chore {
     /// Measure ours and a peer side by side and print the ratios
     Bench(bench::Arguments),
     /// Build the programs as they are released, with Debian packages, into target/dist
-    Dist,
+    Dist(dist::Arguments),
     /// Check form and rules: rustfmt, clippy, and what they cannot know
     Tidy,
 }
@@ -47,7 +47,7 @@ fn main() -> anyhow::Result<()> {
         Chore::Test(arguments) => test::run(&arguments),
         Chore::Image(arguments) => image::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),
-        Chore::Dist => dist::run(),
+        Chore::Dist(arguments) => dist::run(&arguments),
         Chore::Tidy => tidy::run(),
     }
 }
