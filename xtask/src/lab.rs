@@ -150,7 +150,7 @@ fn watch(net: &Network, nkd: &Nkd, started: &Instant, limit: Duration) -> Result
                 nkd.nkd(net, &["machine", "events"])?
             );
         }
-        std::thread::sleep(Duration::from_secs(1));
+        std::thread::sleep(Duration::from_secs(2));
     }
 }
 

@@ -1,7 +1,6 @@
 //! `cargo xtask test`: installs what the tests need, and runs them tier by tier, the quick ones first.
 
 use std::ffi::OsStr;
-use std::time::Instant;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -55,9 +54,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn tier(name: &str, words: &[&str], environment: &[(&str, &OsStr)]) -> Result<()> {
-    let started = Instant::now();
+    // Nothing is printed after the runner's own summary, which is what people and CI look for at the end.
     eprintln!("== {name}: cargo {}", words.join(" "));
-    build::cargo_with(words, environment)?;
-    eprintln!("== {name}: done after {} s", started.elapsed().as_secs());
-    Ok(())
+    build::cargo_with(words, environment)
 }
