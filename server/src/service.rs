@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::content::image::ImageStore;
 use crate::fleet::pki::Pki;
 use crate::ignition::TemplateSet;
@@ -24,6 +26,8 @@ pub struct Service {
     pub discovery_image: Option<String>,
     /// The agent's binary and unit for images that do not carry it.
     pub agent_file: Option<AgentFile>,
+    /// Cancelled when the service ends: whoever holds a request answers then.
+    pub stopping: CancellationToken,
 }
 
 /// How machines reach the service. Without an advertised address they use the one that they reached it by.

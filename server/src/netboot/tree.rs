@@ -6,21 +6,23 @@ use async_trait::async_trait;
 
 use super::ipxe;
 use super::plane::NetbootFiles;
-use super::tftp::{Content, FileRequest, Files, OpenError};
+use super::tftp::{Content, FileRequest, Files, OpenError, TransferReport};
 use crate::service::Addresses;
+use crate::trace::Traces;
 
 /// The tree.
 #[derive(Debug)]
 pub struct Tree {
     files: NetbootFiles,
     addresses: Addresses,
+    traces: Traces,
 }
 
 impl Tree {
     /// Over the folder of iPXE binaries.
     #[must_use]
-    pub fn new(files: NetbootFiles, addresses: Addresses) -> Self {
-        Self { files, addresses }
+    pub fn new(files: NetbootFiles, addresses: Addresses, traces: Traces) -> Self {
+        Self { files, addresses, traces }
     }
 }
 
@@ -43,5 +45,11 @@ impl Files for Tree {
         };
         let len = file.metadata().map_err(OpenError::Io)?.len();
         Ok(Content::File { file: Arc::new(file), len })
+    }
+
+    fn closed(&self, report: &TransferReport) {
+        let client = report.request.client;
+        let trace = self.traces.at(client.ip()).map(tracing::field::display);
+        tracing::info!(trace, %client, file = report.request.name, outcome = ?report.outcome, bytes = report.acknowledged, "TFTP transfer");
     }
 }

@@ -40,7 +40,10 @@ pub enum StoreError {
     Migrate(#[from] sqlx::migrate::MigrateError),
     /// A statement failed.
     #[error("the state database failed")]
-    Database(#[from] sqlx::Error),
+    Database(#[source] sqlx::Error),
+    /// There is no room. Reading goes on.
+    #[error("the disk of the state folder is full: nothing can be written down until there is room")]
+    Full(#[source] sqlx::Error),
     /// A stored document does not read.
     #[error("a stored {what} does not read: restore a backup, or report this as a defect")]
     Document {
@@ -137,11 +140,22 @@ fn decode<T: serde::de::DeserializeOwned>(what: &'static str, text: &str) -> Res
     serde_json::from_str(text).map_err(|source| StoreError::Document { what, source })
 }
 
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        /// SQLITE_FULL: the disk has no room.
+        const FULL: &str = "13";
+        match error.as_database_error().and_then(|e| e.code()) {
+            Some(code) if code == FULL => Self::Full(error),
+            _ => Self::Database(error),
+        }
+    }
+}
+
 /// Turns a violated UNIQUE constraint into a conflict with a sentence of its own.
 fn conflict(error: sqlx::Error, sentence: impl FnOnce() -> String) -> StoreError {
     match &error {
         sqlx::Error::Database(db) if db.is_unique_violation() => StoreError::Conflict(sentence()),
-        _ => StoreError::Database(error),
+        _ => error.into(),
     }
 }
 

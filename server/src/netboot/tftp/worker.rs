@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::admission::Permit;
 use super::codec::{self, DATA_HEADER, ErrorCode, Mode, Options, Packet};
@@ -420,7 +420,7 @@ impl Carrier {
             request: active.request,
         };
         self.metrics.durations.observe(report.duration.as_secs_f64());
-        info!(
+        debug!(
             %client,
             file = report.request.name,
             ?outcome,
