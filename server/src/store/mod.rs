@@ -14,8 +14,10 @@ mod tokens;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::SqlitePool;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous, SqliteTransactionManager,
+};
+use sqlx::{Connection, SqliteConnection, SqlitePool, TransactionManager};
 use time::OffsetDateTime;
 
 pub use backup::{BackupError, backup, restore};
@@ -87,6 +89,7 @@ impl Store {
         let write = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(Duration::from_secs(30))
+            .after_release(|connection, _| Box::pin(is_clean(connection)))
             .connect_with(options.clone())
             .await
             .map_err(open_error)?;
@@ -110,6 +113,16 @@ impl Store {
         self.read.close().await;
         self.write.close().await;
     }
+}
+
+/// False, so that the connection is closed, when a transaction is still counted on it.
+///
+/// SQLite itself rolls back when the disk is full. The driver's own rollback then fails, and it goes on counting one
+/// transaction: every later one would be a savepoint in a transaction that nobody commits, acknowledged and then lost.
+async fn is_clean(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    // Behind a rollback that may still be on its way to the driver's thread.
+    connection.ping().await?;
+    Ok(SqliteTransactionManager::get_transaction_depth(connection) == 0)
 }
 
 /// Makes an empty file with mode 0600 unless it is there; SQLite gives its side files the same mode.

@@ -143,3 +143,23 @@ async fn a_backup_of_a_running_store_restores_into_an_empty_folder_only() {
     assert!(matches!(restore(&archive, &other, &other.join("secret.key")).await, Err(BackupError::NotABackup { .. })));
     assert!(!other.join("nkd.db").exists());
 }
+
+/// After a full disk the driver counts a transaction that is none; nothing may be acknowledged into it.
+#[tokio::test]
+async fn after_a_full_disk_what_is_acknowledged_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    store.save_machine(change(&machine(1), 0), NOW).await.unwrap();
+    sqlx::query("PRAGMA max_page_count = 1").execute(&store.write).await.unwrap();
+    let mut big = machine(2);
+    big.labels.insert("fill".into(), "x".repeat(100_000));
+    assert!(matches!(store.save_machine(change(&big, 0), NOW).await, Err(StoreError::Full(_))));
+    assert_eq!(store.machines().await.unwrap().len(), 1);
+    sqlx::query("PRAGMA max_page_count = 1000000").execute(&store.write).await.unwrap();
+    // A write that is rolled back, then ones that are acknowledged, and readers on other connections.
+    assert!(matches!(store.save_machine(change(&machine(1), 7), NOW).await, Err(StoreError::Stale)));
+    store.save_machine(change(&machine(3), 0), NOW).await.unwrap();
+    store.save_secrets(&[("x", b"y")]).await.unwrap();
+    assert!(store.machine(machine(3).id).await.unwrap().is_some());
+    assert_eq!(store.secret("x").await.unwrap().unwrap(), b"y");
+}
