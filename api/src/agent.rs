@@ -245,6 +245,31 @@ pub enum ReportEvent {
     },
 }
 
+impl ReportEvent {
+    /// The word for it.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Heartbeat { .. } => "heartbeat",
+            Self::Facts { .. } => "facts",
+            Self::InstallProgress { .. } => "install-progress",
+            Self::Installed { .. } => "installed",
+            Self::Failed { .. } => "failed",
+        }
+    }
+
+    /// The generation that it is about, if it is about one.
+    #[must_use]
+    pub fn generation(&self) -> Option<u32> {
+        match self {
+            Self::Heartbeat { .. } | Self::Facts { .. } => None,
+            Self::InstallProgress { generation, .. }
+            | Self::Installed { generation }
+            | Self::Failed { generation, .. } => Some(*generation),
+        }
+    }
+}
+
 /// Answer to a report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::content::image::ImageStore;
 use crate::fleet::pki::Pki;
 use crate::ignition::TemplateSet;
@@ -27,6 +29,8 @@ pub struct Service {
     pub agent_file: Option<AgentFile>,
     /// The running DHCP service, once it is bound.
     pub dhcp: OnceLock<dhcp::Handle>,
+    /// Cancelled when the service ends: whoever holds a request answers then.
+    pub stopping: CancellationToken,
 }
 
 /// How machines reach the service. Without an advertised address they use the one that they reached it by.

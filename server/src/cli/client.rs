@@ -42,6 +42,22 @@ pub enum ClientError {
     Import(String),
 }
 
+impl ClientError {
+    /// True when the same request may succeed later: the service is away, restarts, or cannot answer now.
+    pub(super) fn is_transient(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Answer { .. } => true,
+            Self::Refused(body) => body.code == "unavailable",
+            _ => false,
+        }
+    }
+}
+
+/// The longest that a watch waits for one answer; the service holds a request for less.
+const POLL_LIMIT: Duration = Duration::from_secs(90);
+/// Between two tries of a watch whose service is away.
+const RETRY: Duration = Duration::from_secs(1);
+
 fn refusal(body: &ErrorBody) -> String {
     let mut text = body.message.clone();
     for problem in &body.problems {
@@ -74,6 +90,25 @@ impl Client {
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let response = self.send(Method::GET, path, None::<&()>).await?;
         self.read(response).await
+    }
+
+    /// Asks until there is an answer, and says once that it waits: a service that restarts does not end a watch.
+    pub(super) async fn poll<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let mut told = false;
+        loop {
+            let answer = tokio::time::timeout(POLL_LIMIT, self.get(path)).await;
+            match answer {
+                Ok(Err(error)) if error.is_transient() => {
+                    if !std::mem::replace(&mut told, true) {
+                        eprintln!("{error}; trying again");
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+                Ok(result) => return result,
+                // The connection is dead without having said so.
+                Err(_) => {}
+            }
+        }
     }
 
     pub(super) async fn call<B: Serialize, T: DeserializeOwned>(

@@ -116,6 +116,17 @@ pub(super) async fn login(args: LoginArgs, context: &ContextArgs) -> Result<(), 
     Ok(())
 }
 
+/// Removes what `login` remembered. The token stays good at the service.
+pub(super) fn logout() -> Result<(), ContextError> {
+    let path = path();
+    match std::fs::remove_file(&path) {
+        Ok(()) => println!("forgot {}; the token stays good: `nkd user token NAME` replaces it", path.display()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => println!("nothing was remembered"),
+        Err(source) => return Err(ContextError::File { action: "remove", path, source }),
+    }
+    Ok(())
+}
+
 fn ask() -> Result<String, CliError> {
     if std::io::stdin().is_terminal() {
         eprint!("Token: ");

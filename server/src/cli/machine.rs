@@ -16,7 +16,8 @@ use time::OffsetDateTime;
 use super::CliError;
 use super::client::{Client, segment};
 use super::context::ContextArgs;
-use super::output::{OutputArgs, age, bytes, clock, table};
+use super::output::{OutputArgs, age, bytes, clock, say, table};
+use crate::trace::Trace;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum MachineCommand {
@@ -295,7 +296,7 @@ pub(super) async fn run(command: MachineCommand, context: &ContextArgs) -> Resul
         }
         MachineCommand::Forget { machine } => {
             client.delete(&of(&machine, "")).await?;
-            println!("forgot {machine}");
+            say(&format!("forgot {machine}\n"));
         }
     }
     Ok(())
@@ -312,10 +313,10 @@ async fn watched<T: DeserializeOwned + serde::Serialize + PartialEq>(
     let mut after = if watch { newest(client).await? } else { 0 };
     let mut last: Option<T> = None;
     loop {
-        let value: T = client.get(path).await?;
+        let value: T = if last.is_none() { client.get(path).await? } else { client.poll(path).await? };
         if last.as_ref() != Some(&value) {
             if watch && output.is_table() && std::io::stdout().is_terminal() {
-                print!("\x1b[2J\x1b[H");
+                say("\x1b[2J\x1b[H");
             }
             output.print(&value, &text);
             last = Some(value);
@@ -323,7 +324,7 @@ async fn watched<T: DeserializeOwned + serde::Serialize + PartialEq>(
         if !watch {
             return Ok(());
         }
-        let events: Vec<MachineEvent> = client.get(&format!("/api/v1/events?after={after}&wait=30")).await?;
+        let events: Vec<MachineEvent> = client.poll(&format!("/api/v1/events?after={after}&wait=30")).await?;
         after = events.last().map_or(after, |e| e.id);
     }
 }
@@ -369,7 +370,7 @@ async fn events(
         return Ok(());
     }
     loop {
-        events = client.get(&format!("{base}?after={after}&wait=30")).await?;
+        events = client.poll(&format!("{base}?after={after}&wait=30")).await?;
         after = events.last().map_or(after, |e| e.id);
         if !events.is_empty() {
             output.print(&events, |e| rows(e).into_iter().map(|row| row.join("  ") + "\n").collect());
@@ -427,6 +428,7 @@ fn machine_text(m: &Machine) -> String {
     let mut rows = vec![
         ("Name", m.name.clone()),
         ("Id", m.id.to_string()),
+        ("Trace", Trace::of(m).to_string()),
         ("Phase", format!("{} for {}", m.phase.name(), age(m.phase_since, now))),
         (
             "Generation",

@@ -49,6 +49,8 @@ enum Command {
     Audit(user::AuditArgs),
     /// Remember a service and a token for this user
     Login(context::LoginArgs),
+    /// Forget the remembered service and token
+    Logout,
     /// What the service is and who is asking
     Status(output::OutputArgs),
     /// Write the service's state into one private file; works while it runs
@@ -173,6 +175,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::User(command) => user::run(command, &context).await,
         Command::Audit(args) => user::audit(args, &context).await,
         Command::Login(args) => context::login(args, &context).await,
+        Command::Logout => Ok(context::logout()?),
         Command::Status(output) => {
             let status: serde_json::Value = context.client()?.get("/api/v1/status").await?;
             output.print(&status, |status| {
@@ -201,11 +204,13 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
             Ok(())
         }
         Command::Openapi => {
-            println!("{}", crate::http::openapi().to_pretty_json().unwrap_or_default());
+            output::say(&format!("{}\n", crate::http::openapi().to_pretty_json().unwrap_or_default()));
             Ok(())
         }
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "nkd", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "nkd", &mut script);
+            output::say(&String::from_utf8_lossy(&script));
             Ok(())
         }
     }

@@ -1,5 +1,7 @@
 //! Tables for people, JSON and YAML for programs.
 
+use std::io::Write;
+
 use clap::{Args, ValueEnum};
 use comfy_table::presets::NOTHING;
 use comfy_table::{ContentArrangement, Table};
@@ -30,12 +32,30 @@ impl OutputArgs {
     /// Prints a value, or the text made of it.
     pub(super) fn print<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) {
         let out = match self.output {
-            Format::Table => text(value),
+            Format::Table => printable(&text(value)),
             Format::Json => serde_json::to_string_pretty(value).unwrap_or_default(),
             Format::Yaml => serde_saphyr::to_string(value).unwrap_or_default(),
         };
-        println!("{}", out.trim_end());
+        say(&format!("{}\n", out.trim_end()));
     }
+}
+
+/// Writes to standard output. A reader that has had enough (`| head`) ends the program, without an error.
+pub(super) fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        let enough = error.kind() == std::io::ErrorKind::BrokenPipe;
+        if !enough {
+            eprintln!("error: standard output: {error}");
+        }
+        std::process::exit(i32::from(!enough));
+    }
+}
+
+/// Text without control characters: what machines say of themselves must not steer the terminal.
+fn printable(text: &str) -> String {
+    let text: String = text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect();
+    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
 /// A table without lines, as kubectl prints them. Without rows it says so.

@@ -8,9 +8,10 @@ use time::OffsetDateTime;
 
 use super::pki::{self, NodeIdentity, Pki, PkiError};
 use super::secret;
-use crate::machine::lifecycle::{Input, Refused};
-use crate::machine::{Registry, RegistryError};
+use crate::machine::lifecycle::{self, Input, Refused};
+use crate::machine::{Registry, RegistryError, Selector};
 use crate::store::{RowEffects, Scope, StoreError, TokenUse};
+use crate::trace::Trace;
 
 /// Enrollment was refused or failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,15 +40,45 @@ pub enum EnrollError {
 }
 
 /// Buys a certificate with a token. The use of the token and the step of the machine are durable before the answer.
+///
+/// Whatever can be refused is refused before the token is used up, so that a machine which asks too early, or with a
+/// damaged request, does not lose its only token.
 pub async fn enroll(
+    registry: &Registry,
+    pki: &Arc<Pki>,
+    request: EnrollRequest,
+) -> Result<EnrollResponse, EnrollError> {
+    let claimed = request.machine;
+    let result = try_enroll(registry, pki, request).await;
+    if let Err(error) = &result {
+        let machine = registry.find(&Selector::Id(claimed)).await.ok();
+        let trace = machine.as_ref().map(|m| tracing::field::display(Trace::of(m)));
+        tracing::warn!(trace, machine = %claimed, error = error as &dyn std::error::Error, "enrollment refused");
+    }
+    result
+}
+
+async fn try_enroll(
     registry: &Registry,
     pki: &Arc<Pki>,
     request: EnrollRequest,
 ) -> Result<EnrollResponse, EnrollError> {
     let now = OffsetDateTime::now_utc();
     let hash = secret::digest(&request.token);
-    // The request is judged before the token is used up: a malformed one must not cost the node its only token.
     let key = pki::request_key(&request.csr)?;
+    let known = registry.store().token(&hash, Scope::Enroll).await?;
+    let known = known.ok_or(EnrollError::Token("nobody issued it, or it was revoked"))?;
+    if known.machine != request.machine {
+        let reason = format!("its enrollment token was used by a machine that calls itself {}", request.machine);
+        registry.apply(known.machine, Input::Alarm { reason }, RowEffects::default()).await?;
+        return Err(EnrollError::Token("it belongs to another machine"));
+    }
+    let input = Input::Enrolled { purpose: known.purpose, generation: known.generation };
+    let machine = registry.find(&Selector::Id(known.machine)).await?;
+    if let Some(reason) = machine.stopped {
+        return Err(EnrollError::Stopped(reason));
+    }
+    lifecycle::step(machine, input.clone(), now)?;
     let token = match registry.store().use_token(&hash, Scope::Enroll, Some(&key), now).await? {
         TokenUse::Granted(token) => token,
         TokenUse::Reused(token, at) => {
@@ -66,20 +97,10 @@ pub async fn enroll(
         TokenUse::Expired(_) => {
             return Err(EnrollError::Token("its time is over; start the machine again for a new one"));
         }
-        TokenUse::Unknown => return Err(EnrollError::Token("nobody issued it, or it was revoked")),
+        TokenUse::Unknown => return Err(EnrollError::Token("it was revoked meanwhile")),
     };
-    if token.machine != request.machine {
-        let reason = format!("its enrollment token was used by a machine that calls itself {}", request.machine);
-        registry.apply(token.machine, Input::Alarm { reason }, RowEffects::default()).await?;
-        return Err(EnrollError::Token("it belongs to another machine"));
-    }
-    let machine = registry.find(&crate::machine::Selector::Id(token.machine)).await?;
-    if let Some(reason) = machine.stopped {
-        return Err(EnrollError::Stopped(reason));
-    }
     let identity = NodeIdentity { machine: token.machine, purpose: token.purpose, generation: token.generation };
     let issued = pki.issue_client(&request.csr, identity, now)?;
-    let input = Input::Enrolled { purpose: token.purpose, generation: token.generation };
     registry.apply(token.machine, input, RowEffects::default()).await.map_err(flatten)?;
     let facts = Input::Reported(ReportEvent::Facts { facts: Box::new(request.facts) });
     registry.apply(token.machine, facts, RowEffects::default()).await.map_err(flatten)?;
@@ -94,7 +115,7 @@ pub async fn renew(
     csr: &str,
 ) -> Result<EnrollResponse, EnrollError> {
     let now = OffsetDateTime::now_utc();
-    let machine = registry.find(&crate::machine::Selector::Id(identity.machine)).await?;
+    let machine = registry.find(&Selector::Id(identity.machine)).await?;
     if let Some(reason) = machine.stopped {
         return Err(EnrollError::Stopped(reason));
     }

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Query, Request, State};
+use axum::Extension;
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use nkd_api::agent::{
     EnrollRequest, EnrollResponse, Purpose, RenewRequest, Report, ReportAnswer, ReportEvent, ServerTime, Task,
     TaskAnswer,
@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use super::auth::{Node, bearer};
+use super::extract::{Json, Query};
 use super::{ApiError, Connection};
 use crate::content::image::profile;
 use crate::fleet::config;
@@ -26,6 +27,7 @@ use crate::machine::Selector;
 use crate::machine::lifecycle::Input;
 use crate::service::Service;
 use crate::store::{RowEffects, Scope, TokenUse};
+use crate::trace::Trace;
 
 /// The longest that a request for a task is held.
 const MAX_WAIT: u64 = 60;
@@ -77,6 +79,7 @@ pub(super) async fn task(
         loop {
             tokio::select! {
                 () = &mut deadline => return Ok(Json(answer)),
+                () = service.stopping.cancelled() => return Ok(Json(answer)),
                 event = events.recv() => match event {
                     Ok(event) if event.machine != node.machine => {}
                     Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(Json(answer)),
@@ -116,6 +119,14 @@ pub(super) async fn report(
     Node(node): Node,
     Json(report): Json<Report>,
 ) -> Result<Json<ReportAnswer>> {
+    if let Some(generation) = report.event.generation()
+        && generation != node.generation
+    {
+        return Err(ApiError::forbidden(format!(
+            "this certificate is of generation {}, and does not report about generation {generation}",
+            node.generation
+        )));
+    }
     let effects = match &report.event {
         ReportEvent::Heartbeat { .. } => RowEffects::default(),
         ReportEvent::InstallProgress { .. } | ReportEvent::Installed { .. } if node.purpose != Purpose::Install => {
@@ -123,7 +134,9 @@ pub(super) async fn report(
         }
         _ => RowEffects { report: Some(report.id), ..RowEffects::default() },
     };
+    let kind = report.event.kind();
     let machine = service.registry.apply(node.machine, Input::Reported(report.event), effects).await?;
+    tracing::debug!(trace = %Trace::of(&machine), machine = %machine.name, kind, "report");
     let revision = current_task(&service, &machine, node, &connection)?.revision;
     Ok(Json(ReportAnswer { revision, server_time: OffsetDateTime::now_utc() }))
 }
@@ -198,6 +211,8 @@ pub(super) async fn ignition_config(State(service): State<Arc<Service>>, request
         TokenUse::Expired(_) => return Err(ApiError::forbidden("this token's time is over; start the machine again")),
         TokenUse::Unknown => return Err(ApiError::forbidden("nobody issued this token, or it was revoked")),
     };
+    // From here on, whatever goes wrong gives the token back: Ignition asks again with the same one.
+    let mut delivery = Delivery { bytes: None, undelivered: Some((Arc::clone(&service), hash)) };
     let machine = service.registry.find(&Selector::Id(token.machine)).await?;
     if let Some(reason) = machine.stopped {
         return Err(ApiError::forbidden(format!("the machine is stopped: {reason}")));
@@ -206,16 +221,12 @@ pub(super) async fn ignition_config(State(service): State<Arc<Service>>, request
         Some(id) => store.boot(id).await?,
         None => None,
     };
-    let Some(boot) = boot else {
-        store.release_token(&hash).await?;
-        return Err(ApiError::unavailable("the configuration of this boot is gone; start the machine again"));
-    };
+    let boot =
+        boot.ok_or_else(|| ApiError::forbidden("the configuration of this boot is gone; start the machine again"))?;
     let input = Input::ConfigFetched { purpose: token.purpose, generation: token.generation };
     service.registry.apply(token.machine, input, RowEffects::default()).await?;
-    let body = axum::body::Body::new(Delivery {
-        bytes: Some(boot.config.into()),
-        undelivered: Some((Arc::clone(&service), hash)),
-    });
+    delivery.bytes = Some(boot.config.into());
+    let body = axum::body::Body::new(delivery);
     let mut response = Response::new(body);
     response
         .headers_mut()
@@ -224,6 +235,9 @@ pub(super) async fn ignition_config(State(service): State<Arc<Service>>, request
 }
 
 /// A body that gives its token back when it is dropped before it was handed to the connection.
+///
+/// Once handed over, the token stays used even if the connection breaks: who reads the configuration and then cuts the
+/// connection must not be able to do so unseen.
 struct Delivery {
     bytes: Option<bytes::Bytes>,
     undelivered: Option<(Arc<Service>, [u8; 32])>,

@@ -10,6 +10,7 @@ use crate::fleet::enroll::EnrollError;
 use crate::fleet::pki::PkiError;
 use crate::ignition::IgnitionError;
 use crate::machine::RegistryError;
+use crate::machine::lifecycle::Refused;
 use crate::netboot::plane::PlaneError;
 use crate::store::StoreError;
 
@@ -61,6 +62,16 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "conflict", message)
     }
 
+    /// 408: the request did not come to its end.
+    pub fn timed_out(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "invalid", message)
+    }
+
+    /// 413.
+    pub fn too_large(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid", message)
+    }
+
     /// 503: worth a retry.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
@@ -95,11 +106,27 @@ pub(super) async fn no_route() -> ApiError {
     ApiError::not_found("there is nothing at this address; GET /openapi.json lists what there is")
 }
 
+/// The path is there, with other methods.
+pub(super) async fn no_method() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "invalid", "this address does not take this method")
+        .hint("GET /openapi.json lists what there is")
+}
+
+/// A handler panicked: a defect, said without its details.
+pub(super) fn panicked(_: Box<dyn std::any::Any + Send>) -> Response {
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the service failed; its log says more")
+        .into_response()
+}
+
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Conflict(message) => Self::conflict(message),
             StoreError::Stale => Self::conflict(error.to_string()),
+            StoreError::Full(_) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a request failed");
+                Self::unavailable(error.to_string())
+            }
             other => Self::broken(&other),
         }
     }
@@ -110,6 +137,7 @@ impl From<RegistryError> for ApiError {
         match error {
             RegistryError::Store(store) => store.into(),
             RegistryError::NotFound(_) => Self::not_found(error.to_string()),
+            RegistryError::Refused(Refused::BadName(_)) => Self::invalid(error.to_string()),
             RegistryError::Refused(_) | RegistryError::Ambiguous(..) => Self::conflict(error.to_string()),
         }
     }

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use nkd_api::ErrorBody;
@@ -22,6 +21,7 @@ use tokio::sync::mpsc;
 use super::ApiError;
 use super::auth::Caller;
 use super::error::chain;
+use super::extract::{Json, Path, Query};
 use crate::content::image::catalog::CatalogError;
 use crate::content::image::progress::Progress;
 use crate::content::image::source::Source;

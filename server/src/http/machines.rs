@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Query, State};
+use axum::Extension;
+use axum::extract::State;
 use axum::http::StatusCode;
-use axum::{Extension, Json};
-use nkd_api::machine::{AcceptRequest, AcceptRule, Assignment, DeclareRequest, Explanation, Machine, MachineEvent};
+use nkd_api::machine::{
+    AcceptRequest, AcceptRule, Assignment, DeclareRequest, Explanation, Identity, Machine, MachineEvent,
+};
 use nkd_api::user::Role;
 use nkd_api::{ErrorBody, MacAddr, Problem};
 use serde::Deserialize;
@@ -15,10 +17,12 @@ use utoipa::IntoParams;
 
 use super::auth::Caller;
 use super::error::chain;
+use super::extract::{Json, Path, Query};
 use super::{ApiError, Connection};
 use crate::content::image::profile;
 use crate::fleet::config;
-use crate::machine::lifecycle::Input;
+use crate::machine::identity::{usable_text, usable_uuid};
+use crate::machine::lifecycle::{Input, new_machine};
 use crate::machine::{Selector, rules as matching};
 use crate::netboot::plane;
 use crate::service::Service;
@@ -80,16 +84,26 @@ pub(super) async fn declare(
     if let Some(mac) = identity.macs.iter().find(|m| !m.is_usable()) {
         return Err(ApiError::invalid(format!("identity.macs: {mac} cannot name one machine")));
     }
+    check_labels(&request.labels)?;
+    let identity = Identity {
+        uuid: usable("identity.uuid", request.identity.uuid.as_deref(), usable_uuid)?,
+        serial: usable("identity.serial", request.identity.serial.as_deref(), usable_text)?,
+        vendor: usable("identity.vendor", request.identity.vendor.as_deref(), usable_text)?,
+        product: usable("identity.product", request.identity.product.as_deref(), usable_text)?,
+        architecture: usable("identity.architecture", request.identity.architecture.as_deref(), usable_text)?,
+        ..request.identity
+    };
     if let Some(assignment) = &request.assignment {
-        check_image(&service, assignment)?;
+        check_assignment(&service, &stranger(request.name.as_deref(), &identity), assignment)?;
     }
     let who = caller.0.name.clone();
     caller.audit(&service, "machine.declare", request.name.as_deref().unwrap_or("-"), "").await?;
-    let machine = service.registry.declare(request.name, request.identity, &who).await?;
+    let machine = service.registry.declare(request.name, identity, &who).await?;
     let accept = Input::Accept { name: None, labels: request.labels, cause: who.clone() };
     let mut machine = service.registry.apply(machine.id, accept, RowEffects::default()).await?;
     if let Some(assignment) = request.assignment {
-        machine = assign_checked(&service, machine, assignment, &who).await?;
+        machine =
+            service.registry.apply(machine.id, Input::Assign { assignment, cause: who }, RowEffects::default()).await?;
     }
     Ok((StatusCode::CREATED, Json(machine)))
 }
@@ -113,10 +127,9 @@ pub(super) async fn forget(State(service): App, caller: Caller, Path(machine): P
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
-    /// Only events with a higher number.
-    #[serde(default)]
-    after: i64,
-    /// The newest so many.
+    /// The first events with a higher number; without it the newest ones.
+    after: Option<i64>,
+    /// At most so many.
     limit: Option<u32>,
     /// Seconds to wait for one when there is none yet, at most 60.
     #[serde(default)]
@@ -162,6 +175,7 @@ async fn wait_for_events(
         loop {
             tokio::select! {
                 () = &mut deadline => return Ok(Vec::new()),
+                () = service.stopping.cancelled() => return Ok(Vec::new()),
                 event = news.recv() => match event {
                     Ok(event) if machine.is_some_and(|m| m != event.machine) => {}
                     Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(Vec::new()),
@@ -203,15 +217,17 @@ pub(super) async fn accept(
 ) -> Result<Json<Machine>> {
     caller.require(Role::Operator)?;
     let machine = find(&service, &machine).await?;
+    check_labels(&request.labels)?;
     if let Some(assignment) = &request.assignment {
-        check_image(&service, assignment)?;
+        check_assignment(&service, &machine, assignment)?;
     }
     caller.audit(&service, "machine.accept", &machine.name, "").await?;
     let who = caller.0.name.clone();
     let accept = Input::Accept { name: request.name, labels: request.labels, cause: who.clone() };
     let mut machine = service.registry.apply(machine.id, accept, RowEffects::default()).await?;
     if let Some(assignment) = request.assignment {
-        machine = assign_checked(&service, machine, assignment, &who).await?;
+        machine =
+            service.registry.apply(machine.id, Input::Assign { assignment, cause: who }, RowEffects::default()).await?;
     }
     Ok(Json(machine))
 }
@@ -227,8 +243,9 @@ pub(super) async fn assign(
     caller.require(Role::Operator)?;
     let machine = find(&service, &machine).await?;
     caller.audit(&service, "machine.assign", &machine.name, &assignment.image).await?;
-    let who = caller.0.name.clone();
-    Ok(Json(assign_checked(&service, machine, assignment, &who).await?))
+    check_assignment(&service, &machine, &assignment)?;
+    let input = Input::Assign { assignment, cause: caller.0.name.clone() };
+    Ok(Json(service.registry.apply(machine.id, input, RowEffects::default()).await?))
 }
 
 fn check_image(service: &Service, assignment: &Assignment) -> Result<nkd_api::profile::Profile> {
@@ -246,8 +263,45 @@ fn check_image(service: &Service, assignment: &Assignment) -> Result<nkd_api::pr
         .ok_or_else(|| ApiError::conflict(format!("the image has the unknown profile `{}`", image.profile)))
 }
 
-async fn assign_checked(service: &Service, machine: Machine, assignment: Assignment, who: &str) -> Result<Machine> {
-    let profile = check_image(service, &assignment)?;
+/// A machine that is not there yet, for a trial.
+fn stranger(name: Option<&str>, identity: &Identity) -> Machine {
+    let mut machine = new_machine(uuid::Uuid::nil(), identity.clone(), time::OffsetDateTime::UNIX_EPOCH);
+    machine.name = name.map_or(machine.name, str::to_owned);
+    machine
+}
+
+/// A key of a machine as a machine itself would show it, or a word on why it cannot be one.
+fn usable(path: &str, text: Option<&str>, read: impl Fn(&str) -> Option<String>) -> Result<Option<String>> {
+    let Some(text) = text else { return Ok(None) };
+    let value = read(text).ok_or_else(|| {
+        let message = "this is malformed, or a placeholder that many boards share".into();
+        ApiError::problems("the identity is not valid", vec![Problem { path: path.into(), message }])
+    })?;
+    Ok(Some(value))
+}
+
+/// Longest key and longest value of a label.
+const LABEL_LIMIT: usize = 128;
+
+fn check_labels(labels: &BTreeMap<String, String>) -> Result<()> {
+    let bad = |text: &str| text.len() > LABEL_LIMIT || text.contains(|c: char| c.is_control() || c == ',');
+    match labels.iter().find(|(key, value)| key.is_empty() || key.contains('=') || bad(key) || bad(value)) {
+        None => Ok(()),
+        Some((key, _)) => Err(ApiError::problems(
+            "a label is not valid",
+            vec![Problem {
+                path: format!("labels.{}", key.chars().take(LABEL_LIMIT).collect::<String>()),
+                message: format!(
+                    "a label has a key without `=`, and at most {LABEL_LIMIT} bytes on each side without `,`"
+                ),
+            }],
+        )),
+    }
+}
+
+/// Everything that can be wrong with an assignment, before anything is written down.
+fn check_assignment(service: &Service, machine: &Machine, assignment: &Assignment) -> Result<()> {
+    let profile = check_image(service, assignment)?;
     let mut problems = Vec::new();
     if !service.templates.contains(&assignment.template) {
         let known = service.templates.names().collect::<Vec<_>>().join(", ");
@@ -291,9 +345,7 @@ async fn assign_checked(service: &Service, machine: Machine, assignment: Assignm
     }
     let mut trial = machine.clone();
     trial.assignment = Some(assignment.clone());
-    config::check_assignment(service, &trial, &profile)?;
-    let input = Input::Assign { assignment, cause: who.to_owned() };
-    Ok(service.registry.apply(machine.id, input, RowEffects::default()).await?)
+    Ok(config::check_assignment(service, &trial, &profile)?)
 }
 
 /// Raises the install generation: the next network boot installs the machine again. Nothing else does.
@@ -348,8 +400,9 @@ pub(super) async fn save_rule(
     if !problems.is_empty() {
         return Err(ApiError::problems("the rule is not valid", problems));
     }
+    check_labels(&rule.labels)?;
     if let Some(assignment) = &rule.assignment {
-        check_image(&service, assignment)?;
+        check_assignment(&service, &stranger(None, &Identity::default()), assignment)?;
     }
     caller.audit(&service, "rule.save", &rule.name, "").await?;
     service.registry.store().save_rule(&rule).await?;

@@ -5,6 +5,7 @@
 mod agents;
 mod auth;
 mod error;
+mod extract;
 mod images;
 mod machines;
 mod system;
@@ -90,7 +91,7 @@ pub fn router(service: Arc<Service>) -> Router {
             }),
         )
         .fallback(error::no_route)
-        .layer(axum::extract::DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(tower_http::catch_panic::CatchPanicLayer::new())
+        .method_not_allowed_fallback(error::no_method)
+        .layer(tower_http::catch_panic::CatchPanicLayer::custom(error::panicked))
         .with_state(service)
 }

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use nkd_api::ErrorBody;
 use serde::Serialize;
 
 use super::ApiError;
 use super::auth::Caller;
+use super::extract::Json;
 use crate::service::Service;
 
 /// What the service is.

@@ -1,12 +1,12 @@
 //! The TLS listener: accepts, shakes hands within a limit, and tells every request whose connection it came over.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -19,6 +19,8 @@ use crate::fleet::pki::NodeIdentity;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// Between two pings on an HTTP/2 connection that is silent.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const MAX_CONNECTIONS: usize = 8192;
 
 /// The connection that a request came over.
@@ -56,9 +58,13 @@ impl TlsServer {
         let listener = TcpListener::bind(address).await.map_err(|source| BindError {
             address,
             advice: match source.kind() {
-                std::io::ErrorKind::AddrInUse => "another program has the port; stop it or set http.api_port",
-                std::io::ErrorKind::AddrNotAvailable => "this host has no such address; correct http.listen",
-                std::io::ErrorKind::PermissionDenied => "the port needs CAP_NET_BIND_SERVICE",
+                std::io::ErrorKind::AddrInUse => {
+                    "another program has the port; stop it, or set http.api_listen to a free one"
+                }
+                std::io::ErrorKind::AddrNotAvailable => "this host has no such address; correct http.api_listen",
+                std::io::ErrorKind::PermissionDenied => {
+                    "the port needs CAP_NET_BIND_SERVICE; grant it, or set http.api_listen to a port above 1023"
+                }
                 _ => "the system refused",
             },
             source,
@@ -128,19 +134,36 @@ async fn connection(
         request.extensions_mut().insert(connection);
         router.clone().oneshot(request.map(axum::body::Body::new))
     });
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(Duration::from_secs(60));
-    let serving = builder.serve_connection(TokioIo::new(tls), service);
-    tokio::pin!(serving);
-    let result = tokio::select! {
-        result = serving.as_mut() => result,
-        () = stop.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
+    // The protocol is the one that TLS agreed on. Guessing it from the first bytes would wait for them without a limit.
+    let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
+    let io = TokioIo::new(tls);
+    let result = if http2 {
+        let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(HEADER_LIMIT);
+        let serving = std::pin::pin!(builder.serve_connection(io, service));
+        until(serving, stop, |serving| serving.graceful_shutdown()).await
+    } else {
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
+        let serving = std::pin::pin!(builder.serve_connection(io, service));
+        until(serving, stop, |serving| serving.graceful_shutdown()).await
     };
     if let Err(error) = result {
-        tracing::debug!(%peer, error = %error, "connection ended early");
+        tracing::debug!(%peer, %error, "connection ended early");
+    }
+}
+
+/// Drives a connection to its end; asks it to end when the service stops.
+async fn until<C: Future>(
+    mut serving: Pin<&mut C>,
+    stop: CancellationToken,
+    end: impl FnOnce(Pin<&mut C>),
+) -> C::Output {
+    tokio::select! {
+        result = serving.as_mut() => result,
+        () = stop.cancelled() => {
+            end(serving.as_mut());
+            serving.await
+        }
     }
 }

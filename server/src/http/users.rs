@@ -3,8 +3,7 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use nkd_api::ErrorBody;
 use nkd_api::user::{AuditEntry, CreatedUser, NewUser, Role, User};
@@ -13,6 +12,7 @@ use time::OffsetDateTime;
 
 use super::ApiError;
 use super::auth::Caller;
+use super::extract::{Json, Path, Query};
 use crate::fleet::secret;
 use crate::machine::lifecycle::{NAME_RULE, valid_name};
 use crate::service::Service;

@@ -113,7 +113,7 @@ pub enum Refused {
     #[error("nothing is assigned to the machine `{0}`: run `nkd machine assign {0} --image NAME` first")]
     NothingAssigned(String),
     /// A name that cannot be.
-    #[error("`{0}` cannot be a machine's name: {NAME_RULE}")]
+    #[error("`{}` cannot be a machine's name: {NAME_RULE}", .0.chars().take(80).collect::<String>())]
     BadName(String),
     /// A report or an enrollment about another generation than the wanted one.
     #[error("generation {got} of the machine `{name}` is over: it is at generation {wanted}")]
@@ -457,12 +457,15 @@ fn reported(machine: &mut Machine, event: ReportEvent, log: &mut Log) -> Result<
                 log.phase(machine, Phase::Installed, "agent");
             }
         }
-        ReportEvent::Failed { generation, step, reason, log_tail } => {
+        ReportEvent::Failed { generation, mut step, mut reason, log_tail } => {
             wanted_generation(machine, generation)?;
+            step.truncate(step.floor_char_boundary(REASON));
+            reason.truncate(reason.floor_char_boundary(REASON));
             fail(machine, &step, now, &reason);
             let mut message = format!("{step} failed: {reason}");
-            if !log_tail.trim().is_empty() {
-                message = format!("{message}\n{}", log_tail.trim_end());
+            let tail = last_chars(log_tail.trim_end(), LOG_TAIL);
+            if !tail.trim().is_empty() {
+                message = format!("{message}\n{tail}");
             }
             log.say("failed", message, "agent");
             log.phase(machine, Phase::Failed { step, reason: reason.clone() }, "agent");
@@ -470,6 +473,16 @@ fn reported(machine: &mut Machine, event: ReportEvent, log: &mut Log) -> Result<
         }
     }
     Ok(())
+}
+
+/// Bytes of a log's end that are kept.
+const LOG_TAIL: usize = 4096;
+/// Bytes of a reason that are kept.
+const REASON: usize = 512;
+
+/// The last so many bytes of a text, in whole characters.
+fn last_chars(text: &str, bytes: usize) -> &str {
+    &text[text.ceil_char_boundary(text.len().saturating_sub(bytes))..]
 }
 
 fn wanted_generation(machine: &Machine, got: u32) -> Result<(), Refused> {

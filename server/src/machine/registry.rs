@@ -16,6 +16,7 @@ use super::identity::{self, Recognised};
 use super::lifecycle::{self, Input, Refused};
 use super::rules;
 use crate::store::{Change, NewEvent, RowEffects, Store, StoreError};
+use crate::trace::{Trace, Traces};
 
 /// A machine operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -80,19 +81,26 @@ pub struct Registry {
     store: Store,
     events: broadcast::Sender<MachineEvent>,
     recent: Arc<Mutex<HashMap<MacAddr, Recent>>>,
+    traces: Traces,
 }
 
 impl Registry {
     /// Over a store.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        Self { store, events: broadcast::channel(1024).0, recent: Arc::default() }
+        Self { store, events: broadcast::channel(1024).0, recent: Arc::default(), traces: Traces::default() }
     }
 
     /// The store below.
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Which machine speaks from where, for log lines.
+    #[must_use]
+    pub fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     /// Events from now on. A slow reader is told how many it missed.
@@ -142,14 +150,21 @@ impl Registry {
         if let (Some(machine), Some(mac)) = (&known, mac) {
             let waits_for_os = from_os && machine.phase == nkd_api::machine::Phase::Installed;
             if !waits_for_os && !self.is_news(mac, &sighting, address) {
+                self.traces.learn(machine);
                 return Ok(machine.clone());
             }
         }
         let input = Input::Seen { identity: sighting.clone(), address, cause, from_os };
-        let machine = match known {
-            Some(machine) => self.apply(machine.id, input, RowEffects::default()).await?,
-            None => self.meet(sighting, input).await?,
+        let written = match known {
+            Some(machine) => self.apply(machine.id, input, RowEffects::default()).await,
+            None => self.meet(sighting, input).await,
         };
+        let machine = written.inspect_err(|_| {
+            // It is news still: it was not written down.
+            if let Some(mac) = mac {
+                self.recent.lock().unwrap_or_else(PoisonError::into_inner).remove(&mac);
+            }
+        })?;
         self.apply_rules(machine).await
     }
 
@@ -288,7 +303,9 @@ impl Registry {
             };
             let (after, events) = lifecycle::step(machine, input.clone(), now)?;
             match self.save(&after, revision, &events, effects.clone(), now).await {
-                Ok(()) => return Ok(after),
+                Ok(true) => return Ok(after),
+                // The report was counted before: the record is as it was.
+                Ok(false) => return self.find(&Selector::Id(id)).await,
                 Err(StoreError::Stale) => {}
                 Err(e) => return Err(e.into()),
             }
@@ -303,14 +320,16 @@ impl Registry {
         events: &[NewEvent],
         effects: RowEffects,
         now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
+    ) -> Result<bool, StoreError> {
         let stored = self.store.save_machine(Change { machine, revision, events, effects }, now).await?;
-        for event in stored.unwrap_or_default() {
-            tracing::info!(machine = %machine.name, id = %machine.id, kind = event.kind, phase = event.phase, cause = event.cause, "{}", event.message);
+        let Some(stored) = stored else { return Ok(false) };
+        self.traces.learn(machine);
+        for event in stored {
+            tracing::info!(trace = %Trace::of(machine), machine = %machine.name, id = %machine.id, kind = event.kind, phase = event.phase, cause = event.cause, "{}", event.message);
             // Nobody may be watching.
             let _ = self.events.send(event);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Forgets a machine: the next packet makes a new record.

@@ -24,7 +24,7 @@ use nkd_api::machine::{Explanation, Identity, Machine};
 use nkd_api::profile::Profile;
 use uuid::Uuid;
 
-use super::bootplane::{Answer as HttpAnswer, Body, Cache, Handler, Request, Segment};
+use super::bootplane::{Answer as HttpAnswer, Body, Cache, Handler, Method, Request, Segment};
 use super::decide::{Answer, BootRequest, Decision, Known, decide};
 use super::ipxe::{self, LiveBoot};
 use crate::content::image::profile;
@@ -34,6 +34,7 @@ use crate::machine::lifecycle::{BootTaken, Input};
 use crate::machine::{RegistryError, identity};
 use crate::service::Service;
 use crate::store::{RowEffects, StoreError};
+use crate::trace::Trace;
 
 /// A boot request could not be answered for a reason of our own: 503, never "no".
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +94,7 @@ impl BootPlane {
         let local = request.local.ip();
         let parts: Vec<&str> = request.path.trim_start_matches('/').split('/').collect();
         match parts.as_slice() {
-            ["boot.ipxe"] if query(&request.query, "mac").is_some() => self.script(request).await,
+            ["boot.ipxe"] if has_key(&request.query, "mac") => self.script(request).await,
             ["boot.ipxe" | "autoexec.ipxe"] => Ok(script(ipxe::entry(&self.service.addresses.boot_url(local)))),
             ["boot", id, "initrd"] => self.initrd(id).await,
             ["images", name, kind] => self.artifact(name, kind),
@@ -109,6 +110,15 @@ impl BootPlane {
                 Ok(HttpAnswer::text(200, "nkd boot plane. Machines start at /boot.ipxe; people use the nkd command.\n"))
             }
             _ => Ok(not_found()),
+        }
+    }
+
+    /// The trace of whoever asks: by the MAC address in the query, or by where it speaks from.
+    fn trace(&self, request: &Request) -> Option<Trace> {
+        let traces = self.service.registry.traces();
+        match query(&request.query, "mac").and_then(|mac| mac.parse::<MacAddr>().ok()) {
+            Some(mac) => Some(traces.of_mac(mac)),
+            None => traces.at(request.peer.ip()),
         }
     }
 
@@ -142,8 +152,12 @@ impl BootPlane {
         let images = Images::of(&self.service, Some(&machine))?;
         let boot_request = BootRequest { architecture: machine.identity.architecture.clone() };
         let decision = decide(&boot_request, images.known(Some(&machine)));
-        tracing::info!(machine = %mac, name = %machine.name, answer = decision.answer.name(), reason = %decision.reason, "boot decision");
-        let answer = self.execute(&machine, &decision, request.local.ip()).await?;
+        tracing::info!(trace = %Trace::of(&machine), machine = %mac, name = %machine.name, answer = decision.answer.name(), reason = %decision.reason, "boot decision");
+        let answer = match request.method {
+            Method::Get => self.execute(&machine, &decision, request.local.ip()).await?,
+            // Asking for the head alone takes nothing: the length of the script is not known without making a boot.
+            Method::Head => HttpAnswer::text(200, ""),
+        };
         Ok(answer.with_cache(Cache::NoCache))
     }
 
@@ -238,10 +252,16 @@ impl Handler for BootPlane {
         match self.route(request).await {
             Ok(answer) => answer,
             Err(error) => {
-                tracing::error!(path = %request.path, peer = %request.peer, error = &error as &dyn std::error::Error, "boot plane failed");
+                let trace = self.trace(request).map(tracing::field::display);
+                tracing::error!(trace, path = %request.path, peer = %request.peer, error = &error as &dyn std::error::Error, "boot plane failed");
                 HttpAnswer::unavailable("the service cannot answer now; see its log\n", Duration::from_secs(5))
             }
         }
+    }
+
+    fn finished(&self, request: &Request, status: u16, sent: u64, complete: bool) {
+        let trace = self.trace(request).map(tracing::field::display);
+        tracing::info!(trace, peer = %request.peer, path = %request.path, status, sent, complete, "boot plane answered");
     }
 }
 
@@ -344,6 +364,10 @@ fn file(path: &std::path::Path, content_type: &'static str) -> HttpAnswer {
 
 fn images_failed(error: impl std::fmt::Display) -> PlaneError {
     PlaneError::Images(error.to_string())
+}
+
+fn has_key(query: &str, key: &str) -> bool {
+    url::form_urlencoded::parse(query.as_bytes()).any(|(k, _)| k == key)
 }
 
 /// A value of the query. iPXE escapes a space as `%20` and leaves a plus as it is, unlike an HTML form.

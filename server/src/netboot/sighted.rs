@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use nkd_api::MacAddr;
 use nkd_api::facts::Firmware;
 use nkd_api::machine::Identity;
 use tokio::sync::mpsc;
@@ -12,13 +13,17 @@ use super::dhcp::packet::MessageKind;
 use super::dhcp::profile::Client;
 use super::dhcp::{Sighting, Sightings};
 use crate::machine::Registry;
+use crate::trace::{Trace, Traces};
 
 /// Sightings that may wait for the store.
 const QUEUE: usize = 4096;
 
 /// The side that the DHCP service talks to.
 #[derive(Debug)]
-pub struct Sighted(mpsc::Sender<Sighting>);
+pub struct Sighted {
+    queue: mpsc::Sender<Sighting>,
+    traces: Traces,
+}
 
 /// The side that writes down.
 pub struct Writer {
@@ -31,15 +36,22 @@ impl Sighted {
     #[must_use]
     pub fn new(registry: Registry) -> (Arc<Self>, Writer) {
         let (sender, queue) = mpsc::channel(QUEUE);
-        (Arc::new(Self(sender)), Writer { registry, queue })
+        (Arc::new(Self { queue: sender, traces: registry.traces().clone() }), Writer { registry, queue })
     }
 }
 
 impl Sightings for Sighted {
     fn seen(&self, sighting: Sighting) {
-        if self.0.try_send(sighting).is_err() {
+        if let Some(address) = sighting.ip {
+            self.traces.learn_address(sighting.mac, address);
+        }
+        if self.queue.try_send(sighting).is_err() {
             tracing::debug!("a sighting was dropped: the store is behind, the machine will be seen again");
         }
+    }
+
+    fn trace(&self, mac: MacAddr) -> Trace {
+        self.traces.of_mac(mac)
     }
 }
 
@@ -57,7 +69,7 @@ impl Writer {
             let mac = sighting.mac;
             let (identity, from_os) = identity(&sighting);
             if let Err(error) = self.registry.sighted(identity, sighting.ip, "dhcp", from_os).await {
-                tracing::warn!(machine = %mac, error = &error as &dyn std::error::Error, "a sighting could not be written down");
+                tracing::warn!(trace = %self.registry.traces().of_mac(mac), machine = %mac, error = &error as &dyn std::error::Error, "a sighting could not be written down");
                 // A broken store must not be hammered.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

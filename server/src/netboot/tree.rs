@@ -8,19 +8,21 @@ use super::ipxe;
 use super::plane::NetbootFiles;
 use super::tftp::{Content, FileRequest, Files, OpenError, TransferReport};
 use crate::service::Addresses;
+use crate::trace::Traces;
 
 /// The tree.
 #[derive(Debug)]
 pub struct Tree {
     files: NetbootFiles,
     addresses: Addresses,
+    traces: Traces,
 }
 
 impl Tree {
     /// Over the folder of iPXE binaries.
     #[must_use]
-    pub fn new(files: NetbootFiles, addresses: Addresses) -> Self {
-        Self { files, addresses }
+    pub fn new(files: NetbootFiles, addresses: Addresses, traces: Traces) -> Self {
+        Self { files, addresses, traces }
     }
 }
 
@@ -46,7 +48,8 @@ impl Files for Tree {
     }
 
     fn closed(&self, report: &TransferReport) {
-        let (client, file) = (report.request.client, &report.request.name);
-        tracing::info!(%client, file, outcome = ?report.outcome, bytes = report.acknowledged, "TFTP transfer ended");
+        let client = report.request.client;
+        let trace = self.traces.at(client.ip()).map(tracing::field::display);
+        tracing::info!(trace, %client, file = report.request.name, outcome = ?report.outcome, bytes = report.acknowledged, "TFTP transfer ended");
     }
 }

@@ -31,6 +31,8 @@ use crate::store::{Seal, SealError, Store, StoreError};
 
 /// How long everything together may take to end after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// How long closing the database may take after that.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// How often short-lived rows are dropped.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(600);
 
@@ -56,7 +58,7 @@ pub enum ServeError {
     #[error(transparent)]
     Api(#[from] http::BindError),
     /// Boot plane port.
-    #[error(transparent)]
+    #[error("http.boot_listen: {0}")]
     BootPlane(#[from] bootplane::BindError),
     /// DHCP ports.
     #[error(transparent)]
@@ -65,7 +67,7 @@ pub enum ServeError {
     #[error(transparent)]
     Links(#[from] links::LinkError),
     /// TFTP port.
-    #[error(transparent)]
+    #[error("tftp.listen: {0}")]
     Tftp(#[from] tftp::BindError),
     /// Metrics port.
     #[error(transparent)]
@@ -88,6 +90,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let image_metrics = image::metrics::Metrics::register(&mut metrics);
     let images = Arc::new(ImageStore::open(&settings.state_dir)?.with_metrics(image_metrics));
     let registry = Registry::new(store.clone());
+    let stop = CancellationToken::new();
     let service = Arc::new(Service {
         registry: registry.clone(),
         images,
@@ -101,6 +104,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         discovery_image: settings.discovery_image.clone(),
         agent_file: agent_file(&settings)?,
         dhcp: OnceLock::new(),
+        stopping: stop.clone(),
     });
 
     let (names, addresses) = certificate_names(&settings)?;
@@ -116,12 +120,11 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let tftp = match settings.tftp.enabled {
         true => {
             let config = tftp::Config { listen: settings.tftp.listen, ..tftp::Config::default() };
-            let tree = Arc::new(Tree::new(files, service.addresses.clone()));
+            let tree = Arc::new(Tree::new(files, service.addresses.clone(), registry.traces().clone()));
             Some(tftp::Server::bind(config, tree, tftp::Metrics::register(&mut metrics)).await?)
         }
         false => None,
     };
-    let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let (sighted, sightings) = Sighted::new(registry.clone());
     let dhcp = dhcp::Server::bind(
@@ -179,7 +182,9 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     if tokio::time::timeout(DRAIN_LIMIT, tasks.wait()).await.is_err() {
         tracing::warn!(left = tasks.len(), "the drain limit is over");
     }
-    store.close().await;
+    if tokio::time::timeout(CLOSE_LIMIT, store.close()).await.is_err() {
+        tracing::warn!("the state database was still in use; nothing that was acknowledged is lost");
+    }
     tracing::info!("stopped");
     Ok(())
 }

@@ -33,7 +33,9 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
     let agent_binary = root.parse("agent_binary", "a file");
     let log = root.section("log", |log| LogSettings {
         json: log.choice("format", &[("text", false), ("json", true)]).unwrap_or(false),
-        filter: log.parse("filter", "a filter such as info").unwrap_or_else(|| "info".into()),
+        filter: log
+            .parse("filter", "a filter: info, or nkd_server::netboot=debug,info")
+            .map_or_else(|| "info".into(), |filter: Filter| filter.0),
     });
     let dhcp = root.section("dhcp", |dhcp| DhcpSettings {
         mode: dhcp
@@ -126,6 +128,17 @@ fn reservation(r: &mut Reader) -> Reservation {
         mac: mac.unwrap_or(MacAddr([0; 6])),
         ip: ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
         hostname: r.parse("hostname", "a host name"),
+    }
+}
+
+/// A filter of log lines that reads.
+struct Filter(String);
+
+impl FromStr for Filter {
+    type Err = tracing_subscriber::filter::ParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        tracing_subscriber::EnvFilter::try_new(text).map(|_| Self(text.to_owned()))
     }
 }
 

@@ -8,6 +8,9 @@ use uuid::Uuid;
 
 use super::{NewToken, Store, StoreError, conflict, decode, encode, from_millis, millis};
 
+/// The newest so many events of a machine are kept.
+pub(super) const EVENTS_PER_MACHINE: i64 = 1000;
+
 /// An event before it has a number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewEvent {
@@ -178,25 +181,25 @@ impl Store {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Events after number `after`, of one machine or of all, oldest first.
-    pub async fn events(&self, machine: Option<Uuid>, after: i64, limit: u32) -> Result<Vec<MachineEvent>, StoreError> {
-        let rows = match machine {
-            Some(id) => {
-                sqlx::query("SELECT * FROM (SELECT id, machine, at, kind, phase, message, cause FROM event WHERE machine = ? AND id > ? ORDER BY id DESC LIMIT ?) ORDER BY id")
-                    .bind(id.to_string())
-                    .bind(after)
-                    .bind(i64::from(limit))
-                    .fetch_all(&self.read)
-                    .await?
-            }
-            None => {
-                sqlx::query("SELECT * FROM (SELECT id, machine, at, kind, phase, message, cause FROM event WHERE id > ? ORDER BY id DESC LIMIT ?) ORDER BY id")
-                    .bind(after)
-                    .bind(i64::from(limit))
-                    .fetch_all(&self.read)
-                    .await?
-            }
+    /// Events of one machine or of all, oldest first: the first ones after number `after`, or the newest ones.
+    pub async fn events(
+        &self,
+        machine: Option<Uuid>,
+        after: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<MachineEvent>, StoreError> {
+        let mut query = sqlx::QueryBuilder::new(
+            "SELECT * FROM (SELECT id, machine, at, kind, phase, message, cause FROM event WHERE true",
+        );
+        if let Some(id) = machine {
+            query.push(" AND machine = ").push_bind(id.to_string());
+        }
+        match after {
+            Some(after) => query.push(" AND id > ").push_bind(after).push(" ORDER BY id LIMIT "),
+            None => query.push(" ORDER BY id DESC LIMIT "),
         };
+        query.push_bind(i64::from(limit)).push(") ORDER BY id");
+        let rows = query.build().fetch_all(&self.read).await?;
         Ok(rows
             .iter()
             .map(|row| MachineEvent {
@@ -239,7 +242,8 @@ impl Store {
             > 0)
     }
 
-    /// Drops what only had meaning for a while: old boots, dead tokens, counted reports.
+    /// Drops what only had meaning for a while: old boots, dead tokens, counted reports, and all but the newest events of
+    /// each machine.
     pub async fn prune(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         let day_ago = millis(now - time::Duration::days(1));
         let mut tx = self.write.begin().await?;
@@ -250,6 +254,12 @@ impl Store {
             .await?;
         sqlx::query("DELETE FROM boot WHERE created < ?").bind(day_ago).execute(&mut *tx).await?;
         sqlx::query("DELETE FROM report WHERE at < ?").bind(day_ago).execute(&mut *tx).await?;
+        sqlx::query(
+            "DELETE FROM event WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY machine ORDER BY id DESC) AS age FROM event) WHERE age > ?)",
+        )
+        .bind(EVENTS_PER_MACHINE)
+        .execute(&mut *tx)
+        .await?;
         tx.commit().await?;
         Ok(())
     }

@@ -13,8 +13,8 @@ mod tokens;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, SqliteConnection, SqlitePool};
 use time::OffsetDateTime;
 
 pub use backup::{BackupError, backup, restore};
@@ -39,7 +39,10 @@ pub enum StoreError {
     Migrate(#[from] sqlx::migrate::MigrateError),
     /// A statement failed.
     #[error("the state database failed")]
-    Database(#[from] sqlx::Error),
+    Database(#[source] sqlx::Error),
+    /// There is no room. Reading goes on.
+    #[error("the disk of the state folder is full: nothing can be written down until there is room")]
+    Full(#[source] sqlx::Error),
     /// A stored document does not read.
     #[error("a stored {what} does not read: restore a backup, or report this as a defect")]
     Document {
@@ -83,6 +86,7 @@ impl Store {
         let write = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(Duration::from_secs(30))
+            .after_release(|connection, _| Box::pin(is_clean(connection)))
             .connect_with(options.clone())
             .await
             .map_err(open_error)?;
@@ -106,6 +110,16 @@ impl Store {
         self.read.close().await;
         self.write.close().await;
     }
+}
+
+/// False, so that the connection is closed, when a transaction is still counted on it.
+///
+/// SQLite itself rolls back when the disk is full. The driver's own rollback then fails, and it goes on counting one
+/// transaction: every later one would be a savepoint in a transaction that nobody commits, acknowledged and then lost.
+async fn is_clean(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    // Behind a rollback that may still be on its way to the driver's thread.
+    connection.ping().await?;
+    Ok(!connection.is_in_transaction())
 }
 
 /// Makes an empty file with mode 0600 unless it is there; SQLite gives its side files the same mode.
@@ -137,11 +151,22 @@ fn decode<T: serde::de::DeserializeOwned>(what: &'static str, text: &str) -> Res
     serde_json::from_str(text).map_err(|source| StoreError::Document { what, source })
 }
 
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        /// SQLITE_FULL: the disk has no room.
+        const FULL: &str = "13";
+        match error.as_database_error().and_then(|e| e.code()) {
+            Some(code) if code == FULL => Self::Full(error),
+            _ => Self::Database(error),
+        }
+    }
+}
+
 /// Turns a violated UNIQUE constraint into a conflict with a sentence of its own.
 fn conflict(error: sqlx::Error, sentence: impl FnOnce() -> String) -> StoreError {
     match &error {
         sqlx::Error::Database(db) if db.is_unique_violation() => StoreError::Conflict(sentence()),
-        _ => StoreError::Database(error),
+        _ => error.into(),
     }
 }
 

@@ -118,7 +118,7 @@ async fn the_same_report_is_counted_once() {
     let with = |revision| Change { machine: &m, revision, events: &events, effects: effects.clone() };
     assert!(store.save_machine(with(1), NOW).await.unwrap().is_some());
     assert!(store.save_machine(with(2), NOW).await.unwrap().is_none());
-    assert_eq!(store.events(Some(m.id), 0, 10).await.unwrap().len(), 1);
+    assert_eq!(store.events(Some(m.id), None, 10).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -162,4 +162,24 @@ async fn a_superseded_token_tells_whether_two_parties_boot_as_one_machine() {
         TokenUse::Granted(_)
     ));
     assert!(matches!(first().await, TokenUse::Superseded { contested: true, .. }));
+}
+
+/// After a full disk the driver counts a transaction that is none; nothing may be acknowledged into it.
+#[tokio::test]
+async fn after_a_full_disk_what_is_acknowledged_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    store.save_machine(change(&machine(1), 0), NOW).await.unwrap();
+    sqlx::query("PRAGMA max_page_count = 1").execute(&store.write).await.unwrap();
+    let mut big = machine(2);
+    big.labels.insert("fill".into(), "x".repeat(100_000));
+    assert!(matches!(store.save_machine(change(&big, 0), NOW).await, Err(StoreError::Full(_))));
+    assert_eq!(store.machines().await.unwrap().len(), 1);
+    sqlx::query("PRAGMA max_page_count = 1000000").execute(&store.write).await.unwrap();
+    // A write that is rolled back, then ones that are acknowledged, and readers on other connections.
+    assert!(matches!(store.save_machine(change(&machine(1), 7), NOW).await, Err(StoreError::Stale)));
+    store.save_machine(change(&machine(3), 0), NOW).await.unwrap();
+    store.save_secrets(&[("x", b"y")]).await.unwrap();
+    assert!(store.machine(machine(3).id).await.unwrap().is_some());
+    assert_eq!(store.secret("x").await.unwrap().unwrap(), b"y");
 }

@@ -1,6 +1,7 @@
 //! Boots, their sealed configurations, and single-use tokens.
 
 use nkd_api::agent::Purpose;
+use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -63,6 +64,8 @@ pub struct Token {
     pub boot: Option<Uuid>,
     /// End of its life.
     pub expires: OffsetDateTime,
+    /// When it was used.
+    pub used: Option<OffsetDateTime>,
 }
 
 /// What came of trying to use a token.
@@ -182,18 +185,14 @@ impl Store {
         .fetch_optional(&mut *tx)
         .await?;
         let Some(row) = row else { return Ok(TokenUse::Unknown) };
-        let token = Token {
-            machine: row.get::<String, _>(0).parse().unwrap_or_default(),
-            generation: u32::try_from(row.get::<i64, _>(1)).unwrap_or(0),
-            purpose: row.get::<String, _>(2).parse().unwrap_or(Purpose::Discovery),
-            boot: row.get::<Option<String>, _>(3).and_then(|b| b.parse().ok()),
-            expires: from_millis(row.get(4)),
-        };
-        if let Some(used) = row.get::<Option<i64>, _>(5) {
+        let token = token_row(&row);
+        if let Some(used) = token.used {
             let by: Option<Vec<u8>> = row.get(6);
             return Ok(match (by, user) {
                 (Some(by), Some(user)) if by == user && token.expires > now => TokenUse::Granted(token),
-                _ => TokenUse::Reused(token, from_millis(used)),
+                // Late, but the same one: no second user.
+                (Some(by), Some(user)) if by == user => TokenUse::Expired(token),
+                _ => TokenUse::Reused(token, used),
             });
         }
         if token.expires <= now {
@@ -216,6 +215,18 @@ impl Store {
             .await?;
         tx.commit().await?;
         Ok(TokenUse::Granted(token))
+    }
+
+    /// The token behind a digest, used or not. Looking uses nothing up.
+    pub async fn token(&self, hash: &[u8; 32], scope: Scope) -> Result<Option<Token>, StoreError> {
+        let row = sqlx::query(
+            "SELECT machine, generation, purpose, boot, expires, used FROM token WHERE hash = ? AND scope = ?",
+        )
+        .bind(&hash[..])
+        .bind(scope.as_str())
+        .fetch_optional(&self.read)
+        .await?;
+        Ok(row.as_ref().map(token_row))
     }
 
     /// Gives a token back whose use could not be completed: the answer did not reach the caller.
@@ -242,5 +253,16 @@ impl Store {
             overlay: self.seal.open(&format!("overlay/{id}"), row.get(5))?,
             config: self.seal.open(&format!("config/{id}"), row.get(6))?,
         }))
+    }
+}
+
+fn token_row(row: &SqliteRow) -> Token {
+    Token {
+        machine: row.get::<String, _>(0).parse().unwrap_or_default(),
+        generation: u32::try_from(row.get::<i64, _>(1)).unwrap_or(0),
+        purpose: row.get::<String, _>(2).parse().unwrap_or(Purpose::Discovery),
+        boot: row.get::<Option<String>, _>(3).and_then(|b| b.parse().ok()),
+        expires: from_millis(row.get(4)),
+        used: row.get::<Option<i64>, _>(5).map(from_millis),
     }
 }

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::packet::MessageKind;
 use super::profile::Client;
+use crate::trace::Trace;
 
 /// One message of one machine, and what was made of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,4 +38,9 @@ pub struct Sighting {
 pub trait Sightings: Send + Sync + 'static {
     /// Takes note. Must not block: it is called between two packets.
     fn seen(&self, sighting: Sighting);
+
+    /// The trace of a machine, for the log.
+    fn trace(&self, mac: MacAddr) -> Trace {
+        Trace::of_mac(mac)
+    }
 }

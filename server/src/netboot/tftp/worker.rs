@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use super::active::{Active, Handoff, MAX_SEND, SendError, send_error};
 use super::codec::{self, DATA_HEADER, ErrorCode, Packet};
@@ -392,7 +392,7 @@ impl Carrier {
             request: active.request,
         };
         self.metrics.durations.observe(report.duration.as_secs_f64());
-        info!(
+        debug!(
             %client,
             file = report.request.name,
             ?outcome,

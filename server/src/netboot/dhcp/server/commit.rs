@@ -11,6 +11,7 @@ use super::super::lease::{LeaseChange, LeaseStore};
 use super::super::metrics::{Cause, Kind, Metrics};
 use super::super::reply::Reply;
 use super::link::Link;
+use crate::trace::Trace;
 
 /// Largest group; what waits longer is the next one.
 const GROUP: usize = 2048;
@@ -37,7 +38,7 @@ pub(super) fn send(links: &[Link], out: &Outbound, metrics: &Metrics) {
         Err(error) => {
             metrics.dropped.get_or_create(&Cause { cause: "send" }).inc();
             let machine = out.reply.mac;
-            tracing::warn!(%machine, interface = link.name, to = ?out.to, %error, "DHCP reply was not sent");
+            tracing::warn!(trace = %Trace::of_mac(machine), %machine, interface = link.name, to = ?out.to, %error, "DHCP reply was not sent");
         }
     }
 }

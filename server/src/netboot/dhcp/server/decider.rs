@@ -134,11 +134,12 @@ impl Decider {
         self.take_note(&reason, arrival, now);
         let text = describe(&reason, client, &outcome);
         let machine = request.mac;
+        let trace = self.sightings.trace(machine);
         let kind = request.kind.name();
         if client == Client::Plain {
-            tracing::debug!(%machine, kind, reason = text, "DHCP");
+            tracing::debug!(%trace, %machine, kind, reason = text, "DHCP");
         } else {
-            tracing::info!(%machine, kind, %client, reason = text, "DHCP");
+            tracing::info!(%trace, %machine, kind, %client, reason = text, "DHCP");
         }
         self.sightings.seen(Sighting {
             interface: self.links.get(arrival.interface).map(|link| link.name.clone()).unwrap_or_default(),

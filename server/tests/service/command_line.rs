@@ -1,0 +1,202 @@
+//! The command line against a running service.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+use std::sync::mpsc::channel;
+
+use serde_json::Value;
+
+use super::harness::{PATIENCE, Place, mode, text};
+use super::node;
+
+#[tokio::test]
+async fn every_noun_speaks_table_json_and_yaml() {
+    let place = Place::new();
+    let _service = place.start().await;
+    place.import().await;
+    place.ok(&["machine", "declare", "n1", "--mac", "52:54:00:0e:00:01", "--image", "lab-1"]);
+    place.ok(&["rule", "set", "r1", "--mac", "52:54:00:0f:*"]);
+    node::live(&place, "52:54:00:0e:00:01").await;
+    for (args, shown) in [
+        (&["machine", "list"][..], "n1"),
+        (&["machine", "show", "n1"], "52:54:00:0e:00:01"),
+        (&["machine", "events"], "first-stage-or-seen"),
+        (&["machine", "events", "n1"], "boot-script"),
+        (&["machine", "explain", "52:54:00:0e:00:01"], "live-install"),
+        (&["machine", "accept", "n1"], "n1"),
+        (&["image", "list"], "lab-1"),
+        (&["image", "show", "lab-1"], "rootfs"),
+        (&["image", "profiles"], "nestos"),
+        (&["image", "gc", "--dry-run"], ""),
+        (&["rule", "list"], "r1"),
+        (&["user", "list"], "admin"),
+        (&["audit"], "machine.declare"),
+        (&["status"], "admin"),
+    ] {
+        let table = place.ok(args);
+        let shown = if shown == "first-stage-or-seen" { "n1" } else { shown };
+        assert!(table.contains(shown), "{args:?}:\n{table}");
+        assert!(table.lines().all(|l| l == l.trim_end()), "{args:?}: spaces at the end");
+        let json = place.ok(&[args, &["-o", "json"]].concat());
+        let json: Value = serde_json::from_str(&json).unwrap_or_else(|e| panic!("{args:?}: {e}\n{json}"));
+        let yaml = place.ok(&[args, &["-o", "yaml"]].concat());
+        let yaml: Value = serde_saphyr::from_str(&yaml).unwrap_or_else(|e| panic!("{args:?}: {e}\n{yaml}"));
+        // Reading may itself be seen: only the shape is the same for sure.
+        assert_eq!(json.is_array(), yaml.is_array(), "{args:?}");
+    }
+    let reinstalled: Value = serde_json::from_str(&place.ok(&["machine", "reinstall", "n1", "-o", "json"])).unwrap();
+    assert_eq!(reinstalled["generation"], 2);
+    assert!(place.ok(&["completion", "bash"]).contains("complete -F _nkd"));
+    // A reader that has had enough is no error.
+    let mut child = place
+        .client(&place.admin_token())
+        .arg("openapi")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success() && out.stderr.is_empty(), "{}", text(&out.stderr));
+}
+
+#[tokio::test]
+async fn errors_say_what_to_do_next() {
+    let place = Place::new();
+    let out = place.nkd().args(["machine", "list"]).output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("nkd login"), "{}", text(&out.stderr));
+    let _service = place.start().await;
+    place.import().await;
+    for (args, words) in [
+        (&["machine", "show", "nobody"][..], "nkd machine list"),
+        (&["machine", "assign", "nobody", "--image", "lab-1"], "nkd machine list"),
+        (&["machine", "declare", "n1", "--mac", "52:54:00:0e:00:02", "--image", "none"], "nkd image list"),
+        (&["image", "show", "none"], "no image"),
+        (&["image", "import", "/nonexistent"], "/nonexistent"),
+        (&["rule", "remove", "none"], "no rule"),
+        (&["user", "remove", "none"], "no user"),
+    ] {
+        let out = place.cli(args);
+        let said = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.starts_with("error: ") && said.contains(words) && out.stdout.is_empty(), "{args:?}: {said}");
+    }
+    let out = place.cli(&["machine", "assign", "n1"]);
+    assert_eq!(out.status.code(), Some(64), "{}", text(&out.stderr));
+    let out = place.cli_as("wrong", &["machine", "list"]);
+    assert!(text(&out.stderr).contains("nkd login"), "{}", text(&out.stderr));
+    let mut other = place.client(&place.admin_token());
+    let out = other.env("NKD_SERVER", format!("https://{}:1", place.ip)).args(["status"]).output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("cannot be reached"), "{}", text(&out.stderr));
+}
+
+#[tokio::test]
+async fn login_is_remembered_in_private_and_forgotten() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let token_file = place.state().join("first-admin-token");
+    let login = |file: &std::path::Path| {
+        let mut command = place.nkd();
+        command.args(["login", "--server", &place.api_url(""), "--ca"]).arg(place.state().join("ca.pem"));
+        command.arg("--token-file").arg(file).output().unwrap()
+    };
+    let wrong = place.dir.path().join("wrong");
+    std::fs::write(&wrong, "wrong").unwrap();
+    assert_eq!(login(&wrong).status.code(), Some(1), "a token that does not work is not remembered");
+    let remembered = place.dir.path().join("cli.json");
+    assert!(!remembered.exists());
+    let out = login(&token_file);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert!(text(&out.stdout).contains("you are admin"), "{}", text(&out.stdout));
+    assert_eq!(mode(&remembered), 0o600);
+    assert!(place.nkd().args(["status"]).output().unwrap().status.success());
+    assert!(place.nkd().args(["logout"]).output().unwrap().status.success());
+    assert!(!remembered.exists());
+    assert_eq!(place.nkd().args(["status"]).output().unwrap().status.code(), Some(1));
+    assert!(place.nkd().args(["logout"]).output().unwrap().status.success(), "twice is no error");
+}
+
+#[tokio::test]
+async fn a_watch_shows_changes_and_survives_a_restart() {
+    let place = Place::new();
+    let service = place.start().await;
+    let (lines, seen) = channel();
+    let mut watches = Vec::new();
+    for args in [&["machine", "list", "--watch"][..], &["machine", "events", "--watch", "-o", "json"]] {
+        let mut child =
+            place.client(&place.admin_token()).args(args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let (out, lines, first) = (child.stdout.take().unwrap(), lines.clone(), args[1].to_owned());
+        std::thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                let _ = lines.send((first.clone(), line));
+            }
+        });
+        watches.push(super::harness::Running { child });
+    }
+    let wait_for = |which: &str, what: &str| {
+        let end = std::time::Instant::now() + PATIENCE;
+        loop {
+            let left = end.saturating_duration_since(std::time::Instant::now());
+            let (from, line) = seen.recv_timeout(left).unwrap_or_else(|_| panic!("{which} never showed {what}"));
+            if from == which && line.contains(what) {
+                return;
+            }
+        }
+    };
+    // Both have said what there is: nothing. From now on they must show what changes.
+    wait_for("list", "Nothing found");
+    place.ok(&["machine", "declare", "n1", "--mac", "52:54:00:0e:01:01"]);
+    wait_for("list", "n1");
+    service.kill();
+    let _service = place.start().await;
+    place.ok(&["machine", "declare", "n2", "--mac", "52:54:00:0e:01:02"]);
+    wait_for("list", "n2");
+    place.ok(&["machine", "accept", "n2", "--set-label", "rack=last"]);
+    wait_for("events", "rack=last");
+}
+
+#[tokio::test]
+async fn a_backup_of_a_running_service_restores() {
+    let place = Place::new();
+    let service = place.start().await;
+    place.import().await;
+    let (config, _, _) = {
+        place.ok(&["machine", "declare", "n1", "--mac", "52:54:00:0e:02:01", "--image", "lab-1"]);
+        node::live(&place, "52:54:00:0e:02:01").await
+    };
+    let file = place.dir.path().join("backup");
+    let run = |verb: &str, place: &Place| {
+        place.nkd().arg(verb).arg(&file).arg("--state-dir").arg(place.state()).output().unwrap()
+    };
+    let out = run("backup", &place);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    assert_eq!(mode(&file), 0o600);
+    place.ok(&["machine", "declare", "later", "--mac", "52:54:00:0e:02:02"]);
+    let out = run("restore", &place);
+    assert_eq!(out.status.code(), Some(1), "a state is never overwritten");
+    assert!(text(&out.stderr).contains("holds a state already"), "{}", text(&out.stderr));
+    let token = place.admin_token();
+    let (ca, other) = (place.ca(), Place::new());
+    drop(service);
+    let out = run("restore", &other);
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let _restored = other.start().await;
+    assert_eq!(other.ca(), ca, "the nodes trust it still");
+    let api = other.user(&token);
+    assert_eq!(api.machine("n1").await["id"], config.machine.to_string());
+    assert_eq!(api.get("/api/v1/machines").await.as_array().unwrap().len(), 1);
+    let thief = rcgen::KeyPair::generate().unwrap();
+    let (status, _) = node::try_enroll(&other, config.machine, &config.token, &node::request(&thief)).await;
+    assert_eq!(status, reqwest::StatusCode::FORBIDDEN, "a used token is used in the backup too");
+    // A damaged file changes nothing.
+    let bytes = std::fs::read(&file).unwrap();
+    for damaged in [&bytes[..bytes.len() / 2], b"NKDBAK1\nnkd.db 99999999999999999999\n", b"", &bytes[1..]] {
+        std::fs::write(&file, damaged).unwrap();
+        let empty = Place::new();
+        let out = run("restore", &empty);
+        assert_eq!(out.status.code(), Some(1), "{}", text(&out.stdout));
+        assert!(!empty.state().join("nkd.db").exists());
+    }
+}

@@ -1,0 +1,17 @@
+//! The real program, as its users see it: started on loopback, driven over HTTP and TLS, through its own command line,
+//! and by a simulated machine. No virtual machines.
+#![allow(clippy::disallowed_methods, reason = "tests start programs and open files and sockets")]
+
+mod access;
+mod command_line;
+mod crash;
+mod full_disk;
+mod harness;
+mod in_process;
+mod input;
+mod lifecycle;
+mod node;
+mod openapi;
+mod protocol;
+mod start;
+mod trace;
