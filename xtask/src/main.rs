@@ -4,6 +4,7 @@
 
 mod apt;
 mod bench;
+mod fuzz;
 mod image;
 mod root;
 mod stage;
@@ -25,12 +26,15 @@ enum Chore {
     Image(image::Arguments),
     /// Measure ours and a peer side by side and print the ratios
     Bench(bench::Arguments),
+    /// Fuzz the network boot engines
+    Fuzz(fuzz::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().chore {
         Chore::Image(arguments) => image::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),
+        Chore::Fuzz(arguments) => fuzz::run(&arguments),
     }
 }
 
