@@ -84,7 +84,7 @@ impl Relay {
             OptionCode::SubnetMask,
             OptionCode::Router,
             OptionCode::DomainNameServer,
-            OptionCode::TftpServerName,
+            OptionCode::TFTPServerName,
             OptionCode::BootfileName,
         ]));
         if client == Client::Ipxe {
