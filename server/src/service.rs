@@ -1,12 +1,13 @@
 //! What the parts of the running service share.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::content::image::ImageStore;
 use crate::fleet::pki::Pki;
 use crate::ignition::TemplateSet;
 use crate::machine::Registry;
+use crate::netboot::dhcp;
 
 /// The running service.
 pub struct Service {
@@ -24,6 +25,8 @@ pub struct Service {
     pub discovery_image: Option<String>,
     /// The agent's binary and unit for images that do not carry it.
     pub agent_file: Option<AgentFile>,
+    /// The running DHCP service, once it is bound.
+    pub dhcp: OnceLock<dhcp::Handle>,
 }
 
 /// How machines reach the service. Without an advertised address they use the one that they reached it by.

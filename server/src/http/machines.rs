@@ -308,7 +308,10 @@ pub(super) async fn reinstall(
     caller.audit(&service, "machine.reinstall", &machine.name, "").await?;
     let input = Input::Reinstall { cause: caller.0.name.clone() };
     Ok(Json(
-        service.registry.apply(machine.id, input, RowEffects { revoke_tokens: true, ..RowEffects::default() }).await?,
+        service
+            .registry
+            .apply(machine.id, input, RowEffects { supersede_tokens: true, ..RowEffects::default() })
+            .await?,
     ))
 }
 
@@ -320,7 +323,10 @@ pub(super) async fn release(State(service): App, caller: Caller, Path(machine): 
     caller.audit(&service, "machine.release", &machine.name, machine.stopped.as_deref().unwrap_or("")).await?;
     let input = Input::Release { cause: caller.0.name.clone() };
     Ok(Json(
-        service.registry.apply(machine.id, input, RowEffects { revoke_tokens: true, ..RowEffects::default() }).await?,
+        service
+            .registry
+            .apply(machine.id, input, RowEffects { supersede_tokens: true, ..RowEffects::default() })
+            .await?,
     ))
 }
 

@@ -178,7 +178,7 @@ impl BootPlane {
                 let effects = RowEffects {
                     tokens: prepared.tokens,
                     boot: Some(prepared.boot),
-                    revoke_tokens: true,
+                    supersede_tokens: true,
                     ..RowEffects::default()
                 };
                 (BootTaken::LiveInstall { generation: *generation }, effects, script)
@@ -346,8 +346,9 @@ fn images_failed(error: impl std::fmt::Display) -> PlaneError {
     PlaneError::Images(error.to_string())
 }
 
+/// A value of the query. iPXE escapes a space as `%20` and leaves a plus as it is, unlike an HTML form.
 fn query(query: &str, key: &str) -> Option<String> {
-    url::form_urlencoded::parse(query.as_bytes())
+    url::form_urlencoded::parse(query.replace('+', "%2B").as_bytes())
         .find(|(k, _)| k == key)
         .map(|(_, v)| v.into_owned())
         .filter(|v| !v.is_empty())

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use super::ipxe;
 use super::plane::NetbootFiles;
-use super::tftp::{Content, FileRequest, Files, OpenError};
+use super::tftp::{Content, FileRequest, Files, OpenError, TransferReport};
 use crate::service::Addresses;
 
 /// The tree.
@@ -43,5 +43,10 @@ impl Files for Tree {
         };
         let len = file.metadata().map_err(OpenError::Io)?.len();
         Ok(Content::File { file: Arc::new(file), len })
+    }
+
+    fn closed(&self, report: &TransferReport) {
+        let (client, file) = (report.request.client, &report.request.name);
+        tracing::info!(%client, file, outcome = ?report.outcome, bytes = report.acknowledged, "TFTP transfer ended");
     }
 }

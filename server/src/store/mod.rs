@@ -3,7 +3,6 @@
 //!
 //! A failing store is [`StoreError`], never an empty answer: "no such machine" and "the store is broken" lead to
 //! different HTTP codes.
-#![expect(clippy::disallowed_methods, reason = "opens the database file")]
 
 mod access;
 mod backup;
@@ -110,6 +109,7 @@ impl Store {
 }
 
 /// Makes an empty file with mode 0600 unless it is there; SQLite gives its side files the same mode.
+#[expect(clippy::disallowed_methods, reason = "opens the database file")]
 fn private_file(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
     match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {

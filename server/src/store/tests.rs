@@ -143,3 +143,23 @@ async fn a_backup_of_a_running_store_restores_into_an_empty_folder_only() {
     assert!(matches!(restore(&archive, &other, &other.join("secret.key")).await, Err(BackupError::NotABackup { .. })));
     assert!(!other.join("nkd.db").exists());
 }
+
+#[tokio::test]
+async fn a_superseded_token_tells_whether_two_parties_boot_as_one_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let m = machine(1);
+    let supersede = |tokens| RowEffects { tokens, supersede_tokens: true, ..RowEffects::default() };
+    let boot =
+        |revision, hash| Change { machine: &m, revision, events: &[], effects: supersede(vec![token(m.id, hash)]) };
+    store.save_machine(boot(0, 1), NOW).await.unwrap();
+    let second = NOW + time::Duration::seconds(5);
+    store.save_machine(boot(1, 2), second).await.unwrap();
+    let first = || async { store.use_token(&[1; 32], Scope::Enroll, Some(&[9; 32]), second).await.unwrap() };
+    assert!(matches!(first().await, TokenUse::Superseded { contested: false, .. }));
+    assert!(matches!(
+        store.use_token(&[2; 32], Scope::Enroll, Some(&[8; 32]), second).await.unwrap(),
+        TokenUse::Granted(_)
+    ));
+    assert!(matches!(first().await, TokenUse::Superseded { contested: true, .. }));
+}

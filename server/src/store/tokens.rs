@@ -74,6 +74,14 @@ pub enum TokenUse {
     Reused(Token, OffsetDateTime),
     /// Its time was over.
     Expired(Token),
+    /// A later boot of the same machine has tokens of its own. `contested`: one of those has been used, so two parties
+    /// boot as this machine.
+    Superseded {
+        /// The token.
+        token: Token,
+        /// Somebody used a later one.
+        contested: bool,
+    },
     /// There is no such token (any more).
     Unknown,
 }
@@ -167,7 +175,7 @@ impl Store {
     ) -> Result<TokenUse, StoreError> {
         let mut tx = self.write.begin().await?;
         let row = sqlx::query(
-            "SELECT machine, generation, purpose, boot, expires, used, used_by FROM token WHERE hash = ? AND scope = ?",
+            "SELECT machine, generation, purpose, boot, expires, used, used_by, superseded FROM token WHERE hash = ? AND scope = ?",
         )
         .bind(&hash[..])
         .bind(scope.as_str())
@@ -190,6 +198,15 @@ impl Store {
         }
         if token.expires <= now {
             return Ok(TokenUse::Expired(token));
+        }
+        if let Some(superseded) = row.get::<Option<i64>, _>(7) {
+            let later = sqlx::query("SELECT COUNT(*) FROM token WHERE machine = ? AND scope = ? AND used >= ?")
+                .bind(token.machine.to_string())
+                .bind(scope.as_str())
+                .bind(superseded)
+                .fetch_one(&mut *tx)
+                .await?;
+            return Ok(TokenUse::Superseded { token, contested: later.get::<i64, _>(0) > 0 });
         }
         sqlx::query("UPDATE token SET used = ?, used_by = ? WHERE hash = ?")
             .bind(millis(now))
