@@ -31,6 +31,9 @@ const FETCH_LIMIT: Duration = Duration::from_secs(10);
 /// Pause after a fetch that failed at once.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// What the scripts of the service sleep when there is nothing to boot yet.
+const SCRIPT_SLEEP: Duration = Duration::from_secs(10);
+
 pub struct Machine {
     pub number: u16,
     pub server: IpAddr,
@@ -68,7 +71,7 @@ impl Machine {
         let mut script = Url::parse(&ipxe.boot_file).context("iPXE's boot file")?;
         script.query_pairs_mut().append_pair("mac", &self.mac().to_string()).append_pair("uuid", &self.uuid());
         script.query_pairs_mut().append_pair("arch", "x86_64").append_pair("platform", "efi");
-        let script = String::from_utf8(self.plain("script", own, &script).await?)?;
+        let script = self.script(own, &script).await?;
         let file = |command: &str| -> Result<Url> {
             let line = script.lines().find(|line| line.starts_with(command));
             let mut words = line.with_context(|| format!("no {command} in the script:\n{script}"))?.split(' ');
@@ -87,6 +90,22 @@ impl Machine {
         self.enroll(own, &agent).await?;
         self.report.add("whole_boot", begun.elapsed(), 0);
         Ok(())
+    }
+
+    /// The script that boots something. One that makes the machine wait is asked for again after its sleep.
+    async fn script(&self, own: Ipv4Addr, url: &Url) -> Result<String> {
+        let mut script = String::new();
+        for waited in 0..TRIES {
+            if waited > 0 {
+                self.report.add("told_to_wait", SCRIPT_SLEEP, 1);
+                tokio::time::sleep(SCRIPT_SLEEP).await;
+            }
+            script = String::from_utf8(self.plain("script", own, url).await?)?;
+            if script.lines().any(|line| line.starts_with("kernel ")) {
+                break;
+            }
+        }
+        Ok(script)
     }
 
     /// A certificate for the token, and the task for the certificate.

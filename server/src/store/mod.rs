@@ -1,16 +1,18 @@
 //! The state of the service: SQLite in WAL mode with `synchronous=FULL`, so that what was committed survives a
-//! power cut. One connection writes, a few read.
+//! power cut. One connection writes, a few read; what machines cause is committed in groups.
 //!
 //! A failing store is [`StoreError`], never an empty answer: "no such machine" and "the store is broken" lead to
 //! different HTTP codes.
 
 mod access;
 mod backup;
+mod group;
 mod machines;
 mod seal;
 mod tokens;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::SqlitePool;
@@ -40,6 +42,9 @@ pub enum StoreError {
     /// A statement failed.
     #[error("the state database failed")]
     Database(#[from] sqlx::Error),
+    /// A commit failed, and with it every write in it.
+    #[error("the state database could not commit")]
+    Commit(#[source] Arc<sqlx::Error>),
     /// A stored document does not read.
     #[error("a stored {what} does not read: restore a backup, or report this as a defect")]
     Document {
@@ -64,6 +69,7 @@ pub enum StoreError {
 #[derive(Clone, Debug)]
 pub struct Store {
     write: SqlitePool,
+    writer: group::Writer,
     read: SqlitePool,
     seal: Seal,
 }
@@ -92,7 +98,8 @@ impl Store {
             .connect_with(options.read_only(true))
             .await
             .map_err(open_error)?;
-        Ok(Self { write, read, seal })
+        let writer = group::Writer::start(write.clone());
+        Ok(Self { write, writer, read, seal })
     }
 
     /// True when a trivial read works.

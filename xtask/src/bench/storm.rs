@@ -75,7 +75,7 @@ fn round(nkd: &Path, storm: &Path, table: &mut Table) -> Result<()> {
     let mut command = client.command(storm);
     command.args(["--server", SERVER.1, "--relay", CLIENT.1, "--machines", &MACHINES.to_string()]);
     command.args(["--in-flight", &IN_FLIGHT.to_string()]);
-    let told = last_json(&client.measure(command).with_context(|| said(&log))?)?;
+    let told = last_json(&client.measure(command).with_context(|| format!("the service said last:\n{}", said(&log)))?)?;
     let busy = Usage::of(service.pid())?;
     let machines: Vec<Value> = serde_json::from_str(&ask(&["machine", "list", "--output", "json"])?)?;
     let enrolled = machines.iter().filter(|machine| is_enrolled(machine)).count();
@@ -133,7 +133,7 @@ fn is_enrolled(machine: &Value) -> bool {
 fn said(log: &Path) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(20)..].join("\n")
+    lines[lines.len().saturating_sub(5)..].join("\n")
 }
 
 /// What a process uses.
