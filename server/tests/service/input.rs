@@ -120,7 +120,7 @@ async fn the_boot_plane_hands_out_nothing_by_tricks() {
     );
 
     // What a board says of itself is text, whatever it is.
-    let odd = "mac=52:54:00:aa:03:03&serial=%24%7Bboot%7D+%7C%7C+reboot%0Aexit%1b%5B2J%ff%26&product=P%2B%2F%3D%22%27&vendor=%C3%84%20GmbH&uuid=not-a-uuid";
+    let odd = "mac=52:54:00:aa:03:03&serial=%24%7Bboot%7D%20%7C%7C%20reboot%0Aexit%1b%5B2J%ff%26&product=P%2B%2F%3D%22%27&vendor=%C3%84%20GmbH&uuid=not-a-uuid";
     let script = node::script_with(&place, odd).await;
     assert!(script.status.is_success() && !script.text.contains("reboot"), "{}", script.text);
     let machine = place.admin().machine("52:54:00:aa:03:03").await;
