@@ -99,6 +99,8 @@ pub struct ImportOrder {
     pub architecture: Option<String>,
     /// File of OpenPGP public keys on the service's host; then every file must be signed.
     pub key: Option<String>,
+    /// PEM file of certificates on the service's host that the source's server is trusted by, beside those of the host.
+    pub source_ca: Option<String>,
     /// Take the place of an image of this name.
     pub replace: bool,
 }

@@ -103,7 +103,7 @@ fn run_alone(load: &Load, client: &mut Client) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Many clients: first every one that has packets reads, then every one that read a window answers, as a batch.
+/// Many clients in one thread: each that has packets reads them up to its window's end and answers.
 fn run_together(load: &Load, clients: &mut [Client]) -> anyhow::Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let watch = |index: usize, client: &Client| {
@@ -114,30 +114,25 @@ fn run_together(load: &Load, clients: &mut [Client]) -> anyhow::Result<()> {
     }
     let mut buffer = vec![0; 70_000];
     let mut events = [EpollEvent::empty(); 256];
-    let mut answers = Vec::with_capacity(events.len());
+    let mut running = clients.len();
     let mut checked = Instant::now();
-    while clients.iter().any(|client| client.rounds_left > 0) {
+    while running > 0 {
         let count = epoll.wait(&mut events, EpollTimeout::try_from(SILENCE)?)?;
         for event in &events[..count] {
             let index = event.data() as usize;
-            let read = loop {
-                match clients[index].read(&mut buffer)? {
-                    Read::Unfinished => {}
-                    other => break other,
-                }
-            };
-            if read != Read::Nothing {
-                answers.push((index, read));
-            }
-        }
-        for (index, read) in answers.drain(..) {
             let client = &mut clients[index];
+            let read = client.read_window(&mut buffer)?;
+            if read == Read::Nothing {
+                continue;
+            }
             client.acknowledge()?;
             client.heard = checked;
             if read == Read::FileEnded {
                 client.next_round(load)?;
                 if client.rounds_left > 0 {
                     watch(index, client)?;
+                } else {
+                    running -= 1;
                 }
             }
         }
@@ -178,6 +173,19 @@ impl Client {
             Request { direction: Direction::Read, name: load.file.as_bytes(), mode: Mode::Octet, options: load.asked };
         codec::encode(&Packet::Request(request), &mut out);
         self.socket.send_to(&out, load.server).map(drop)
+    }
+
+    /// Takes packets until one wants an answer, or none is there.
+    fn read_window(&mut self, buffer: &mut [u8]) -> anyhow::Result<Read> {
+        if self.rounds_left == 0 {
+            return Ok(Read::Nothing);
+        }
+        loop {
+            match self.read(buffer)? {
+                Read::Unfinished => {}
+                read => return Ok(read),
+            }
+        }
     }
 
     /// Takes one packet.

@@ -1,7 +1,7 @@
 //! What the parts of the running service share.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 
@@ -9,6 +9,7 @@ use crate::content::image::ImageStore;
 use crate::fleet::pki::Pki;
 use crate::ignition::TemplateSet;
 use crate::machine::Registry;
+use crate::netboot::dhcp;
 
 /// The running service.
 pub struct Service {
@@ -28,6 +29,8 @@ pub struct Service {
     pub agent_file: Option<AgentFile>,
     /// Cancelled when the service ends: whoever holds a request answers then.
     pub stopping: CancellationToken,
+    /// The running DHCP service, once it is bound.
+    pub dhcp: OnceLock<dhcp::Handle>,
 }
 
 /// How machines reach the service. Without an advertised address they use the one that they reached it by.

@@ -1,5 +1,5 @@
 //! The TFTP server against real clients: tftp-hpa, atftp, curl.
-#![allow(clippy::disallowed_methods, reason = "tests with real programs and files")]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "tests with real programs and files")]
 
 mod tftp_support;
 

@@ -147,7 +147,8 @@ impl Nkd {
                 let events = self.nkd(net, &["machine", "events", name]).unwrap_or_default();
                 return Err(Error::Unexpected { what: what.to_owned(), got: format!("{last:#}\n{events}") });
             }
-            std::thread::sleep(Duration::from_secs(1));
+            // Asking costs processor time that the machines under test want.
+            std::thread::sleep(Duration::from_secs(3));
         }
     }
 

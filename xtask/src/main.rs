@@ -4,9 +4,15 @@
 
 mod apt;
 mod bench;
+mod build;
+mod dist;
 mod image;
+mod lab;
+mod metadata;
 mod root;
 mod stage;
+mod test;
+mod tidy;
 
 use std::path::{Path, PathBuf};
 
@@ -21,16 +27,28 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Rack two blank machines in QEMU and watch them become enrolled nodes
+    Lab(lab::Arguments),
+    /// Install what the tests need and run them all
+    Test(test::Arguments),
     /// Build a node image and print the directory it is in
     Image(image::Arguments),
     /// Measure ours and a peer side by side and print the ratios
     Bench(bench::Arguments),
+    /// Build the programs as they are released, with Debian packages, into target/dist
+    Dist,
+    /// Check form and rules: rustfmt, clippy, and what they cannot know
+    Tidy,
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().chore {
+        Chore::Lab(arguments) => lab::run(&arguments),
+        Chore::Test(arguments) => test::run(&arguments),
         Chore::Image(arguments) => image::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),
+        Chore::Dist => dist::run(),
+        Chore::Tidy => tidy::run(),
     }
 }
 

@@ -1,5 +1,4 @@
 //! An installation: disk, configuration, image, installer.
-#![expect(clippy::disallowed_methods, reason = "opens the relay's socket")]
 
 mod disk;
 mod fetch;
@@ -130,6 +129,7 @@ async fn write(
 }
 
 /// Runs relay and installer side by side.
+#[expect(clippy::disallowed_methods, reason = "opens the relay's socket")]
 async fn run(
     place: &Workplace,
     task: &InstallTask,

@@ -42,7 +42,7 @@ CREATE INDEX boot_machine ON boot (machine, created);
 
 -- Single-use tokens, by digest. `scope` is `config` (fetch one configuration) or `enroll` (buy one certificate).
 -- `used_by` is the digest of the public key that the certificate was made for: the same key may ask again, because the
--- first answer may have been lost.
+-- first answer may have been lost. `superseded` is set when a later boot of the same machine has tokens of its own.
 CREATE TABLE token (
   hash       BLOB PRIMARY KEY,
   scope      TEXT NOT NULL,
@@ -52,7 +52,8 @@ CREATE TABLE token (
   boot       TEXT,
   expires    INTEGER NOT NULL,
   used       INTEGER,
-  used_by    BLOB
+  used_by    BLOB,
+  superseded INTEGER
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX token_machine ON token (machine);
 

@@ -26,14 +26,17 @@ pub(super) enum ImageCommand {
         #[arg(long)]
         profile: Option<String>,
         /// Version, when the source has several
-        #[arg(long = "image-version")]
-        image_version: Option<String>,
+        #[arg(long)]
+        version: Option<String>,
         /// Architecture, when the source has several
         #[arg(long)]
         architecture: Option<String>,
         /// File of OpenPGP public keys; then every file must be signed
         #[arg(long, value_name = "FILE")]
         key: Option<String>,
+        /// PEM file of certificates that the source's server is trusted by, on the service's host
+        #[arg(long, value_name = "FILE")]
+        source_ca: Option<String>,
         /// Replace an image of the same name
         #[arg(long)]
         replace: bool,
@@ -69,14 +72,14 @@ pub(super) enum ImageCommand {
 pub(super) async fn run(command: ImageCommand, context: &ContextArgs) -> Result<(), CliError> {
     let client = context.client()?;
     match command {
-        ImageCommand::Import { source, name, profile, image_version, architecture, key, replace, output } => {
+        ImageCommand::Import { source, name, profile, version, architecture, key, source_ca, replace, output } => {
             let absolute = |path: String| match path.contains("://") {
                 true => path,
                 false => std::path::absolute(&path).map_or(path, |p| p.display().to_string()),
             };
             let source = absolute(source);
-            let key = key.map(absolute);
-            let order = ImportOrder { source, name, profile, version: image_version, architecture, key, replace };
+            let (key, source_ca) = (key.map(absolute), source_ca.map(absolute));
+            let order = ImportOrder { source, name, profile, version, architecture, key, source_ca, replace };
             let response = client.send(Method::POST, "/api/v1/images", Some(&order)).await?;
             let image = follow(response).await?;
             output.print(&image, |i| format!("imported {}", i.name));

@@ -19,7 +19,7 @@ use client::ClientError;
 
 /// Turns racks of bare machines into clusters on an immutable, image-based OS.
 #[derive(Debug, Parser)]
-#[command(name = "nkd", version, arg_required_else_help = true, propagate_version = true)]
+#[command(name = "nkd", version, arg_required_else_help = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -196,6 +196,18 @@ pub(super) async fn ignition_config(State(service): State<Arc<Service>>, request
                 "this token was used before; the machine is stopped until an operator looks into it",
             ));
         }
+        TokenUse::Superseded { token, contested } => {
+            if contested {
+                let reason = "two parties boot as this machine: an older boot asked for its configuration after a newer one had its own";
+                service
+                    .registry
+                    .apply(token.machine, Input::Alarm { reason: reason.into() }, RowEffects::default())
+                    .await?;
+            }
+            return Err(ApiError::forbidden(
+                "a later boot of this machine has replaced this token; start the machine again",
+            ));
+        }
         TokenUse::Expired(_) => return Err(ApiError::forbidden("this token's time is over; start the machine again")),
         TokenUse::Unknown => return Err(ApiError::forbidden("nobody issued this token, or it was revoked")),
     };

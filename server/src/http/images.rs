@@ -58,6 +58,7 @@ pub(super) async fn import(State(service): App, caller: Caller, Json(order): Jso
         version: order.version,
         architecture: order.architecture,
         key: order.key.map(PathBuf::from),
+        authorities: order.source_ca.map(PathBuf::from),
         replace: order.replace,
         ..ImportRequest::new(source)
     };

@@ -102,7 +102,8 @@ pub(super) async fn declare(
     let accept = Input::Accept { name: None, labels: request.labels, cause: who.clone() };
     let mut machine = service.registry.apply(machine.id, accept, RowEffects::default()).await?;
     if let Some(assignment) = request.assignment {
-        machine = service.registry.apply(machine.id, Input::Assign { assignment, cause: who }, RowEffects::default()).await?;
+        machine =
+            service.registry.apply(machine.id, Input::Assign { assignment, cause: who }, RowEffects::default()).await?;
     }
     Ok((StatusCode::CREATED, Json(machine)))
 }
@@ -225,7 +226,8 @@ pub(super) async fn accept(
     let accept = Input::Accept { name: request.name, labels: request.labels, cause: who.clone() };
     let mut machine = service.registry.apply(machine.id, accept, RowEffects::default()).await?;
     if let Some(assignment) = request.assignment {
-        machine = service.registry.apply(machine.id, Input::Assign { assignment, cause: who }, RowEffects::default()).await?;
+        machine =
+            service.registry.apply(machine.id, Input::Assign { assignment, cause: who }, RowEffects::default()).await?;
     }
     Ok(Json(machine))
 }
@@ -289,7 +291,9 @@ fn check_labels(labels: &BTreeMap<String, String>) -> Result<()> {
             "a label is not valid",
             vec![Problem {
                 path: format!("labels.{}", key.chars().take(LABEL_LIMIT).collect::<String>()),
-                message: format!("a label has a key without `=`, and at most {LABEL_LIMIT} bytes on each side without `,`"),
+                message: format!(
+                    "a label has a key without `=`, and at most {LABEL_LIMIT} bytes on each side without `,`"
+                ),
             }],
         )),
     }
@@ -356,7 +360,10 @@ pub(super) async fn reinstall(
     caller.audit(&service, "machine.reinstall", &machine.name, "").await?;
     let input = Input::Reinstall { cause: caller.0.name.clone() };
     Ok(Json(
-        service.registry.apply(machine.id, input, RowEffects { revoke_tokens: true, ..RowEffects::default() }).await?,
+        service
+            .registry
+            .apply(machine.id, input, RowEffects { supersede_tokens: true, ..RowEffects::default() })
+            .await?,
     ))
 }
 
@@ -368,7 +375,10 @@ pub(super) async fn release(State(service): App, caller: Caller, Path(machine): 
     caller.audit(&service, "machine.release", &machine.name, machine.stopped.as_deref().unwrap_or("")).await?;
     let input = Input::Release { cause: caller.0.name.clone() };
     Ok(Json(
-        service.registry.apply(machine.id, input, RowEffects { revoke_tokens: true, ..RowEffects::default() }).await?,
+        service
+            .registry
+            .apply(machine.id, input, RowEffects { supersede_tokens: true, ..RowEffects::default() })
+            .await?,
     ))
 }
 

@@ -25,6 +25,8 @@ pub(super) struct Status {
     machines: std::collections::BTreeMap<String, usize>,
     /// Names of the images.
     images: Vec<String>,
+    /// Other DHCP servers heard on our segments in the last quarter of an hour. In server mode there must be none.
+    other_dhcp_servers: Vec<String>,
 }
 
 /// What the service is, and who is asking.
@@ -41,5 +43,14 @@ pub(super) async fn status(State(service): State<Arc<Service>>, caller: Caller) 
         role: caller.0.role,
         machines,
         images: images.iter().map(|i| i.name.clone()).collect(),
+        other_dhcp_servers: service
+            .dhcp
+            .get()
+            .map(|d| d.other_servers().iter().map(describe).collect())
+            .unwrap_or_default(),
     }))
+}
+
+fn describe(other: &crate::netboot::dhcp::OtherServer) -> String {
+    format!("{} on {}", other.ip, other.interface)
 }

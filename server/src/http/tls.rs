@@ -58,9 +58,13 @@ impl TlsServer {
         let listener = TcpListener::bind(address).await.map_err(|source| BindError {
             address,
             advice: match source.kind() {
-                std::io::ErrorKind::AddrInUse => "another program has the port; stop it, or set http.api_listen to a free one",
+                std::io::ErrorKind::AddrInUse => {
+                    "another program has the port; stop it, or set http.api_listen to a free one"
+                }
                 std::io::ErrorKind::AddrNotAvailable => "this host has no such address; correct http.api_listen",
-                std::io::ErrorKind::PermissionDenied => "the port needs CAP_NET_BIND_SERVICE; grant it, or set http.api_listen to a port above 1023",
+                std::io::ErrorKind::PermissionDenied => {
+                    "the port needs CAP_NET_BIND_SERVICE; grant it, or set http.api_listen to a port above 1023"
+                }
                 _ => "the system refused",
             },
             source,
@@ -150,7 +154,11 @@ async fn connection(
 }
 
 /// Drives a connection to its end; asks it to end when the service stops.
-async fn until<C: Future>(mut serving: Pin<&mut C>, stop: CancellationToken, end: impl FnOnce(Pin<&mut C>)) -> C::Output {
+async fn until<C: Future>(
+    mut serving: Pin<&mut C>,
+    stop: CancellationToken,
+    end: impl FnOnce(Pin<&mut C>),
+) -> C::Output {
     tokio::select! {
         result = serving.as_mut() => result,
         () = stop.cancelled() => {

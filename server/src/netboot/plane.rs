@@ -192,7 +192,7 @@ impl BootPlane {
                 let effects = RowEffects {
                     tokens: prepared.tokens,
                     boot: Some(prepared.boot),
-                    revoke_tokens: true,
+                    supersede_tokens: true,
                     ..RowEffects::default()
                 };
                 (BootTaken::LiveInstall { generation: *generation }, effects, script)
@@ -370,8 +370,9 @@ fn has_key(query: &str, key: &str) -> bool {
     url::form_urlencoded::parse(query.as_bytes()).any(|(k, _)| k == key)
 }
 
+/// A value of the query. iPXE escapes a space as `%20` and leaves a plus as it is, unlike an HTML form.
 fn query(query: &str, key: &str) -> Option<String> {
-    url::form_urlencoded::parse(query.as_bytes())
+    url::form_urlencoded::parse(query.replace('+', "%2B").as_bytes())
         .find(|(k, _)| k == key)
         .map(|(_, v)| v.into_owned())
         .filter(|v| !v.is_empty())

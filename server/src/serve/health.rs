@@ -8,6 +8,9 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -31,14 +34,23 @@ pub(super) struct Health {
 
 struct Watched {
     store: Store,
+    machines: Family<PhaseLabel, Gauge>,
     metrics: Registry,
+}
+
+/// A phase of machines.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabel {
+    phase: &'static str,
 }
 
 impl Health {
     #[expect(clippy::disallowed_methods, reason = "opens the listening socket")]
-    pub(super) async fn bind(address: SocketAddr, store: Store, metrics: Registry) -> Result<Self, BindError> {
+    pub(super) async fn bind(address: SocketAddr, store: Store, mut metrics: Registry) -> Result<Self, BindError> {
+        let machines = Family::<PhaseLabel, Gauge>::default();
+        metrics.register("nkd_machines", "Machines by phase", machines.clone());
         let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
-        Ok(Self { listener, state: Arc::new(Watched { store, metrics }) })
+        Ok(Self { listener, state: Arc::new(Watched { store, machines, metrics }) })
     }
 
     pub(super) async fn run(self, stop: CancellationToken) {
@@ -62,6 +74,13 @@ async fn ready(State(watched): State<Arc<Watched>>) -> impl IntoResponse {
 }
 
 async fn metrics(State(watched): State<Arc<Watched>>) -> impl IntoResponse {
+    // Counted when somebody looks. A broken store must not hide the other figures: readyz tells of it.
+    if let Ok(machines) = watched.store.machines().await {
+        watched.machines.clear();
+        for machine in machines {
+            watched.machines.get_or_create(&PhaseLabel { phase: machine.phase.name() }).inc();
+        }
+    }
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &watched.metrics) {
         Ok(()) => (

@@ -11,7 +11,10 @@ use crate::settings::LogSettings;
 pub fn init(settings: &LogSettings) {
     let filter = std::env::var("NKD_LOG").unwrap_or_else(|_| settings.filter.clone());
     let filter = EnvFilter::try_new(&filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     // A second initialisation, in tests, keeps the first.
     let _ = match settings.json {
         true => builder.json().flatten_event(true).try_init(),

@@ -1,5 +1,4 @@
 //! `nkd serve`: the list of start-up steps, and the way down.
-#![expect(clippy::disallowed_methods, reason = "the edge where everything is opened")]
 
 mod health;
 mod links;
@@ -7,7 +6,7 @@ mod log;
 mod state;
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus_client::registry::Registry as Metrics;
@@ -18,8 +17,8 @@ use tokio_util::task::TaskTracker;
 
 pub use log::init as init_log;
 
-use crate::content::image::ImageStore;
 use crate::content::image::catalog::CatalogError;
+use crate::content::image::{self, ImageStore};
 use crate::fleet::pki::{Pki, PkiError};
 use crate::http::{self, TlsServer};
 use crate::ignition::TemplateSet;
@@ -79,6 +78,7 @@ pub enum ServeError {
 }
 
 /// Runs the service until SIGTERM or SIGINT.
+#[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let now = OffsetDateTime::now_utc();
     let _lock = state::prepare(&settings.state_dir)?;
@@ -86,7 +86,9 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let store = Store::open(&settings.state_dir, Seal::from_key_file(&settings.key_file, fresh)?).await?;
     let pki = Arc::new(Pki::load_or_create(&store, now).await?);
     state::publish_ca(&settings.state_dir, pki.ca_pem())?;
-    let images = Arc::new(ImageStore::open(&settings.state_dir)?);
+    let mut metrics = Metrics::default();
+    let image_metrics = image::metrics::Metrics::register(&mut metrics);
+    let images = Arc::new(ImageStore::open(&settings.state_dir)?.with_metrics(image_metrics));
     let registry = Registry::new(store.clone());
     let stop = CancellationToken::new();
     let service = Arc::new(Service {
@@ -102,8 +104,8 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         discovery_image: settings.discovery_image.clone(),
         agent_file: agent_file(&settings)?,
         stopping: stop.clone(),
+        dhcp: OnceLock::new(),
     });
-    let mut metrics = Metrics::default();
 
     let (names, addresses) = certificate_names(&settings)?;
     let tls = pki.server_config(&store, &names, &addresses, now).await?;
@@ -132,6 +134,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         dhcp::Metrics::register(&mut metrics),
     )
     .await?;
+    let _ = service.dhcp.set(dhcp.handle());
     let health = health::Health::bind(settings.http.metrics_listen, store.clone(), metrics).await?;
     let token = state::first_admin(&settings.state_dir, &store).await?;
 
@@ -217,6 +220,7 @@ fn certificate_names(settings: &Settings) -> Result<(Vec<String>, Vec<IpAddr>), 
     Ok((names, addresses))
 }
 
+#[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 async fn prune(store: Store, stop: CancellationToken) {
     loop {
         tokio::select! {

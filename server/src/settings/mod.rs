@@ -147,4 +147,6 @@ fn count(n: usize) -> String {
 }
 
 #[cfg(test)]
+mod example_tests;
+#[cfg(test)]
 mod tests;

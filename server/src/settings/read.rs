@@ -1,6 +1,6 @@
 //! From merged inputs to settings; collects every problem (pure).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -17,8 +17,14 @@ use super::{
 use crate::netboot::dhcp::{Mode, Reservation};
 
 pub(super) fn settings(inputs: Inputs) -> Result<Settings, SettingsError> {
+    known_and_settings(inputs).1
+}
+
+/// The names of all settings, as far as their tables are there, and the settings.
+pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Settings, SettingsError>) {
     let Inputs { values, origins, problems } = inputs;
-    let mut root = Reader { table: values, path: String::new(), shared: Shared { origins, problems } };
+    let shared = Shared { origins, problems, known: BTreeSet::new() };
+    let mut root = Reader { table: values, path: String::new(), shared };
     let state_dir: PathBuf = root.parse("state_dir", "a folder").unwrap_or_else(|| "/var/lib/nkd".into());
     let key_file = root.parse("key_file", "a file").unwrap_or_else(|| state_dir.join("secret.key"));
     let advertise = root.parse::<String>("advertise", "a host name or an address");
@@ -71,9 +77,9 @@ pub(super) fn settings(inputs: Inputs) -> Result<Settings, SettingsError> {
         );
     }
     root.leftovers();
-    let mut problems = root.shared.problems;
+    let Shared { mut problems, known, .. } = root.shared;
     if problems.is_empty() {
-        return Ok(Settings {
+        let settings = Settings {
             state_dir,
             key_file,
             advertise,
@@ -85,10 +91,11 @@ pub(super) fn settings(inputs: Inputs) -> Result<Settings, SettingsError> {
             tftp,
             http,
             ipxe_dir,
-        });
+        };
+        return (known, Ok(settings));
     }
     problems.sort_by(|a, b| a.name.cmp(&b.name));
-    Err(SettingsError(problems))
+    (known, Err(SettingsError(problems)))
 }
 
 fn interface(r: &mut Reader) -> DhcpInterface {
@@ -139,6 +146,8 @@ impl FromStr for Filter {
 struct Shared {
     origins: BTreeMap<String, String>,
     problems: Vec<SettingProblem>,
+    /// Every setting that was looked for, `dhcp.interface[0].pool`.
+    known: BTreeSet<String>,
 }
 
 struct Reader {
@@ -148,6 +157,11 @@ struct Reader {
 }
 
 impl Reader {
+    fn take(&mut self, key: &str) -> Option<Value> {
+        self.shared.known.insert(self.name(key));
+        self.table.remove(key)
+    }
+
     fn name(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
@@ -178,7 +192,7 @@ impl Reader {
     }
 
     fn text(&mut self, key: &str, what: &str) -> Option<String> {
-        match self.table.remove(key)? {
+        match self.take(key)? {
             Value::String(text) => Some(text),
             Value::Integer(number) => Some(number.to_string()),
             other => {
@@ -215,7 +229,7 @@ impl Reader {
     }
 
     fn flag(&mut self, key: &str) -> Option<bool> {
-        match self.table.remove(key)? {
+        match self.take(key)? {
             Value::Boolean(value) => Some(value),
             other => {
                 self.problem(key, format!("`{other}` is neither true nor false"));
@@ -225,7 +239,7 @@ impl Reader {
     }
 
     fn integer(&mut self, key: &str, range: RangeInclusive<u64>) -> Option<u64> {
-        let value = self.table.remove(key)?;
+        let value = self.take(key)?;
         let number = value.as_integer().and_then(|n| u64::try_from(n).ok()).filter(|n| range.contains(n));
         if number.is_none() {
             self.problem(key, format!("`{value}` is not a whole number from {} to {}", range.start(), range.end()));
@@ -238,7 +252,7 @@ impl Reader {
     }
 
     fn parsed_list<T: FromStr>(&mut self, key: &str, what: &str) -> Vec<T> {
-        let items = match self.table.remove(key) {
+        let items = match self.take(key) {
             None => return Vec::new(),
             Some(Value::Array(items)) => items,
             Some(single) => vec![single],
@@ -268,7 +282,7 @@ impl Reader {
     }
 
     fn section<T>(&mut self, key: &str, read: impl FnOnce(&mut Self) -> T) -> T {
-        let table = match self.table.remove(key) {
+        let table = match self.take(key) {
             Some(Value::Table(table)) => table,
             None => Table::new(),
             Some(other) => {
@@ -281,7 +295,7 @@ impl Reader {
     }
 
     fn list<T>(&mut self, key: &str, mut read: impl FnMut(&mut Self) -> T) -> Vec<T> {
-        let items = match self.table.remove(key) {
+        let items = match self.take(key) {
             None => return Vec::new(),
             Some(Value::Array(items)) => items,
             Some(table @ Value::Table(_)) => vec![table],
@@ -311,11 +325,14 @@ impl Reader {
 
     fn leftovers(&mut self) {
         let keys: Vec<String> = self.table.keys().cloned().collect();
+        if keys.is_empty() {
+            return;
+        }
+        let beside = self.name("");
+        let names = self.shared.known.iter().filter_map(|name| name.strip_prefix(beside.as_str()));
+        let names = names.filter(|name| !name.contains(['.', '['])).collect::<Vec<_>>().join(", ");
         for key in keys {
-            self.problem(
-                &key,
-                "there is no such setting: check its spelling (`nkd serve --print-settings` shows all)".into(),
-            );
+            self.problem(&key, format!("there is no such setting; there are {names}"));
         }
     }
 }

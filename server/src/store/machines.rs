@@ -31,8 +31,8 @@ pub struct RowEffects {
     pub boot: Option<super::Boot>,
     /// The report that caused the change; when it was counted before, nothing is written.
     pub report: Option<Uuid>,
-    /// Forget every token of this machine that was not used.
-    pub revoke_tokens: bool,
+    /// Every token of this machine that was not used is worthless from now on.
+    pub supersede_tokens: bool,
 }
 
 /// A machine to write, with its revision as read (0: new).
@@ -95,8 +95,12 @@ impl Store {
             }
         }
         save_keys(&mut tx, machine).await?;
-        if effects.revoke_tokens {
-            sqlx::query("DELETE FROM token WHERE machine = ? AND used IS NULL").bind(&id).execute(&mut *tx).await?;
+        if effects.supersede_tokens {
+            sqlx::query("UPDATE token SET superseded = ? WHERE machine = ? AND used IS NULL AND superseded IS NULL")
+                .bind(millis(now))
+                .bind(&id)
+                .execute(&mut *tx)
+                .await?;
         }
         if let Some(boot) = &effects.boot {
             super::tokens::insert_boot(&mut tx, boot, &self.seal).await?;

@@ -3,7 +3,6 @@
 //!
 //! A failing store is [`StoreError`], never an empty answer: "no such machine" and "the store is broken" lead to
 //! different HTTP codes.
-#![expect(clippy::disallowed_methods, reason = "opens the database file")]
 
 mod access;
 mod backup;
@@ -14,10 +13,8 @@ mod tokens;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous, SqliteTransactionManager,
-};
-use sqlx::{Connection, SqliteConnection, SqlitePool, TransactionManager};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection, SqliteConnection, SqlitePool};
 use time::OffsetDateTime;
 
 pub use backup::{BackupError, backup, restore};
@@ -122,10 +119,11 @@ impl Store {
 async fn is_clean(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
     // Behind a rollback that may still be on its way to the driver's thread.
     connection.ping().await?;
-    Ok(SqliteTransactionManager::get_transaction_depth(connection) == 0)
+    Ok(!connection.is_in_transaction())
 }
 
 /// Makes an empty file with mode 0600 unless it is there; SQLite gives its side files the same mode.
+#[expect(clippy::disallowed_methods, reason = "opens the database file")]
 fn private_file(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
     match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {

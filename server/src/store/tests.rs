@@ -163,3 +163,23 @@ async fn after_a_full_disk_what_is_acknowledged_is_there() {
     assert!(store.machine(machine(3).id).await.unwrap().is_some());
     assert_eq!(store.secret("x").await.unwrap().unwrap(), b"y");
 }
+
+#[tokio::test]
+async fn a_superseded_token_tells_whether_two_parties_boot_as_one_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let m = machine(1);
+    let supersede = |tokens| RowEffects { tokens, supersede_tokens: true, ..RowEffects::default() };
+    let boot =
+        |revision, hash| Change { machine: &m, revision, events: &[], effects: supersede(vec![token(m.id, hash)]) };
+    store.save_machine(boot(0, 1), NOW).await.unwrap();
+    let second = NOW + time::Duration::seconds(5);
+    store.save_machine(boot(1, 2), second).await.unwrap();
+    let first = || async { store.use_token(&[1; 32], Scope::Enroll, Some(&[9; 32]), second).await.unwrap() };
+    assert!(matches!(first().await, TokenUse::Superseded { contested: false, .. }));
+    assert!(matches!(
+        store.use_token(&[2; 32], Scope::Enroll, Some(&[8; 32]), second).await.unwrap(),
+        TokenUse::Granted(_)
+    ));
+    assert!(matches!(first().await, TokenUse::Superseded { contested: true, .. }));
+}

@@ -77,6 +77,14 @@ pub enum TokenUse {
     Reused(Token, OffsetDateTime),
     /// Its time was over.
     Expired(Token),
+    /// A later boot of the same machine has tokens of its own. `contested`: one of those has been used, so two parties
+    /// boot as this machine.
+    Superseded {
+        /// The token.
+        token: Token,
+        /// Somebody used a later one.
+        contested: bool,
+    },
     /// There is no such token (any more).
     Unknown,
 }
@@ -170,7 +178,7 @@ impl Store {
     ) -> Result<TokenUse, StoreError> {
         let mut tx = self.write.begin().await?;
         let row = sqlx::query(
-            "SELECT machine, generation, purpose, boot, expires, used, used_by FROM token WHERE hash = ? AND scope = ?",
+            "SELECT machine, generation, purpose, boot, expires, used, used_by, superseded FROM token WHERE hash = ? AND scope = ?",
         )
         .bind(&hash[..])
         .bind(scope.as_str())
@@ -190,6 +198,15 @@ impl Store {
         if token.expires <= now {
             return Ok(TokenUse::Expired(token));
         }
+        if let Some(superseded) = row.get::<Option<i64>, _>(7) {
+            let later = sqlx::query("SELECT COUNT(*) FROM token WHERE machine = ? AND scope = ? AND used >= ?")
+                .bind(token.machine.to_string())
+                .bind(scope.as_str())
+                .bind(superseded)
+                .fetch_one(&mut *tx)
+                .await?;
+            return Ok(TokenUse::Superseded { token, contested: later.get::<i64, _>(0) > 0 });
+        }
         sqlx::query("UPDATE token SET used = ?, used_by = ? WHERE hash = ?")
             .bind(millis(now))
             .bind(user.map(|u| &u[..]))
@@ -202,12 +219,13 @@ impl Store {
 
     /// The token behind a digest, used or not. Looking uses nothing up.
     pub async fn token(&self, hash: &[u8; 32], scope: Scope) -> Result<Option<Token>, StoreError> {
-        let row =
-            sqlx::query("SELECT machine, generation, purpose, boot, expires, used FROM token WHERE hash = ? AND scope = ?")
-                .bind(&hash[..])
-                .bind(scope.as_str())
-                .fetch_optional(&self.read)
-                .await?;
+        let row = sqlx::query(
+            "SELECT machine, generation, purpose, boot, expires, used FROM token WHERE hash = ? AND scope = ?",
+        )
+        .bind(&hash[..])
+        .bind(scope.as_str())
+        .fetch_optional(&self.read)
+        .await?;
         Ok(row.as_ref().map(token_row))
     }
 

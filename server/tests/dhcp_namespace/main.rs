@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests open sockets, start processes and read the clock")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod account;
 mod net;
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};

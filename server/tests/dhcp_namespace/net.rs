@@ -93,6 +93,10 @@ pub struct Program {
 }
 
 impl Program {
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The first line that holds `text`.
     pub fn wait_for(&self, text: &str) -> String {
         let deadline = Instant::now() + LIMIT;

@@ -18,7 +18,18 @@ async fn each_role_can_do_its_own_and_no_more() {
         users.push(place.user(made["token"].as_str().unwrap()));
     }
     let [viewer, operator] = &users[..] else { unreachable!() };
-    let reads = ["machines", "machines/n1", "machines/n1/events", "machines/n1/explain", "events", "rules", "images", "images/lab-1", "profiles", "status"];
+    let reads = [
+        "machines",
+        "machines/n1",
+        "machines/n1/events",
+        "machines/n1/explain",
+        "events",
+        "rules",
+        "images",
+        "images/lab-1",
+        "profiles",
+        "status",
+    ];
     for path in reads {
         assert!(viewer.get(&format!("/api/v1/{path}")).await.is_object() || path.ends_with('s'), "{path}");
     }
@@ -68,10 +79,18 @@ async fn each_role_can_do_its_own_and_no_more() {
     assert_eq!(admin.call(Method::DELETE, "/api/v1/users/admin", None).await.0, StatusCode::CONFLICT);
 
     let trail = admin.get("/api/v1/audit?limit=1000").await;
-    let said = |who: &str, action: &str| {
-        trail.as_array().unwrap().iter().any(|e| e["who"] == who && e["action"] == action)
-    };
-    for action in ["machine.declare", "machine.accept", "machine.assign", "machine.reinstall", "machine.release", "rule.save", "rule.remove", "machine.forget"] {
+    let said =
+        |who: &str, action: &str| trail.as_array().unwrap().iter().any(|e| e["who"] == who && e["action"] == action);
+    for action in [
+        "machine.declare",
+        "machine.accept",
+        "machine.assign",
+        "machine.reinstall",
+        "machine.release",
+        "rule.save",
+        "rule.remove",
+        "machine.forget",
+    ] {
         assert!(said("operator", action), "{action} by operator is not in the audit trail");
     }
     assert!(said("admin", "user.create") && said("admin", "user.remove") && said("viewer", "user.token"));

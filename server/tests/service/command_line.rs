@@ -48,7 +48,13 @@ async fn every_noun_speaks_table_json_and_yaml() {
     assert_eq!(reinstalled["generation"], 2);
     assert!(place.ok(&["completion", "bash"]).contains("complete -F _nkd"));
     // A reader that has had enough is no error.
-    let mut child = place.client(&place.admin_token()).arg("openapi").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = place
+        .client(&place.admin_token())
+        .arg("openapi")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     drop(child.stdout.take());
     let out = child.wait_with_output().unwrap();
     assert!(out.status.success() && out.stderr.is_empty(), "{}", text(&out.stderr));

@@ -85,7 +85,8 @@ async fn a_full_disk_is_said_and_survived() {
 
     std::fs::remove_file(&ballast).unwrap();
     eventually("changes are taken again", async || {
-        let (status, _) = api.call(Method::POST, "/api/v1/machines/n1/accept", Some(&json!({"labels": {"a": "b"}}))).await;
+        let (status, _) =
+            api.call(Method::POST, "/api/v1/machines/n1/accept", Some(&json!({"labels": {"a": "b"}}))).await;
         status.is_success().then_some(())
     })
     .await;

@@ -61,6 +61,7 @@ async fn bench() -> Bench {
         addresses: Addresses { advertise: None, boot_port: 1, api_port: 2 },
         discovery_image: None,
         agent_file: None,
+        dhcp: std::sync::OnceLock::new(),
         stopping: tokio_util::sync::CancellationToken::new(),
     });
     Bench { _dir: dir, service, machine, boot: id }

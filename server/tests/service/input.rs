@@ -102,7 +102,8 @@ async fn the_boot_plane_hands_out_nothing_by_tricks() {
         let status = get(target);
         assert!(["HTTP/1.1 404", "HTTP/1.1 400"].contains(&status.as_str()), "{target}: {status}");
     }
-    for mac in ["", "x", "52:54:00:aa:00", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00", "01:00:5e:00:00:01", "%00", "5254"] {
+    for mac in ["", "x", "52:54:00:aa:00", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00", "01:00:5e:00:00:01", "%00", "5254"]
+    {
         assert_eq!(get(&format!("/boot.ipxe?mac={mac}")), "HTTP/1.1 400", "{mac}");
     }
     let keys: String = (0..500).map(|n| format!("&k{n}=v")).collect();
@@ -110,11 +111,16 @@ async fn the_boot_plane_hands_out_nothing_by_tricks() {
     let keys: String = (0..20_000).map(|n| format!("&k{n}=v")).collect();
     let status = get(&format!("/boot.ipxe?mac=52:54:00:aa:03:02{keys}"));
     assert!(status.starts_with("HTTP/1.1 4"), "{status}");
-    assert!(raw(&place, b"POST /boot.ipxe HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello").starts_with("HTTP/1.1 4"));
-    assert!(raw(&place, &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc]).is_empty() || raw(&place, b"\x00\r\n\r\n").starts_with("HTTP/1.1 4"));
+    assert!(
+        raw(&place, b"POST /boot.ipxe HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello").starts_with("HTTP/1.1 4")
+    );
+    assert!(
+        raw(&place, &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc]).is_empty()
+            || raw(&place, b"\x00\r\n\r\n").starts_with("HTTP/1.1 4")
+    );
 
     // What a board says of itself is text, whatever it is.
-    let odd = "mac=52:54:00:aa:03:03&serial=%24%7Bboot%7D+%7C%7C+reboot%0Aexit%1b%5B2J%ff%26&product=P%2B%2F%3D%22%27&vendor=%C3%84%20GmbH&uuid=not-a-uuid";
+    let odd = "mac=52:54:00:aa:03:03&serial=%24%7Bboot%7D%20%7C%7C%20reboot%0Aexit%1b%5B2J%ff%26&product=P%2B%2F%3D%22%27&vendor=%C3%84%20GmbH&uuid=not-a-uuid";
     let script = node::script_with(&place, odd).await;
     assert!(script.status.is_success() && !script.text.contains("reboot"), "{}", script.text);
     let machine = place.admin().machine("52:54:00:aa:03:03").await;

@@ -63,7 +63,8 @@ pub async fn script_with(place: &Place, query: &str) -> Script {
 
 /// Fetches what the script names, as iPXE does, and takes the configuration out of the initrd as the kernel does.
 pub async fn first_stage(place: &Place, script: &Script) -> FirstStage {
-    let kernel = script.word_after("kernel ").unwrap_or_else(|| panic!("no kernel in\n{}\n{}", script.text, place.log_text()));
+    let kernel =
+        script.word_after("kernel ").unwrap_or_else(|| panic!("no kernel in\n{}\n{}", script.text, place.log_text()));
     let initrd = script.word_after("initrd --name initrd ").unwrap();
     let files = image_files();
     assert_eq!(reqwest::get(kernel).await.unwrap().bytes().await.unwrap(), files[0].1);

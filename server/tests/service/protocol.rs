@@ -42,8 +42,7 @@ async fn a_blank_disk_becomes_an_enrolled_node() {
     let renewed = node::enrolled(&place, &serde_json::from_value::<EnrollResponse>(body).unwrap(), &new);
     assert_ne!(renewed.certificate, node.certificate);
     assert_eq!(renewed.task(&place).await["do"], "run");
-    let (status, _) =
-        node.call(&place, Method::POST, "/agent/v1/renew", Some(&json!({"csr": "garbage"}))).await;
+    let (status, _) = node.call(&place, Method::POST, "/agent/v1/renew", Some(&json!({"csr": "garbage"}))).await;
     assert_eq!(status, StatusCode::BAD_REQUEST);
 
     // Two more power cycles install nothing.
@@ -144,7 +143,8 @@ async fn certificates_are_good_for_their_purpose_only() {
     assert_eq!(config.purpose, nkd_api::agent::Purpose::Discovery);
     assert_eq!(stranger.task(&place).await["do"], "wait");
     let name = api.machine(MAC).await["name"].as_str().unwrap().to_owned();
-    api.post(&format!("/api/v1/machines/{name}/accept"), &json!({"name": "n1", "assignment": {"image": "lab-1"}})).await;
+    api.post(&format!("/api/v1/machines/{name}/accept"), &json!({"name": "n1", "assignment": {"image": "lab-1"}}))
+        .await;
     assert_eq!(stranger.task(&place).await["do"], "reboot");
     for generation in [0, 1] {
         assert_eq!(stranger.install_config(&place, generation).await.0, StatusCode::FORBIDDEN);
@@ -220,7 +220,8 @@ async fn local_boot_is_said_as_the_machine_needs_it() {
     ];
     for (i, (how, fits)) in asks.into_iter().enumerate() {
         let (mac, name) = (format!("52:54:00:bb:00:0{i}"), format!("n{i}"));
-        let order = json!({"name": name, "identity": {"macs": [mac]}, "assignment": {"image": "lab-1", "localBoot": how}});
+        let order =
+            json!({"name": name, "identity": {"macs": [mac]}, "assignment": {"image": "lab-1", "localBoot": how}});
         api.post("/api/v1/machines", &order).await;
         let (_, _, live) = node::live(&place, &mac).await;
         live.report(&place, json!({"kind": "installed", "generation": 1})).await;

@@ -42,12 +42,9 @@ async fn the_first_start_makes_a_private_state_and_one_token() {
 
 #[tokio::test]
 async fn a_taken_port_is_named_with_its_setting() {
-    for (port, setting) in [
-        (BOOT, "http.boot_listen"),
-        (API, "http.api_listen"),
-        (METRICS, "http.metrics_listen"),
-        (TFTP, "tftp.listen"),
-    ] {
+    for (port, setting) in
+        [(BOOT, "http.boot_listen"), (API, "http.api_listen"), (METRICS, "http.metrics_listen"), (TFTP, "tftp.listen")]
+    {
         let place = Place::new();
         let address = format!("{}:{port}", place.ip);
         let holder = (port != TFTP).then(|| TcpListener::bind(&address).unwrap());
@@ -57,7 +54,13 @@ async fn a_taken_port_is_named_with_its_setting() {
         let said = text(&out.stderr);
         assert_eq!(out.status.code(), Some(1), "{said}");
         let last = said.lines().last().unwrap();
-        assert!(last.starts_with("error: ") && last.contains(&place.ip) && last.contains(&port.to_string()) && last.contains(setting), "{setting}: {said}");
+        assert!(
+            last.starts_with("error: ")
+                && last.contains(&place.ip)
+                && last.contains(&port.to_string())
+                && last.contains(setting),
+            "{setting}: {said}"
+        );
         assert!(!place.state().join("first-admin-token").exists(), "a service that never ran has no admin");
     }
 }
@@ -71,7 +74,8 @@ fn every_wrong_setting_is_said_at_once() {
     let out = command.output().unwrap();
     assert_eq!(out.status.code(), Some(64));
     let said = text(&out.stderr);
-    for part in ["4 settings are wrong", "http.api_listen", "NKD_HTTP__API_LISTEN", "dhcp.mode", "wrong", "log.filter"] {
+    for part in ["4 settings are wrong", "http.api_listen", "NKD_HTTP__API_LISTEN", "dhcp.mode", "wrong", "log.filter"]
+    {
         assert!(said.contains(part), "{part} is missing in\n{said}");
     }
     let out = place.nkd().args(["serve", "--config", "/nonexistent/nkd.toml"]).output().unwrap();

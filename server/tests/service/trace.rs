@@ -47,7 +47,8 @@ async fn run(format: &str) -> (Place, Vec<String>) {
 #[tokio::test]
 async fn every_line_about_a_machine_carries_its_trace() {
     let (_place, lines) = run("json").await;
-    let lines: Vec<Value> = lines.iter().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect();
+    let lines: Vec<Value> =
+        lines.iter().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e}: {l}"))).collect();
     let traces: std::collections::BTreeSet<&str> = lines.iter().filter_map(|l| l["trace"].as_str()).collect();
     assert_eq!(traces.len(), 1, "one machine, one trace: {traces:?}");
     for (what, about) in [

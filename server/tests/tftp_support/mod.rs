@@ -1,5 +1,6 @@
 //! A TFTP server on loopback with files in memory, and a client that sends and reads single packets.
 #![allow(dead_code, reason = "each test program uses a part")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "helpers of tests, with real sockets")]
 
 use std::collections::HashMap;
 use std::io;

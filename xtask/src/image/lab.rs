@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 
 use super::Arguments;
 use super::cache::{Cache, Lock};
 use super::inputs::Inputs;
-use crate::{apt, repository, root, stage};
+use crate::{apt, dist, repository, root, stage};
 
 const INSTALLER_VERSION: &str = "0.27.0";
 const DEBIAN_SUITE: &str = "trixie";
@@ -30,7 +30,7 @@ pub fn image(arguments: &Arguments) -> Result<PathBuf> {
     let cache = Cache::of_user()?;
     let agent = match &arguments.agent {
         Some(agent) => agent.clone(),
-        None => build_agent(&cache)?,
+        None => dist::agent_binary()?,
     };
     let units = arguments.agent_units.clone().unwrap_or_else(|| repository().join("agent/dist"));
     let recipe = Recipe::read()?;
@@ -110,19 +110,6 @@ impl Recipe {
             Ok(std::fs::remove_dir_all(out.join("target"))?)
         })
     }
-}
-
-fn build_agent(cache: &Cache) -> Result<PathBuf> {
-    ensure!(
-        repository().join("agent/Cargo.toml").exists(),
-        "the workspace has no agent: give its program with --agent"
-    );
-    let mut build = cargo();
-    build.current_dir(repository()).args(["build", "--release", "--package", "nkd-agent"]);
-    stage::run("nkd-agent", &cache.logs().join("nkd-agent.log"), build)?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
-    let agent = target.join("release/nkd-agent");
-    agent.canonicalize().with_context(|| format!("no {} after the build", agent.display()))
 }
 
 /// The toolchain that runs this program; without what `cargo run` told it about this crate.

@@ -42,6 +42,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The lab image of this checkout, with the workspace's own agent.
+pub fn lab() -> Result<PathBuf> {
+    lab::image(&Arguments { kind: Kind::Lab, version: "1".to_owned(), agent: None, agent_units: None })
+}
+
+/// Where the logs of everything that is built go.
+pub fn logs() -> Result<PathBuf> {
+    Ok(cache::Cache::of_user()?.logs())
+}
+
 /// It ends up in file names and in shell scripts.
 fn version(text: &str) -> Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');

@@ -1,6 +1,6 @@
 //! A read-only TFTP server on a virtual tree (RFC 1350, 2347, 2348, 2349, 7440).
 //!
-//! - [`codec`], [`names`], [`netascii`], [`transfer`], [`admission`]: pure.
+//! - [`codec`], [`names`], [`netascii`], [`transfer`], [`admission`], `spin`: pure.
 //! - [`server`]: the listening socket; requests are judged and files opened on the async runtime.
 //! - `worker`: a few threads of their own, each with one epoll set, carry the blocks of all transfers. A packet costs
 //!   one receive and one send, wakes no task, and one client's silence costs the others nothing.
@@ -10,6 +10,7 @@
 //!
 //! Both octet and netascii are served; see [`netascii`] for the limit. Write requests and mail are refused.
 
+mod active;
 pub mod admission;
 pub mod codec;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -37,7 +38,7 @@ use thiserror::Error;
 pub use metrics::{Metrics, Outcome};
 pub use server::{BindError, Config, Server};
 
-/// What the server serves. The virtual tree implements it.
+/// What the server serves. The boot plane's tree implements it.
 #[async_trait]
 pub trait Files: Send + Sync + 'static {
     /// Looks a name up. Called once for each request, before the first packet of the answer.

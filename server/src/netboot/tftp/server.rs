@@ -14,13 +14,14 @@ use tokio::task::{AbortHandle, Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::active::{Handoff, send_error};
 use super::admission::{Admissions, Permit};
 use super::codec::{self, Direction, ErrorCode, Mode, Options, Packet};
 use super::metrics::{Metrics, RequestResult};
 use super::socket::{self, Datagram};
 use super::source::Source;
 use super::transfer::{self, Policy};
-use super::worker::{self, Handoff, Worker};
+use super::worker::Worker;
 use super::{FileRequest, Files, OpenError, names, netascii};
 
 /// How the server serves.
@@ -342,7 +343,7 @@ impl Context {
     fn refuse(&self, client: SocketAddr, local: IpAddr, refusal: &Refusal) {
         self.metrics.request(refusal.result);
         match socket::connect(client, local, self.config.interface.as_deref()) {
-            Ok(socket) => worker::send_error(&socket, refusal.code, &refusal.text),
+            Ok(socket) => send_error(&socket, refusal.code, &refusal.text),
             Err(error) => debug!(%client, %error, "TFTP refusal not sent"),
         }
     }

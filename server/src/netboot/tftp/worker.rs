@@ -1,14 +1,15 @@
 //! A thread that carries packets: one epoll set, many transfers.
 //!
-//! Each round reads at most one packet of each ready transfer and answers it at once, so a greedy client gets no more
-//! turns than the others. Deadlines lie in a heap; an entry that comes up early, because its transfer went on
+//! Each round answers at most one packet of each ready transfer, at once, so a greedy client gets no more turns than
+//! the others. Answers are not gathered: the clients would sleep meanwhile, and waking them costs more than it saves.
+//! Deadlines lie in a heap; an entry that comes up early, because its transfer went on
 //! meanwhile, is put back.
 #![expect(clippy::disallowed_methods, reason = "the thread reads the clock for the pure state machine")]
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
@@ -19,39 +20,25 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tracing::{debug, warn};
 
-use super::admission::Permit;
-use super::codec::{self, DATA_HEADER, ErrorCode, Mode, Options, Packet};
+use super::active::{Active, Handoff, MAX_SEND, SendError, send_error};
+use super::codec::{self, DATA_HEADER, ErrorCode, Packet};
 use super::metrics::{Metrics, Outcome, RequestResult};
-use super::source::Source;
 use super::spin::{self, Spin};
-use super::transfer::{self, Action, Ending, Event, State, Terms};
-use super::{FileRequest, Files, TransferReport, socket};
+use super::transfer::{self, Action, Ending, Event, State};
+use super::{Files, TransferReport};
 
 /// Events taken from the kernel in one round.
 const ROUND: usize = 64;
-/// The most bytes that one segmented send carries (RFC 768 length field, less headers).
-const MAX_SEND: usize = 65_000;
-/// The most packets that one segmented send carries (the kernel's limit).
-const MAX_SEGMENTS: usize = 64;
+/// Visits in a row to the transfers just served, before the kernel is asked again which ones have packets.
+const MAX_REVISITS: usize = 8;
+/// The fewest transfers for which such a visit is tried.
+const MIN_REVISITED: usize = 4;
 /// Packets of one transfer that are read in one round, if none of them asks for anything.
 const MAX_READS: usize = 64;
 /// The longest packet of a client that means anything: an ERROR, in bytes.
 const PACKET: usize = DATA_HEADER + codec::MAX_ERROR_TEXT + 1;
 /// The token of the wake-up descriptor; transfers count from 0.
 const WAKE: u64 = u64::MAX;
-
-/// A transfer on its way to a worker.
-#[derive(Debug)]
-pub(super) struct Handoff {
-    pub(super) socket: UdpSocket,
-    pub(super) request: FileRequest,
-    pub(super) mode: Mode,
-    pub(super) asked: Options,
-    pub(super) terms: Terms,
-    pub(super) source: Source,
-    pub(super) permit: Permit,
-    pub(super) received: Instant,
-}
 
 enum Message {
     Begin(Box<Handoff>),
@@ -85,6 +72,7 @@ impl Worker {
             next_token: 0,
             drain_until: None,
             spin: Spin::default(),
+            revisits: Spin::default(),
             out: Vec::with_capacity(MAX_SEND),
         };
         let thread = std::thread::Builder::new().name(format!("tftp-{index}")).spawn(move || carrier.run())?;
@@ -138,34 +126,15 @@ struct Carrier {
     next_token: u64,
     drain_until: Option<Instant>,
     spin: Spin,
+    revisits: Spin,
     /// Packets on their way out.
     out: Vec<u8>,
-}
-
-struct Active {
-    socket: UdpSocket,
-    request: FileRequest,
-    mode: Mode,
-    asked: Options,
-    terms: Terms,
-    state: State,
-    source: Source,
-    /// The earliest entry in the heap of deadlines.
-    queued: Instant,
-    /// Whether one send carries several packets.
-    segmented: bool,
-    /// The last block ever sent: what lies below is sent again.
-    highest: u64,
-    acknowledged: u64,
-    retransmissions: u64,
-    received: Instant,
-    _permit: Permit,
 }
 
 impl Carrier {
     fn run(mut self) {
         let mut events = [EpollEvent::empty(); ROUND];
-        let mut actions = Vec::with_capacity(ROUND);
+        let mut served = Vec::with_capacity(ROUND);
         loop {
             let now = Instant::now();
             self.take_messages(now);
@@ -187,13 +156,37 @@ impl Carrier {
             for event in &events[..count] {
                 match event.data() {
                     WAKE => drop(self.wake.read()),
-                    token => actions.extend(self.receive(token, now).map(|action| (token, action))),
+                    token => {
+                        if self.serve(token, now) {
+                            served.push(token);
+                        }
+                    }
                 }
             }
-            for (token, action) in actions.drain(..) {
-                self.perform(token, action, now);
-            }
+            self.revisit(&mut served);
+            served.clear();
         }
+    }
+
+    /// Serves the same transfers again while most of them have the next packet already: with many clients in lock-step
+    /// they do, and asking the kernel about each costs more than reading in vain from a few.
+    fn revisit(&mut self, served: &mut Vec<u64>) {
+        for _ in 0..MAX_REVISITS {
+            if served.len() < MIN_REVISITED || !self.revisits.worthwhile() {
+                return;
+            }
+            let now = Instant::now();
+            let visited = served.len();
+            served.retain(|token| self.serve(*token, now));
+            self.revisits.looked(2 * served.len() >= visited);
+        }
+    }
+
+    /// Reads from one transfer and answers; whether there was anything to answer.
+    fn serve(&mut self, token: u64, now: Instant) -> bool {
+        let Some(action) = self.receive(token, now) else { return false };
+        self.perform(token, action, now);
+        true
     }
 
     /// Waits for packets: awake for a short while if that pays, then asleep until the next deadline.
@@ -260,29 +253,8 @@ impl Carrier {
             warn!(%client, %error, "TFTP transfer cannot be watched; it is dropped");
             return;
         }
-        let (state, action) = transfer::begin(&handoff.terms, now);
-        let deadline = state.deadline().unwrap_or(now);
-        let segment = usize::from(handoff.terms.block_size) + DATA_HEADER;
-        // An OACK or ERROR is always shorter than such a segment, so it is never cut.
-        let segmented = handoff.terms.window > 1
-            && handoff.terms.block_size >= codec::DEFAULT_BLOCK_SIZE
-            && socket::segment(&handoff.socket, segment).is_ok();
-        let active = Active {
-            socket: handoff.socket,
-            request: handoff.request,
-            mode: handoff.mode,
-            asked: handoff.asked,
-            terms: handoff.terms,
-            state,
-            source: handoff.source,
-            queued: deadline,
-            segmented,
-            highest: 0,
-            acknowledged: 0,
-            retransmissions: 0,
-            received: handoff.received,
-            _permit: handoff.permit,
-        };
+        let (active, action) = Active::new(handoff, now);
+        let deadline = active.queued;
         self.transfers.insert(token, active);
         self.by_client.insert(client, token);
         self.deadlines.push(Reverse((deadline, token)));
@@ -449,105 +421,4 @@ impl Carrier {
 /// An event for each new packet, not for each round in which one lies there.
 fn watched(token: u64) -> EpollEvent {
     EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, token)
-}
-
-enum SendError {
-    /// The client's port is closed.
-    Gone,
-    /// The file cannot be read.
-    Read(io::Error),
-}
-
-impl Active {
-    fn same_request(&self, other: &Handoff) -> bool {
-        self.request == other.request && self.mode == other.mode && self.asked == other.asked
-    }
-
-    fn offer(&mut self, out: &mut Vec<u8>, metrics: &Metrics) -> Result<(), SendError> {
-        if let State::OptionsOffered { timer } = self.state
-            && timer.tries > 1
-        {
-            self.retransmissions += 1;
-            metrics.retransmissions.inc();
-        }
-        out.clear();
-        codec::encode(&Packet::OptionAcknowledgement(self.terms.accepted), out);
-        self.flush(out, out.len())
-    }
-
-    fn send_blocks(&mut self, first: u64, count: u16, out: &mut Vec<u8>, metrics: &Metrics) -> Result<(), SendError> {
-        let last = first + u64::from(count) - 1;
-        let again = self.highest.saturating_add(1).saturating_sub(first).min(count.into());
-        if again > 0 {
-            self.retransmissions += again;
-            metrics.retransmissions.inc_by(again);
-        }
-        self.highest = self.highest.max(last);
-        let segment = usize::from(self.terms.block_size) + DATA_HEADER;
-        let mut bytes = 0;
-        out.clear();
-        for block in first..=last {
-            let (offset, length) = self.terms.extent(block);
-            // The wire counts modulo 65536.
-            out.extend_from_slice(&codec::data_header(block as u16));
-            out.extend_from_slice(self.source.read(offset, length).map_err(SendError::Read)?);
-            bytes += length as u64;
-            let room = self.segmented && out.len() + segment <= MAX_SEND && out.len() < segment * MAX_SEGMENTS;
-            if !room || block == last {
-                self.flush(out, segment)?;
-            }
-        }
-        metrics.sent_bytes.inc_by(bytes);
-        Ok(())
-    }
-
-    /// Sends what is gathered. If the way out knows no segmentation, packet by packet from now on.
-    fn flush(&mut self, out: &mut Vec<u8>, segment: usize) -> Result<(), SendError> {
-        if self.segmented {
-            match send(&self.socket, out) {
-                Ok(()) => {}
-                Err(Refused::Port) => return Err(SendError::Gone),
-                Err(Refused::Segments) => {
-                    self.segmented = false;
-                    debug!(client = %self.request.client, "no segmentation offload on this way");
-                    if let Err(error) = socket::segment(&self.socket, 0) {
-                        warn!(client = %self.request.client, %error, "segmentation offload cannot be turned off");
-                    }
-                }
-            }
-        }
-        if !self.segmented {
-            for packet in out.chunks(segment) {
-                if let Err(Refused::Port) = send(&self.socket, packet) {
-                    return Err(SendError::Gone);
-                }
-            }
-        }
-        out.clear();
-        Ok(())
-    }
-}
-
-enum Refused {
-    Port,
-    Segments,
-}
-
-/// Sends. A full buffer or a passing fault of the network counts as a packet that was lost: the timer covers it.
-fn send(socket: &UdpSocket, packet: &[u8]) -> Result<(), Refused> {
-    let Err(error) = socket.send(packet) else { return Ok(()) };
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ECONNREFUSED) => Err(Refused::Port),
-        Some(Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE | Errno::EOPNOTSUPP) => Err(Refused::Segments),
-        _ => Ok(()),
-    }
-}
-
-/// Sends an ERROR packet, once: nobody acknowledges it.
-pub(super) fn send_error(socket: &UdpSocket, code: ErrorCode, text: &str) {
-    let mut out = Vec::new();
-    codec::encode(&Packet::Error { code, text: text.into() }, &mut out);
-    if let Err(error) = socket.send(&out) {
-        debug!(%error, "TFTP error packet not sent");
-    }
 }

@@ -5,4 +5,5 @@ mod codec;
 mod names;
 mod network;
 mod source;
+mod spin;
 mod transfer;

@@ -1,0 +1,120 @@
+//! What the chores build before they run anything: programs, images, and Debian packages installed.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::image;
+use crate::{apt, repository};
+
+/// Packages that whole machines need.
+pub const VM_PACKAGES: [&str; 11] = [
+    "curl",
+    "cpio",
+    "dnsmasq-base",
+    "ignition",
+    "iproute2",
+    "ipxe",
+    "ipxe-qemu",
+    "ovmf",
+    "qemu-system-x86",
+    "qemu-utils",
+    "tcpdump",
+];
+
+/// Packages that the tests need beside [`VM_PACKAGES`].
+pub const TEST_PACKAGES: [&str; 16] = [
+    "atftp",
+    "busybox",
+    "faketime",
+    "gcc",
+    "gnupg",
+    "gpgv",
+    "isc-dhcp-client",
+    "libcap2-bin",
+    "openssl",
+    "python3",
+    "sqlite3",
+    "tftp-hpa",
+    "udhcpc",
+    "util-linux",
+    "xorriso",
+    "zstd",
+];
+
+/// Installs Debian packages that are missing.
+pub fn packages(names: &[&str]) -> Result<()> {
+    apt::ensure(names, &image::logs()?)
+}
+
+/// Where cargo puts what it builds. In CI the checkout is new and this is in the cache.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from)
+}
+
+/// Builds the `nkd` program as the tests use it.
+pub fn nkd() -> Result<PathBuf> {
+    cargo(&["build", "--package", "nkd-server", "--bin", "nkd"])?;
+    Ok(target().join("debug/nkd"))
+}
+
+/// Builds the lab image, or finds the one that the same inputs made earlier.
+pub fn lab_image() -> Result<PathBuf> {
+    image::lab()
+}
+
+/// Runs cargo in the repository; its output is the caller's.
+pub fn cargo(words: &[&str]) -> Result<()> {
+    cargo_with(words, &[])
+}
+
+/// The same with further environment.
+pub fn cargo_with(words: &[&str], environment: &[(&str, &OsStr)]) -> Result<()> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(words)
+        .envs(environment.iter().copied())
+        .current_dir(repository())
+        .status()
+        .context("cargo cannot be run")?;
+    ensure!(status.success(), "cargo {} failed ({status})", words.join(" "));
+    Ok(())
+}
+
+/// What a program prints; its errors are in the message if it fails.
+pub fn output(program: impl AsRef<OsStr>, words: &[OsString]) -> Result<String> {
+    text(&mut Command::new(program), words)
+}
+
+/// The same in a folder.
+pub fn output_in(folder: &Path, program: &str, words: &[OsString]) -> Result<String> {
+    text(Command::new(program).current_dir(folder), words)
+}
+
+/// The same with further environment.
+pub fn output_with(program: &str, words: &[OsString], environment: &[(&str, &str)]) -> Result<String> {
+    text(Command::new(program).envs(environment.iter().copied()), words)
+}
+
+/// What a program prints when that is no text.
+pub fn output_bytes(program: &str, words: &[OsString]) -> Result<Vec<u8>> {
+    bytes(&mut Command::new(program), words)
+}
+
+fn text(command: &mut Command, words: &[OsString]) -> Result<String> {
+    String::from_utf8(bytes(command, words)?).context("its output is no text")
+}
+
+fn bytes(command: &mut Command, words: &[OsString]) -> Result<Vec<u8>> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.args(words).output().with_context(|| format!("{name} cannot be run"))?;
+    ensure!(
+        output.status.success(),
+        "{name} failed ({}): {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    Ok(output.stdout)
+}

@@ -1,0 +1,60 @@
+//! `cargo xtask test`: installs what the tests need, and runs them tier by tier, the quick ones first.
+
+use std::ffi::OsStr;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::build;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Only this tier [default: all of them]
+    #[arg(long, value_enum)]
+    tier: Vec<Tier>,
+    /// Only tests whose name holds this text
+    filter: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Tier {
+    /// No root, no machines: unit, property and service tests
+    Fast,
+    /// Network namespaces with real peers
+    Namespace,
+    /// Whole machines
+    Vm,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let chosen = |tier| arguments.tier.is_empty() || arguments.tier.contains(&tier);
+    let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).collect();
+    build::packages(&[&build::VM_PACKAGES[..], &build::TEST_PACKAGES[..]].concat())?;
+    if chosen(Tier::Fast) {
+        let words = ["test", "--workspace", "--exclude", "nkd-vm-tests", "--"];
+        tier("fast", &[&words[..], &filter[..]].concat(), &[])?;
+    }
+    if chosen(Tier::Namespace) {
+        let words =
+            ["test", "--package", "nkd-server", "--test", "dhcp_namespace", "--", "--ignored", "--test-threads=1"];
+        tier("namespace", &[&words[..], &filter[..]].concat(), &[])?;
+        let words = ["test", "--package", "nkd-vm-tests", "--lib", "--test", "framework", "--", "--test-threads=1"];
+        tier("framework", &[&words[..], &filter[..]].concat(), &[])?;
+    }
+    if chosen(Tier::Vm) {
+        let program = build::nkd()?;
+        let image = build::lab_image()?;
+        let environment = [("NKD_PROGRAM", program.as_os_str()), ("NKD_LAB_IMAGE", image.as_os_str())];
+        // One machine at a time: two share two cores, and every wait would have to be twice as long.
+        let words =
+            ["test", "--package", "nkd-vm-tests", "--test", "boot_chain", "--", "--test-threads=1", "--nocapture"];
+        tier("vm", &[&words[..], &filter[..]].concat(), &environment)?;
+    }
+    Ok(())
+}
+
+fn tier(name: &str, words: &[&str], environment: &[(&str, &OsStr)]) -> Result<()> {
+    // Nothing is printed after the runner's own summary, which is what people and CI look for at the end.
+    eprintln!("== {name}: cargo {}", words.join(" "));
+    build::cargo_with(words, environment)
+}
