@@ -6,6 +6,7 @@ use std::time::Duration;
 use rcgen::KeyPair;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::harness::{Api, Place, text};
 use super::node;
@@ -13,14 +14,24 @@ use super::node;
 /// Kills in one test.
 const KILLS: u32 = 20;
 
+/// Acknowledged steps of one way.
+const STEPS: u32 = 5;
+
 /// What the service has acknowledged.
 #[derive(Default)]
 struct Acknowledged {
+    steps: watch::Sender<u32>,
     machines: Vec<String>,
     assigned: Vec<String>,
     enrolled: Vec<Enrolled>,
     installed: Vec<String>,
     rules: Vec<String>,
+}
+
+impl Acknowledged {
+    fn step(&self) {
+        self.steps.send_modify(|n| *n += 1);
+    }
 }
 
 struct Enrolled {
@@ -37,14 +48,17 @@ async fn way(place: &Place, api: &Api, n: u32, noted: &mut Acknowledged) -> Resu
     let (status, body) = api.attempt(Method::POST, "/api/v1/machines", Some(&order)).await?;
     done(status, &body);
     noted.machines.push(name.clone());
+    noted.step();
     let order = json!({"image": "lab-1", "hostname": name});
     let (status, body) = api.attempt(Method::POST, &format!("/api/v1/machines/{name}/assign"), Some(&order)).await?;
     done(status, &body);
     noted.assigned.push(name.clone());
+    noted.step();
     let rule = json!({"name": format!("r{n}"), "matches": {"serial": format!("S{n}")}});
     let (status, body) = api.attempt(Method::PUT, "/api/v1/rules", Some(&rule)).await?;
     done(status, &body);
     noted.rules.push(format!("r{n}"));
+    noted.step();
     let get = async |url: String| reqwest::get(url).await?.bytes().await;
     let script = get(place.boot_url(&format!("/boot.ipxe?mac={mac}&arch=x86_64"))).await?;
     let script = text(&script);
@@ -59,11 +73,13 @@ async fn way(place: &Place, api: &Api, n: u32, noted: &mut Acknowledged) -> Resu
     let (status, body) = api.attempt(Method::POST, "/agent/v1/enroll", Some(&order)).await?;
     done(status, &body);
     noted.enrolled.push(Enrolled { name: name.clone(), machine: config.machine, token: config.token });
+    noted.step();
     let live = node::enrolled(place, &serde_json::from_str(&body).unwrap(), &key);
     let report = json!({"id": uuid::Uuid::new_v4(), "bootId": "b", "event": {"kind": "installed", "generation": 1}});
     let answer = live.http.post(place.api_url("/agent/v1/report")).json(&report).send().await?;
     assert_eq!(answer.status(), StatusCode::OK);
     noted.installed.push(name);
+    noted.step();
     Ok(())
 }
 
@@ -105,8 +121,13 @@ async fn nothing_acknowledged_is_lost() {
     let (mut noted, mut n) = (Acknowledged::default(), 0);
     for round in 0..KILLS {
         let api = place.admin();
-        // A different moment in every round, over one to a few whole ways.
-        let moment = tokio::time::sleep(Duration::from_millis(u64::from(round * 37 % 241)));
+        // A different moment in every round: after so many steps, and a little later, over two whole ways.
+        let mut steps = noted.steps.subscribe();
+        let wanted = *steps.borrow() + round * 3 % (2 * STEPS);
+        let moment = async move {
+            steps.wait_for(|n| *n >= wanted).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(u64::from(round * 7 % 23))).await;
+        };
         {
             let work = async {
                 while n < 10_000 {
@@ -126,7 +147,7 @@ async fn nothing_acknowledged_is_lost() {
     // Whatever round it was cut off in, the next way goes to its end.
     way(&place, &place.admin(), n + 1, &mut noted).await.unwrap();
     check(&place, &place.admin(), &noted).await;
-    assert!(noted.enrolled.len() > 1, "the moments were all too early to say anything");
+    assert!(noted.enrolled.len() > 5, "the moments were all too early to say anything");
     service.kill();
     let database = place.state().join("nkd.db");
     let out = Command::new("sqlite3").arg(&database).arg("PRAGMA integrity_check; PRAGMA foreign_key_check;").output();

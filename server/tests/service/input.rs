@@ -171,7 +171,7 @@ async fn slow_clients_of_the_api_are_ended() {
         Box::new(move || read_to_end(mute)),
         Box::new(move || read_to_end(endless)),
     ];
-    let waits: Vec<_> = waits.into_iter().map(|w| std::thread::spawn(w)).collect();
+    let waits: Vec<_> = waits.into_iter().map(std::thread::spawn).collect();
     // Meanwhile others are served.
     assert_eq!(place.admin().get("/api/v1/status").await["user"], "admin");
     for wait in waits {

@@ -213,7 +213,8 @@ async fn local_boot_is_said_as_the_machine_needs_it() {
     let _service = place.start().await;
     place.import().await;
     let api = place.admin();
-    let asks: [(&str, fn(&Script) -> bool); 3] = [
+    type Fits = fn(&Script) -> bool;
+    let asks: [(&str, Fits); 3] = [
         ("exit", |s| s.status == StatusCode::OK && s.text.ends_with("exit 0\n")),
         ("sanboot", |s| s.text.contains("sanboot --no-describe") && s.text.contains("BOOTX64.EFI")),
         ("notfound", |s| s.status == StatusCode::NOT_FOUND),
