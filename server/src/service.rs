@@ -27,10 +27,10 @@ pub struct Service {
     pub discovery_image: Option<String>,
     /// The agent's binary and unit for images that do not carry it.
     pub agent_file: Option<AgentFile>,
-    /// Cancelled when the service ends: whoever holds a request answers then.
-    pub stopping: CancellationToken,
     /// The running DHCP service, once it is bound.
     pub dhcp: OnceLock<dhcp::Handle>,
+    /// Cancelled when the service ends: whoever holds a request answers then.
+    pub stopping: CancellationToken,
 }
 
 /// How machines reach the service. Without an advertised address they use the one that they reached it by.

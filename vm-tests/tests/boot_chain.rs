@@ -103,7 +103,11 @@ fn a_uefi_machine_enrolls_beside_another_dhcp_server_though_the_service_is_kille
     let net = Network::create("uefi-proxy")?;
     let _dnsmasq = other_dhcp(&net)?;
     let mut nkd = service(&net, DhcpMode::Proxy)?;
-    let machine = declared(&net, &nkd, "uefi-1")?.firmware(Firmware::Uefi).nic(Nic::VirtioBare).start(&net)?;
+    let machine = declared(&net, &nkd, "uefi-1")?
+        .firmware(Firmware::Uefi)
+        .nic(Nic::VirtioBare)
+        .boot(BootOrder::DiskThenNetwork)
+        .start(&net)?;
     nkd.wait_for_phase(&net, "uefi-1", "Installing", within(700))?;
     nkd.process().kill()?;
     nkd.process().start_again()?;

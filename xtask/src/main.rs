@@ -6,6 +6,7 @@ mod apt;
 mod bench;
 mod build;
 mod dist;
+mod fuzz;
 mod image;
 mod lab;
 mod metadata;
@@ -35,8 +36,10 @@ enum Chore {
     Image(image::Arguments),
     /// Measure ours and a peer side by side and print the ratios
     Bench(bench::Arguments),
+    /// Fuzz the network boot engines
+    Fuzz(fuzz::Arguments),
     /// Build the programs as they are released, with Debian packages, into target/dist
-    Dist,
+    Dist(dist::Arguments),
     /// Check form and rules: rustfmt, clippy, and what they cannot know
     Tidy,
 }
@@ -47,7 +50,8 @@ fn main() -> anyhow::Result<()> {
         Chore::Test(arguments) => test::run(&arguments),
         Chore::Image(arguments) => image::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),
-        Chore::Dist => dist::run(),
+        Chore::Fuzz(arguments) => fuzz::run(&arguments),
+        Chore::Dist(arguments) => dist::run(&arguments),
         Chore::Tidy => tidy::run(),
     }
 }

@@ -9,3 +9,6 @@ pub mod plane;
 pub mod sighted;
 pub mod tftp;
 pub mod tree;
+
+#[cfg(test)]
+mod corpus_tests;

@@ -50,6 +50,6 @@ impl Files for Tree {
     fn closed(&self, report: &TransferReport) {
         let client = report.request.client;
         let trace = self.traces.at(client.ip()).map(tracing::field::display);
-        tracing::info!(trace, %client, file = report.request.name, outcome = ?report.outcome, bytes = report.acknowledged, "TFTP transfer");
+        tracing::info!(trace, %client, file = report.request.name, outcome = ?report.outcome, bytes = report.acknowledged, "TFTP transfer ended");
     }
 }

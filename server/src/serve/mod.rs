@@ -103,8 +103,8 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         },
         discovery_image: settings.discovery_image.clone(),
         agent_file: agent_file(&settings)?,
-        stopping: stop.clone(),
         dhcp: OnceLock::new(),
+        stopping: stop.clone(),
     });
 
     let (names, addresses) = certificate_names(&settings)?;

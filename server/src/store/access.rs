@@ -1,8 +1,10 @@
 //! Users, audit trail, sealed secrets, and DHCP leases.
 
+use async_trait::async_trait;
 use nkd_api::user::{AuditEntry, Role, User};
-use sqlx::Row;
+use sqlx::{Row, Sqlite, Transaction};
 
+use super::group::Write;
 use super::{Store, StoreError, conflict, from_millis, millis};
 
 impl Store {
@@ -115,8 +117,19 @@ impl Store {
 
     /// Writes (`Some`) and removes (`None`) leases, all or none.
     pub async fn save_leases(&self, changes: &[(String, Option<String>)]) -> Result<(), StoreError> {
-        let mut tx = self.write.begin().await?;
-        for (ip, doc) in changes {
+        self.writer.write(SaveLeases(changes.to_vec())).await
+    }
+}
+
+/// [`Store::save_leases`] with the leases.
+struct SaveLeases(Vec<(String, Option<String>)>);
+
+#[async_trait]
+impl Write for SaveLeases {
+    type Output = ();
+
+    async fn write(&self, tx: &mut Transaction<'_, Sqlite>) -> Result<(), StoreError> {
+        for (ip, doc) in &self.0 {
             let query = match doc {
                 Some(doc) => sqlx::query(
                     "INSERT INTO lease (ip, doc) VALUES (?, ?) ON CONFLICT (ip) DO UPDATE SET doc = excluded.doc",
@@ -125,9 +138,8 @@ impl Store {
                 .bind(doc),
                 None => sqlx::query("DELETE FROM lease WHERE ip = ?").bind(ip),
             };
-            query.execute(&mut *tx).await?;
+            query.execute(&mut **tx).await?;
         }
-        tx.commit().await?;
         Ok(())
     }
 }

@@ -1,12 +1,14 @@
 //! Machines, their keys and their history.
 
+use async_trait::async_trait;
 use nkd_api::machine::{AcceptRule, Machine, MachineEvent};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{NewToken, Store, StoreError, conflict, decode, encode, from_millis, millis};
+use super::group::Write;
+use super::{NewToken, Seal, Store, StoreError, conflict, decode, encode, from_millis, millis};
 
 /// The newest so many events of a machine are kept.
 pub(super) const EVENTS_PER_MACHINE: i64 = 1000;
@@ -56,83 +58,8 @@ impl Store {
         now: OffsetDateTime,
     ) -> Result<Option<Vec<MachineEvent>>, StoreError> {
         let Change { machine, revision, events, effects } = change;
-        let id = machine.id.to_string();
-        let doc = encode("machine", machine)?;
-        let taken = || format!("the name `{}` is taken by another machine", machine.name);
-        let mut tx = self.write.begin().await?;
-        if let Some(report) = effects.report {
-            let new = sqlx::query("INSERT INTO report (id, machine, at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
-                .bind(report.to_string())
-                .bind(&id)
-                .bind(millis(now))
-                .execute(&mut *tx)
-                .await?;
-            if new.rows_affected() == 0 {
-                return Ok(None);
-            }
-        }
-        if revision == 0 {
-            sqlx::query("INSERT INTO machine (id, name, doc, revision) VALUES (?, ?, ?, 1)")
-                .bind(&id)
-                .bind(&machine.name)
-                .bind(&doc)
-                .execute(&mut *tx)
-                .await
-                .map_err(|e| conflict(e, taken))?;
-        } else {
-            let done = sqlx::query(
-                "UPDATE machine SET name = ?, doc = ?, revision = revision + 1 WHERE id = ? AND revision = ?",
-            )
-            .bind(&machine.name)
-            .bind(&doc)
-            .bind(&id)
-            .bind(revision)
-            .execute(&mut *tx)
-            .await
-            .map_err(|e| conflict(e, taken))?;
-            if done.rows_affected() != 1 {
-                return Err(StoreError::Stale);
-            }
-        }
-        save_keys(&mut tx, machine).await?;
-        if effects.supersede_tokens {
-            sqlx::query("UPDATE token SET superseded = ? WHERE machine = ? AND used IS NULL AND superseded IS NULL")
-                .bind(millis(now))
-                .bind(&id)
-                .execute(&mut *tx)
-                .await?;
-        }
-        if let Some(boot) = &effects.boot {
-            super::tokens::insert_boot(&mut tx, boot, &self.seal).await?;
-        }
-        for token in &effects.tokens {
-            super::tokens::insert_token(&mut tx, token).await?;
-        }
-        let mut stored = Vec::with_capacity(events.len());
-        for event in events {
-            let row = sqlx::query(
-                "INSERT INTO event (machine, at, kind, phase, message, cause) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
-            )
-            .bind(&id)
-            .bind(millis(now))
-            .bind(event.kind)
-            .bind(machine.phase.name())
-            .bind(&event.message)
-            .bind(&event.cause)
-            .fetch_one(&mut *tx)
-            .await?;
-            stored.push(MachineEvent {
-                id: row.get(0),
-                machine: machine.id,
-                at: now,
-                kind: event.kind.to_owned(),
-                phase: machine.phase.name().to_owned(),
-                message: event.message.clone(),
-                cause: event.cause.clone(),
-            });
-        }
-        tx.commit().await?;
-        Ok(Some(stored))
+        let (machine, events, seal) = (machine.clone(), events.to_vec(), self.seal.clone());
+        self.writer.write(SaveMachine { machine, revision, events, effects, now, seal }).await
     }
 
     /// A machine with its revision.
@@ -262,6 +189,100 @@ impl Store {
         .await?;
         tx.commit().await?;
         Ok(())
+    }
+}
+
+/// [`Store::save_machine`] with everything that it needs.
+struct SaveMachine {
+    machine: Machine,
+    revision: i64,
+    events: Vec<NewEvent>,
+    effects: RowEffects,
+    now: OffsetDateTime,
+    seal: Seal,
+}
+
+#[async_trait]
+impl Write for SaveMachine {
+    type Output = Option<Vec<MachineEvent>>;
+
+    async fn write(&self, tx: &mut Transaction<'_, Sqlite>) -> Result<Self::Output, StoreError> {
+        let Self { machine, revision, events, effects, now, seal } = self;
+        let id = machine.id.to_string();
+        let doc = encode("machine", machine)?;
+        let taken = || format!("the name `{}` is taken by another machine", machine.name);
+        if let Some(report) = effects.report {
+            let new = sqlx::query("INSERT INTO report (id, machine, at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")
+                .bind(report.to_string())
+                .bind(&id)
+                .bind(millis(*now))
+                .execute(&mut **tx)
+                .await?;
+            if new.rows_affected() == 0 {
+                return Ok(None);
+            }
+        }
+        if *revision == 0 {
+            sqlx::query("INSERT INTO machine (id, name, doc, revision) VALUES (?, ?, ?, 1)")
+                .bind(&id)
+                .bind(&machine.name)
+                .bind(&doc)
+                .execute(&mut **tx)
+                .await
+                .map_err(|e| conflict(e, taken))?;
+        } else {
+            let done = sqlx::query(
+                "UPDATE machine SET name = ?, doc = ?, revision = revision + 1 WHERE id = ? AND revision = ?",
+            )
+            .bind(&machine.name)
+            .bind(&doc)
+            .bind(&id)
+            .bind(revision)
+            .execute(&mut **tx)
+            .await
+            .map_err(|e| conflict(e, taken))?;
+            if done.rows_affected() != 1 {
+                return Err(StoreError::Stale);
+            }
+        }
+        save_keys(tx, machine).await?;
+        if effects.supersede_tokens {
+            sqlx::query("UPDATE token SET superseded = ? WHERE machine = ? AND used IS NULL AND superseded IS NULL")
+                .bind(millis(*now))
+                .bind(&id)
+                .execute(&mut **tx)
+                .await?;
+        }
+        if let Some(boot) = &effects.boot {
+            super::tokens::insert_boot(tx, boot, seal).await?;
+        }
+        for token in &effects.tokens {
+            super::tokens::insert_token(tx, token).await?;
+        }
+        let mut stored = Vec::with_capacity(events.len());
+        for event in events {
+            let row = sqlx::query(
+                "INSERT INTO event (machine, at, kind, phase, message, cause) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
+            )
+            .bind(&id)
+            .bind(millis(*now))
+            .bind(event.kind)
+            .bind(machine.phase.name())
+            .bind(&event.message)
+            .bind(&event.cause)
+            .fetch_one(&mut **tx)
+            .await?;
+            stored.push(MachineEvent {
+                id: row.get(0),
+                machine: machine.id,
+                at: *now,
+                kind: event.kind.to_owned(),
+                phase: machine.phase.name().to_owned(),
+                message: event.message.clone(),
+                cause: event.cause.clone(),
+            });
+        }
+        Ok(Some(stored))
     }
 }
 

@@ -1,16 +1,18 @@
 //! The state of the service: SQLite in WAL mode with `synchronous=FULL`, so that what was committed survives a
-//! power cut. One connection writes, a few read.
+//! power cut. One connection writes, a few read; what machines cause is committed in groups.
 //!
 //! A failing store is [`StoreError`], never an empty answer: "no such machine" and "the store is broken" lead to
 //! different HTTP codes.
 
 mod access;
 mod backup;
+mod group;
 mod machines;
 mod seal;
 mod tokens;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -42,7 +44,10 @@ pub enum StoreError {
     Database(#[source] sqlx::Error),
     /// There is no room. Reading goes on.
     #[error("the disk of the state folder is full: nothing can be written down until there is room")]
-    Full(#[source] sqlx::Error),
+    Full(#[source] Arc<sqlx::Error>),
+    /// A commit failed, and with it every write in it.
+    #[error("the state database could not commit")]
+    Commit(#[source] Arc<sqlx::Error>),
     /// A stored document does not read.
     #[error("a stored {what} does not read: restore a backup, or report this as a defect")]
     Document {
@@ -67,6 +72,7 @@ pub enum StoreError {
 #[derive(Clone, Debug)]
 pub struct Store {
     write: SqlitePool,
+    writer: group::Writer,
     read: SqlitePool,
     seal: Seal,
 }
@@ -96,7 +102,8 @@ impl Store {
             .connect_with(options.read_only(true))
             .await
             .map_err(open_error)?;
-        Ok(Self { write, read, seal })
+        let writer = group::Writer::start(write.clone());
+        Ok(Self { write, writer, read, seal })
     }
 
     /// True when a trivial read works.
@@ -153,13 +160,14 @@ fn decode<T: serde::de::DeserializeOwned>(what: &'static str, text: &str) -> Res
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        /// SQLITE_FULL: the disk has no room.
-        const FULL: &str = "13";
-        match error.as_database_error().and_then(|e| e.code()) {
-            Some(code) if code == FULL => Self::Full(error),
-            _ => Self::Database(error),
-        }
+        if is_full(&error) { Self::Full(Arc::new(error)) } else { Self::Database(error) }
     }
+}
+
+fn is_full(error: &sqlx::Error) -> bool {
+    /// SQLITE_FULL: the disk has no room.
+    const FULL: &str = "13";
+    error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == FULL)
 }
 
 /// Turns a violated UNIQUE constraint into a conflict with a sentence of its own.

@@ -144,6 +144,26 @@ async fn a_backup_of_a_running_store_restores_into_an_empty_folder_only() {
     assert!(!other.join("nkd.db").exists());
 }
 
+#[tokio::test]
+async fn a_superseded_token_tells_whether_two_parties_boot_as_one_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let m = machine(1);
+    let supersede = |tokens| RowEffects { tokens, supersede_tokens: true, ..RowEffects::default() };
+    let boot =
+        |revision, hash| Change { machine: &m, revision, events: &[], effects: supersede(vec![token(m.id, hash)]) };
+    store.save_machine(boot(0, 1), NOW).await.unwrap();
+    let second = NOW + time::Duration::seconds(5);
+    store.save_machine(boot(1, 2), second).await.unwrap();
+    let first = || async { store.use_token(&[1; 32], Scope::Enroll, Some(&[9; 32]), second).await.unwrap() };
+    assert!(matches!(first().await, TokenUse::Superseded { contested: false, .. }));
+    assert!(matches!(
+        store.use_token(&[2; 32], Scope::Enroll, Some(&[8; 32]), second).await.unwrap(),
+        TokenUse::Granted(_)
+    ));
+    assert!(matches!(first().await, TokenUse::Superseded { contested: true, .. }));
+}
+
 /// After a full disk the driver counts a transaction that is none; nothing may be acknowledged into it.
 #[tokio::test]
 async fn after_a_full_disk_what_is_acknowledged_is_there() {
@@ -165,21 +185,74 @@ async fn after_a_full_disk_what_is_acknowledged_is_there() {
 }
 
 #[tokio::test]
-async fn a_superseded_token_tells_whether_two_parties_boot_as_one_machine() {
+async fn writes_of_one_group_fail_each_for_itself() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
-    let m = machine(1);
-    let supersede = |tokens| RowEffects { tokens, supersede_tokens: true, ..RowEffects::default() };
-    let boot =
-        |revision, hash| Change { machine: &m, revision, events: &[], effects: supersede(vec![token(m.id, hash)]) };
-    store.save_machine(boot(0, 1), NOW).await.unwrap();
-    let second = NOW + time::Duration::seconds(5);
-    store.save_machine(boot(1, 2), second).await.unwrap();
-    let first = || async { store.use_token(&[1; 32], Scope::Enroll, Some(&[9; 32]), second).await.unwrap() };
-    assert!(matches!(first().await, TokenUse::Superseded { contested: false, .. }));
-    assert!(matches!(
-        store.use_token(&[2; 32], Scope::Enroll, Some(&[8; 32]), second).await.unwrap(),
-        TokenUse::Granted(_)
-    ));
-    assert!(matches!(first().await, TokenUse::Superseded { contested: true, .. }));
+    let machines: Vec<_> = (1..=20).map(machine).collect();
+    // While the only connection is taken, everything else waits and becomes one group.
+    let taken = store.write.begin().await.unwrap();
+    // The fifth is tried twice, the second time as if it were new.
+    let twice = machines.iter().chain([&machines[4]]);
+    let group = futures_util::future::join_all(twice.map(|machine| store.save_machine(change(machine, 0), NOW)));
+    let (outcomes, ()) = tokio::join!(group, async {
+        tokio::task::yield_now().await;
+        taken.rollback().await.unwrap();
+    });
+    let failed: Vec<usize> = outcomes.iter().enumerate().filter(|(_, one)| one.is_err()).map(|(at, _)| at).collect();
+    assert_eq!(failed, [20]);
+    assert!(matches!(outcomes[20], Err(StoreError::Conflict(_))));
+    assert_eq!(store.machines().await.unwrap().len(), 20);
+    // Durable for another process, too: nothing is left in memory.
+    store.close().await;
+    assert_eq!(self::store(dir.path()).await.machines().await.unwrap().len(), 20);
+}
+
+#[tokio::test]
+async fn nobody_in_a_group_is_told_of_success_when_the_commit_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    store.save_machine(change(&machine(1), 0), NOW).await.unwrap();
+    // A foreign key that is checked at the commit only, and does not hold.
+    sqlx::raw_sql(
+        "CREATE TABLE late (machine TEXT REFERENCES machine (id) DEFERRABLE INITIALLY DEFERRED);
+         CREATE TRIGGER late AFTER INSERT ON machine WHEN NEW.name = 'm-020000000003'
+         BEGIN INSERT INTO late VALUES ('nobody'); END;",
+    )
+    .execute(&store.write)
+    .await
+    .unwrap();
+    let broken = machine(3);
+    assert_eq!(broken.name, "m-020000000003");
+    let others = [machine(2), broken, machine(4)];
+    let taken = store.write.begin().await.unwrap();
+    let group = futures_util::future::join_all(others.iter().map(|one| store.save_machine(change(one, 0), NOW)));
+    let (outcomes, ()) = tokio::join!(group, async {
+        tokio::task::yield_now().await;
+        taken.rollback().await.unwrap();
+    });
+    assert!(outcomes.iter().all(|one| matches!(one, Err(StoreError::Commit(_)))), "{outcomes:?}");
+    assert_eq!(store.machines().await.unwrap().len(), 1);
+    // The next group is not concerned.
+    store.save_machine(change(&machine(2), 0), NOW).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_undoes_nothing_and_stops_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let taken = store.write.begin().await.unwrap();
+    let (left, stayed) = (machine(1), machine(2));
+    let mut leaving = Box::pin(store.save_machine(change(&left, 0), NOW));
+    tokio::select! {
+        biased;
+        outcome = &mut leaving => panic!("nothing can be written yet: {outcome:?}"),
+        () = std::future::ready(()) => {}
+    }
+    drop(leaving);
+    let (outcome, ()) = tokio::join!(store.save_machine(change(&stayed, 0), NOW), async {
+        tokio::task::yield_now().await;
+        taken.rollback().await.unwrap();
+    });
+    outcome.unwrap();
+    assert_eq!(store.machines().await.unwrap().len(), 2);
 }

@@ -1,11 +1,13 @@
 //! Boots, their sealed configurations, and single-use tokens.
 
+use async_trait::async_trait;
 use nkd_api::agent::Purpose;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::group::Write;
 use super::{Seal, Store, StoreError, from_millis, millis};
 
 /// What a token may be used for.
@@ -158,6 +160,59 @@ pub(super) async fn insert_token(tx: &mut Transaction<'_, Sqlite>, token: &NewTo
     Ok(())
 }
 
+/// [`Store::use_token`] with everything that it needs.
+struct UseToken {
+    hash: [u8; 32],
+    scope: Scope,
+    user: Option<[u8; 32]>,
+    now: OffsetDateTime,
+}
+
+#[async_trait]
+impl Write for UseToken {
+    type Output = TokenUse;
+
+    async fn write(&self, tx: &mut Transaction<'_, Sqlite>) -> Result<TokenUse, StoreError> {
+        let row = sqlx::query(
+            "SELECT machine, generation, purpose, boot, expires, used, used_by, superseded FROM token WHERE hash = ? AND scope = ?",
+        )
+        .bind(&self.hash[..])
+        .bind(self.scope.as_str())
+        .fetch_optional(&mut **tx)
+        .await?;
+        let Some(row) = row else { return Ok(TokenUse::Unknown) };
+        let token = token_row(&row);
+        if let Some(used) = token.used {
+            let by: Option<Vec<u8>> = row.get(6);
+            return Ok(match (by, self.user) {
+                (Some(by), Some(user)) if by[..] == user[..] && token.expires > self.now => TokenUse::Granted(token),
+                // Late, but the same one: no second user.
+                (Some(by), Some(user)) if by[..] == user[..] => TokenUse::Expired(token),
+                _ => TokenUse::Reused(token, used),
+            });
+        }
+        if token.expires <= self.now {
+            return Ok(TokenUse::Expired(token));
+        }
+        if let Some(superseded) = row.get::<Option<i64>, _>(7) {
+            let later = sqlx::query("SELECT COUNT(*) FROM token WHERE machine = ? AND scope = ? AND used >= ?")
+                .bind(token.machine.to_string())
+                .bind(self.scope.as_str())
+                .bind(superseded)
+                .fetch_one(&mut **tx)
+                .await?;
+            return Ok(TokenUse::Superseded { token, contested: later.get::<i64, _>(0) > 0 });
+        }
+        sqlx::query("UPDATE token SET used = ?, used_by = ? WHERE hash = ?")
+            .bind(millis(self.now))
+            .bind(self.user.as_ref().map(|user| &user[..]))
+            .bind(&self.hash[..])
+            .execute(&mut **tx)
+            .await?;
+        Ok(TokenUse::Granted(token))
+    }
+}
+
 impl Store {
     /// Issues a token outside of a machine change.
     pub async fn issue_token(&self, token: &NewToken) -> Result<(), StoreError> {
@@ -176,45 +231,7 @@ impl Store {
         user: Option<&[u8; 32]>,
         now: OffsetDateTime,
     ) -> Result<TokenUse, StoreError> {
-        let mut tx = self.write.begin().await?;
-        let row = sqlx::query(
-            "SELECT machine, generation, purpose, boot, expires, used, used_by, superseded FROM token WHERE hash = ? AND scope = ?",
-        )
-        .bind(&hash[..])
-        .bind(scope.as_str())
-        .fetch_optional(&mut *tx)
-        .await?;
-        let Some(row) = row else { return Ok(TokenUse::Unknown) };
-        let token = token_row(&row);
-        if let Some(used) = token.used {
-            let by: Option<Vec<u8>> = row.get(6);
-            return Ok(match (by, user) {
-                (Some(by), Some(user)) if by == user && token.expires > now => TokenUse::Granted(token),
-                // Late, but the same one: no second user.
-                (Some(by), Some(user)) if by == user => TokenUse::Expired(token),
-                _ => TokenUse::Reused(token, used),
-            });
-        }
-        if token.expires <= now {
-            return Ok(TokenUse::Expired(token));
-        }
-        if let Some(superseded) = row.get::<Option<i64>, _>(7) {
-            let later = sqlx::query("SELECT COUNT(*) FROM token WHERE machine = ? AND scope = ? AND used >= ?")
-                .bind(token.machine.to_string())
-                .bind(scope.as_str())
-                .bind(superseded)
-                .fetch_one(&mut *tx)
-                .await?;
-            return Ok(TokenUse::Superseded { token, contested: later.get::<i64, _>(0) > 0 });
-        }
-        sqlx::query("UPDATE token SET used = ?, used_by = ? WHERE hash = ?")
-            .bind(millis(now))
-            .bind(user.map(|u| &u[..]))
-            .bind(&hash[..])
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(TokenUse::Granted(token))
+        self.writer.write(UseToken { hash: *hash, scope, user: user.copied(), now }).await
     }
 
     /// The token behind a digest, used or not. Looking uses nothing up.

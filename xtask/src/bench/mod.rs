@@ -1,11 +1,13 @@
 //! `cargo xtask bench NAME`: ours and a peer side by side on this machine, as ratios.
 //!
 //! The two take turns, round by round, so that what else this machine does meets both; each figure is the median of its
-//! rounds. A ratio is ours divided by the best peer's: above 1 is better for a rate, worse for a cost.
+//! rounds. A ratio is ours divided by the best peer's: above 1 is better for a rate, worse for a cost. What has no peer
+//! (`storm_...`) is given as it is.
 
 mod dhcp;
 mod http;
 mod lane;
+mod storm;
 mod tftp;
 
 use std::collections::BTreeMap;
@@ -25,7 +27,7 @@ pub struct Arguments {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// TFTP, HTTP image serving and DHCP against the servers that Debian has
+    /// TFTP, HTTP image serving and DHCP against the servers that Debian has, and a boot storm
     Netboot(Netboot),
 }
 
@@ -50,6 +52,8 @@ enum Part {
     Http,
     Tftp,
     Dhcp,
+    /// A thousand machines that boot at the same time, against the whole service
+    Storm,
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
@@ -68,6 +72,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     if wanted(Part::Dhcp) {
         dhcp::measure(&programs, netboot.rounds, &mut table).context("DHCP")?;
+    }
+    if wanted(Part::Storm) {
+        storm::measure(&programs, netboot.rounds, &mut table).context("boot storm")?;
     }
     table.print(netboot.json);
     Ok(())
@@ -149,9 +156,12 @@ impl Table {
             for (server, figures) in &row.figures {
                 println!("{name:<28} {server:<10} {:>10.3} {}  {figures:.3?}", median(figures), row.unit);
             }
-            if let Some((peer, ratio)) = row.ratio() {
-                println!("{name:<28} {OURS} / {peer}: {ratio:.3}");
-                ratios.insert(name.clone(), ratio.into());
+            match row.ratio() {
+                Some((peer, ratio)) => {
+                    println!("{name:<28} {OURS} / {peer}: {ratio:.3}");
+                    ratios.insert(name.clone(), ratio.into());
+                }
+                None => drop(ratios.insert(name.clone(), row.figures.get(OURS).map_or(f64::NAN, |f| median(f)).into())),
             }
         }
         if json {

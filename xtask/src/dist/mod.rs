@@ -16,11 +16,20 @@ use crate::{apt, build, image, repository};
 
 const PACKAGES: [&str; 4] = ["binutils", "coreutils", "dpkg", "gzip"];
 
-pub fn run() -> Result<()> {
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Pack `nkd` and `nkd-agent` of this folder instead of a release build
+    #[arg(long)]
+    programs: Option<PathBuf>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
     apt::ensure(&PACKAGES, &image::logs()?)?;
     let out = repository().join("target/dist");
-    let agent = programs::agent_binary()?;
-    let nkd = programs::nkd_binary()?;
+    let (nkd, agent) = match &arguments.programs {
+        Some(folder) => (folder.join("nkd"), programs::checked_agent(folder.join("nkd-agent"))?),
+        None => (programs::nkd_binary()?, programs::agent_binary()?),
+    };
     // What an earlier version left must not be taken for this one's.
     if out.exists() {
         fs::remove_dir_all(&out).with_context(|| format!("cannot empty {}", out.display()))?;

@@ -23,9 +23,7 @@ pub fn agent_binary() -> Result<PathBuf> {
     }
     let words = ["build", "--locked", "--release", "--package", "nkd-agent", "--bin", "nkd-agent", "--target", TARGET];
     build::cargo_with(&words, &[("RUSTFLAGS", flags.as_os_str())])?;
-    let program = release(&[TARGET], "nkd-agent")?;
-    check_agent(&program)?;
-    Ok(program)
+    checked_agent(release(&[TARGET], "nkd-agent")?)
 }
 
 /// Builds the service and command line.
@@ -41,13 +39,14 @@ fn release(below: &[&str], name: &str) -> Result<PathBuf> {
     path.canonicalize().with_context(|| format!("no {} after the build", path.display()))
 }
 
-fn check_agent(program: &Path) -> Result<()> {
-    let file = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+/// The agent, if it is what a node image may carry.
+pub fn checked_agent(program: PathBuf) -> Result<PathBuf> {
+    let file = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
     let is_static = elf::is_static(&file).with_context(|| program.display().to_string())?;
     ensure!(is_static, "{} is not static: it names a loader", program.display());
     let size = file.len() as u64;
     ensure!(size <= AGENT_LIMIT, "{} has {size} bytes, more than the {AGENT_LIMIT} allowed", program.display());
-    Ok(())
+    Ok(program)
 }
 
 /// The newest glibc that a dynamic program asks for, `2.36`.
@@ -79,6 +78,6 @@ mod tests {
     #[test]
     fn a_large_or_dynamic_agent_is_refused() {
         let own = std::env::current_exe().unwrap();
-        assert!(check_agent(&own).unwrap_err().to_string().contains("not static"));
+        assert!(checked_agent(own).unwrap_err().to_string().contains("not static"));
     }
 }
