@@ -132,6 +132,19 @@ pub(super) enum MachineCommand {
     Forget {
         /// Name, MAC, UUID or serial
         machine: String,
+        /// Also when its disk holds its system
+        #[arg(long)]
+        force: bool,
+    },
+    /// Label a machine, accepted or not; a rule that asks for the label lets it in
+    Label {
+        /// Name, MAC, UUID or serial
+        machine: String,
+        /// KEY=VALUE
+        #[arg(required = true, value_name = "KEY=VALUE", value_parser = super::name_value)]
+        labels: Vec<(String, String)>,
+        #[command(flatten)]
+        output: OutputArgs,
     },
 }
 
@@ -260,7 +273,12 @@ pub(super) async fn run(command: MachineCommand, context: &ContextArgs) -> Resul
             let names = match (machine, label) {
                 (Some(machine), _) => vec![machine],
                 (None, label) => {
-                    let path = format!("/api/v1/machines?label={}", segment(&label.unwrap_or_default()));
+                    let label = label.filter(|l| l.contains('=')).ok_or_else(|| {
+                        CliError::Usage(
+                            "machine accept: --label takes KEY=VALUE; without one it would let everybody in".into(),
+                        )
+                    })?;
+                    let path = format!("/api/v1/machines?label={}", segment(&label));
                     let machines: Vec<Machine> = client.get(&path).await?;
                     machines
                         .into_iter()
@@ -294,8 +312,13 @@ pub(super) async fn run(command: MachineCommand, context: &ContextArgs) -> Resul
             let machine: Machine = client.call(Method::POST, &of(&machine, "/release"), None::<&()>).await?;
             output.print(&machine, |m| format!("{} is served again", m.name));
         }
-        MachineCommand::Forget { machine } => {
-            client.delete(&of(&machine, "")).await?;
+        MachineCommand::Label { machine, labels, output } => {
+            let labels: std::collections::BTreeMap<String, String> = labels.into_iter().collect();
+            let machine: Machine = client.call(Method::POST, &of(&machine, "/labels"), Some(&labels)).await?;
+            output.print(&machine, |m| format!("{}: {}", m.name, if m.accepted { "accepted" } else { "not accepted" }));
+        }
+        MachineCommand::Forget { machine, force } => {
+            client.delete(&of(&machine, &format!("?force={force}"))).await?;
             say(&format!("forgot {machine}\n"));
         }
     }

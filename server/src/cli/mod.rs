@@ -200,7 +200,11 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Restore(args) => {
             let settings = settings(&args.settings)?;
             restore(&args.file, &settings.state_dir, &settings.key_file).await?;
-            println!("restored to {}; images are not part of a backup: nkd image import", settings.state_dir.display());
+            println!(
+                "restored to {}.\nMachines that were not known to be installed are stopped (nkd machine release) and rules assign nothing \
+                 (nkd rule set), so that an old state installs nothing.\nImages are not part of a backup: nkd image import",
+                settings.state_dir.display()
+            );
             Ok(())
         }
         Command::Openapi => {

@@ -89,10 +89,10 @@ async fn try_enroll(
         TokenUse::Superseded { token, contested } => {
             if contested {
                 let reason =
-                    "two parties enroll as this machine: a token of an older boot came after a newer one was used";
+                    "two parties enroll as this machine: a token came after another boot had taken its configuration";
                 registry.apply(token.machine, Input::Alarm { reason: reason.into() }, RowEffects::default()).await?;
             }
-            return Err(EnrollError::Token("a later boot of this machine has replaced it; start the machine again"));
+            return Err(EnrollError::Token("another boot of this machine has replaced it; start the machine again"));
         }
         TokenUse::Expired(_) => {
             return Err(EnrollError::Token("its time is over; start the machine again for a new one"));

@@ -26,7 +26,7 @@ use crate::fleet::{enroll, secret, task};
 use crate::machine::Selector;
 use crate::machine::lifecycle::Input;
 use crate::service::Service;
-use crate::store::{RowEffects, Scope, TokenUse};
+use crate::store::{RowEffects, Scope, Supersede, TokenUse};
 use crate::trace::Trace;
 
 /// The longest that a request for a task is held.
@@ -135,6 +135,15 @@ pub(super) async fn report(
         _ => RowEffects { report: Some(report.id), ..RowEffects::default() },
     };
     let kind = report.event.kind();
+    let before = service.registry.find(&Selector::Id(node.machine)).await?;
+    if let Some(reason) = before.stopped {
+        return Err(ApiError::forbidden(format!("the machine is stopped: {reason}")));
+    }
+    if node.purpose == Purpose::Discovery && before.generation > 0 {
+        return Err(ApiError::forbidden(
+            "this machine is assigned: what a discovery system says of it no longer counts",
+        ));
+    }
     let machine = service.registry.apply(node.machine, Input::Reported(report.event), effects).await?;
     tracing::debug!(trace = %Trace::of(&machine), machine = %machine.name, kind, "report");
     let revision = current_task(&service, &machine, node, &connection)?.revision;
@@ -198,14 +207,15 @@ pub(super) async fn ignition_config(State(service): State<Arc<Service>>, request
         }
         TokenUse::Superseded { token, contested } => {
             if contested {
-                let reason = "two parties boot as this machine: an older boot asked for its configuration after a newer one had its own";
+                let reason =
+                    "two parties boot as this machine: one asked for its configuration after another had taken its own";
                 service
                     .registry
                     .apply(token.machine, Input::Alarm { reason: reason.into() }, RowEffects::default())
                     .await?;
             }
             return Err(ApiError::forbidden(
-                "a later boot of this machine has replaced this token; start the machine again",
+                "another boot of this machine has replaced this token; start the machine again",
             ));
         }
         TokenUse::Expired(_) => return Err(ApiError::forbidden("this token's time is over; start the machine again")),
@@ -224,7 +234,8 @@ pub(super) async fn ignition_config(State(service): State<Arc<Service>>, request
     let boot =
         boot.ok_or_else(|| ApiError::forbidden("the configuration of this boot is gone; start the machine again"))?;
     let input = Input::ConfigFetched { purpose: token.purpose, generation: token.generation };
-    service.registry.apply(token.machine, input, RowEffects::default()).await?;
+    let effects = RowEffects { supersede: Supersede::OtherBoots(boot.id), ..RowEffects::default() };
+    service.registry.apply(token.machine, input, effects).await?;
     delivery.bytes = Some(boot.config.into());
     let body = axum::body::Body::new(delivery);
     let mut response = Response::new(body);

@@ -26,7 +26,7 @@ use crate::machine::lifecycle::{Input, new_machine};
 use crate::machine::{Selector, rules as matching};
 use crate::netboot::plane;
 use crate::service::Service;
-use crate::store::RowEffects;
+use crate::store::{RowEffects, Supersede};
 
 type Result<T> = std::result::Result<T, ApiError>;
 type App = State<Arc<Service>>;
@@ -114,11 +114,28 @@ pub(super) async fn show(State(service): App, _: Caller, Path(machine): Path<Str
     Ok(Json(find(&service, &machine).await?))
 }
 
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ForgetQuery {
+    /// Forget a machine whose disk holds its system, too.
+    #[serde(default)]
+    force: bool,
+}
+
 /// Forgets a machine with its history. Its next packet makes a new record.
-#[utoipa::path(delete, path = "/api/v1/machines/{machine}", tag = "machines", responses((status = 204), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn forget(State(service): App, caller: Caller, Path(machine): Path<String>) -> Result<StatusCode> {
+#[utoipa::path(delete, path = "/api/v1/machines/{machine}", tag = "machines", params(ForgetQuery), responses((status = 204), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn forget(
+    State(service): App,
+    caller: Caller,
+    Path(machine): Path<String>,
+    Query(query): Query<ForgetQuery>,
+) -> Result<StatusCode> {
     caller.require(Role::Operator)?;
     let machine = find(&service, &machine).await?;
+    if machine.installed_generation.is_some() && !query.force {
+        let why = format!("{} is installed: once forgotten, a rule may let it in and install it again", machine.name);
+        return Err(ApiError::conflict(why).hint("if that is what you want: nkd machine forget --force"));
+    }
     caller.audit(&service, "machine.forget", &machine.name, &machine.id.to_string()).await?;
     service.registry.forget(&machine).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -348,6 +365,23 @@ fn check_assignment(service: &Service, machine: &Machine, assignment: &Assignmen
     Ok(config::check_assignment(service, &trial, &profile)?)
 }
 
+/// Labels a machine, accepted or not. A rule that asks for such a label lets it in.
+#[utoipa::path(post, path = "/api/v1/machines/{machine}/labels", tag = "machines", request_body = BTreeMap<String, String>, responses((status = 200, body = Machine), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn label(
+    State(service): App,
+    caller: Caller,
+    Path(machine): Path<String>,
+    Json(labels): Json<BTreeMap<String, String>>,
+) -> Result<Json<Machine>> {
+    caller.require(Role::Operator)?;
+    let machine = find(&service, &machine).await?;
+    let words: Vec<String> = labels.iter().map(|(k, v)| format!("{k}={v}")).collect();
+    caller.audit(&service, "machine.label", &machine.name, &words.join(",")).await?;
+    let input = Input::Label { labels, cause: caller.0.name.clone() };
+    let machine = service.registry.apply(machine.id, input, RowEffects::default()).await?;
+    Ok(Json(service.registry.apply_rules(machine).await?))
+}
+
 /// Raises the install generation: the next network boot installs the machine again. Nothing else does.
 #[utoipa::path(post, path = "/api/v1/machines/{machine}/reinstall", tag = "machines", responses((status = 200, body = Machine), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn reinstall(
@@ -362,7 +396,7 @@ pub(super) async fn reinstall(
     Ok(Json(
         service
             .registry
-            .apply(machine.id, input, RowEffects { supersede_tokens: true, ..RowEffects::default() })
+            .apply(machine.id, input, RowEffects { supersede: Supersede::All, ..RowEffects::default() })
             .await?,
     ))
 }
@@ -377,7 +411,7 @@ pub(super) async fn release(State(service): App, caller: Caller, Path(machine): 
     Ok(Json(
         service
             .registry
-            .apply(machine.id, input, RowEffects { supersede_tokens: true, ..RowEffects::default() })
+            .apply(machine.id, input, RowEffects { supersede: Supersede::All, ..RowEffects::default() })
             .await?,
     ))
 }

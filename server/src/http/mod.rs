@@ -51,6 +51,7 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(machines::explain))
         .routes(routes!(machines::accept))
         .routes(routes!(machines::assign))
+        .routes(routes!(machines::label))
         .routes(routes!(machines::reinstall))
         .routes(routes!(machines::release))
         .routes(routes!(machines::rules, machines::save_rule))

@@ -42,6 +42,13 @@ pub enum Input {
         /// User or rule.
         cause: String,
     },
+    /// It was labelled, let in or not.
+    Label {
+        /// Labels to set.
+        labels: BTreeMap<String, String>,
+        /// User.
+        cause: String,
+    },
     /// It was told what to become.
     Assign {
         /// What.
@@ -184,6 +191,7 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
             seen(&mut machine, &sighting, address, cause, from_os, &mut log);
         }
         Input::Accept { name, labels, cause } => accept(&mut machine, name, labels, &cause, &mut log)?,
+        Input::Label { labels, cause } => label(&mut machine, labels, &cause, &mut log),
         Input::Assign { assignment, cause } => assign(&mut machine, assignment, &cause, &mut log)?,
         Input::Reinstall { cause } => {
             if machine.assignment.is_none() {
@@ -304,12 +312,7 @@ fn accept(
             machine.name = name;
         }
     }
-    for (key, value) in labels {
-        if machine.labels.get(&key) != Some(&value) {
-            log.say("label", format!("{key}={value}"), cause);
-            machine.labels.insert(key, value);
-        }
-    }
+    label(machine, labels, cause, log);
     if !machine.accepted {
         machine.accepted = true;
         log.say("accepted", "let in", cause);
@@ -318,6 +321,15 @@ fn accept(
         }
     }
     Ok(())
+}
+
+fn label(machine: &mut Machine, labels: BTreeMap<String, String>, cause: &str, log: &mut Log) {
+    for (key, value) in labels {
+        if machine.labels.get(&key) != Some(&value) {
+            log.say("label", format!("{key}={value}"), cause);
+            machine.labels.insert(key, value);
+        }
+    }
 }
 
 fn assign(machine: &mut Machine, assignment: Assignment, cause: &str, log: &mut Log) -> Result<(), Refused> {
@@ -441,6 +453,10 @@ fn reported(machine: &mut Machine, event: ReportEvent, log: &mut Log) -> Result<
         }
         ReportEvent::InstallProgress { generation, step, percent } => {
             wanted_generation(machine, generation)?;
+            if machine.installed_generation == Some(generation) {
+                // It was overtaken by the report of the end.
+                return Ok(());
+            }
             let detail = format!("{step} {percent}%");
             if machine.phase != Phase::Installing {
                 log.phase(machine, Phase::Installing, "agent");

@@ -197,7 +197,7 @@ impl Registry {
     }
 
     async fn meet(&self, sighting: Identity, input: Input) -> Result<Machine, RegistryError> {
-        for _ in 0..TRIES {
+        for attempt in 0..TRIES {
             let mut candidates = Vec::new();
             for (kind, value) in sighting
                 .macs
@@ -218,6 +218,10 @@ impl Registry {
             }
             let now = OffsetDateTime::now_utc();
             let mut machine = lifecycle::new_machine(Uuid::now_v7(), sighting.clone(), now);
+            if attempt > 1 {
+                // Somebody gave this very name to another machine: that must not keep this one out.
+                machine.name = format!("{}-{}", machine.name, &machine.id.simple().to_string()[28..]);
+            }
             let mut events = vec![NewEvent { kind: "seen", message: "first seen".into(), cause: cause_of(&input) }];
             let others = identity::clashes(&machine, &refs);
             if let (Some(uuid), false) = (machine.identity.uuid.clone(), others.is_empty()) {
@@ -241,7 +245,8 @@ impl Registry {
         Err(StoreError::Stale.into())
     }
 
-    async fn apply_rules(&self, machine: Machine) -> Result<Machine, RegistryError> {
+    /// Asks the rules about a machine that is not accepted yet.
+    pub async fn apply_rules(&self, machine: Machine) -> Result<Machine, RegistryError> {
         if machine.accepted {
             return Ok(machine);
         }

@@ -126,7 +126,7 @@ pub fn decide<'a>(request: &BootRequest, known: Known<'a>) -> Decision<'a> {
         Phase::Booting | Phase::Installing => format!("generation {generation} was begun and is begun again"),
         _ => format!("generation {generation} is not on the disk yet"),
     };
-    Decision { answer: Answer::LiveInstall { image, profile, generation }, reason: format!("{name}: {why}") }
+    Decision { answer: Answer::LiveInstall { image, profile, generation }, reason: why }
 }
 
 fn discover<'a>(request: &BootRequest, known: Known<'a>, why: String) -> Decision<'a> {

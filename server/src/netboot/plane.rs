@@ -189,12 +189,8 @@ impl BootPlane {
             Answer::LiveInstall { image, profile, generation } => {
                 let prepared = config::prepare_boot(&self.service, machine, image, profile, Purpose::Install, local)?;
                 let script = self.live_script(machine, image, profile, prepared.boot.id, &decision.reason, local)?;
-                let effects = RowEffects {
-                    tokens: prepared.tokens,
-                    boot: Some(prepared.boot),
-                    supersede_tokens: true,
-                    ..RowEffects::default()
-                };
+                let effects =
+                    RowEffects { tokens: prepared.tokens, boot: Some(prepared.boot), ..RowEffects::default() };
                 (BootTaken::LiveInstall { generation: *generation }, effects, script)
             }
         };

@@ -151,6 +151,14 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
             "DHCP is off: set dhcp.mode to proxy or server and name an interface, or point your own DHCP server here"
         );
     }
+    if let Some(name) = &settings.discovery_image
+        && service.images.image(name)?.is_none()
+    {
+        tracing::warn!(
+            image = name,
+            "the discovery image is not in the store: unknown machines wait until it is imported"
+        );
+    }
     state::show_first_token(&settings.state_dir, token.as_deref());
 
     tasks.spawn(api.run(stop.clone()));

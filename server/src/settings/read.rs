@@ -28,6 +28,12 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
     let state_dir: PathBuf = root.parse("state_dir", "a folder").unwrap_or_else(|| "/var/lib/nkd".into());
     let key_file = root.parse("key_file", "a file").unwrap_or_else(|| state_dir.join("secret.key"));
     let advertise = root.parse::<String>("advertise", "a host name or an address");
+    if let Some(host) = &advertise
+        && (url::Host::parse(host).is_err() || host.contains(|c: char| c.is_whitespace() || "/$()".contains(c)))
+    {
+        let message = format!("`{host}` is neither a host name nor an address: no scheme, no port, IPv6 in brackets");
+        root.problem("advertise", message);
+    }
     let discovery_image = root.parse("discovery_image", "the name of an image");
     let templates_dir = root.parse("templates_dir", "a folder");
     let agent_binary = root.parse("agent_binary", "a file");

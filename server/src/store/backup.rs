@@ -5,8 +5,9 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use sqlx::ConnectOptions;
-use sqlx::sqlite::SqliteConnectOptions;
+use sha2::{Digest, Sha256};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
+use sqlx::{ConnectOptions, Connection};
 
 /// Backing up or restoring failed. The state directory is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -55,12 +56,17 @@ pub async fn backup(state_dir: &Path, key_file: &Path, archive: &Path) -> Result
         .permissions(std::fs::Permissions::from_mode(0o600))
         .tempfile_in(dir)
         .map_err(io("cannot write", archive))?;
+    let mut digest = Sha256::new_with_prefix(MAGIC);
     out.write_all(MAGIC).map_err(io("cannot write", archive))?;
     for (name, path) in [("nkd.db", copy.as_path()), ("secret.key", key_file)] {
         let bytes = std::fs::read(path).map_err(io("cannot read", path))?;
         let head = format!("{name} {}\n", bytes.len());
+        digest.update(head.as_bytes());
+        digest.update(&bytes);
         out.write_all(head.as_bytes()).and_then(|()| out.write_all(&bytes)).map_err(io("cannot write", archive))?;
     }
+    let seal = format!("sha256 64\n{}", hex::encode(digest.finalize()));
+    out.write_all(seal.as_bytes()).map_err(io("cannot write", archive))?;
     out.as_file().sync_all().map_err(io("cannot write", archive))?;
     let size = out.as_file().metadata().map_err(io("cannot read", archive))?.len();
     out.persist(archive).map_err(|e| BackupError::Io {
@@ -69,6 +75,37 @@ pub async fn backup(state_dir: &Path, key_file: &Path, archive: &Path) -> Result
         source: e.error,
     })?;
     Ok(size)
+}
+
+/// What is true of machines now may not be what was true then: nothing of an old state may lead to an installation.
+///
+/// Machines whose disk was not known to hold the wanted generation are stopped, rules lose what they assign, and every
+/// token and boot is gone.
+async fn make_safe(database: &Path) -> Result<(), BackupError> {
+    let options = SqliteConnectOptions::new().filename(database).journal_mode(SqliteJournalMode::Delete);
+    let mut restored = options.connect().await?;
+    let sound: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut restored).await?;
+    if sound != "ok" {
+        return Err(BackupError::NotABackup {
+            path: database.into(),
+            reason: format!("its database is damaged: {sound}"),
+        });
+    }
+    sqlx::query("DELETE FROM token").execute(&mut restored).await?;
+    sqlx::query("DELETE FROM boot").execute(&mut restored).await?;
+    sqlx::query(
+        "UPDATE machine SET doc = json_set(doc, '$.stopped', ?1, '$.waiting', ?1)
+         WHERE json_extract(doc, '$.generation') > 0
+           AND json_extract(doc, '$.installedGeneration') IS NOT json_extract(doc, '$.generation')",
+    )
+    .bind("the state was restored from a backup: look at what its disk holds, then release it")
+    .execute(&mut restored)
+    .await?;
+    sqlx::query("UPDATE accept_rule SET doc = json_set(doc, '$.assignment', json('null'))")
+        .execute(&mut restored)
+        .await?;
+    restored.close().await?;
+    Ok(())
 }
 
 /// Unpacks a backup into `state_dir`, which must not hold a state. The database is put in place last.
@@ -84,8 +121,9 @@ pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Resul
     let mut bytes = Vec::new();
     std::fs::File::open(archive).and_then(|mut f| f.read_to_end(&mut bytes)).map_err(io("cannot read", archive))?;
     let mut rest = bytes.strip_prefix(MAGIC).ok_or_else(|| bad("its first line is another"))?;
-    let (mut database, mut key) = (None, None);
+    let (mut database, mut key, mut whole) = (None, None, false);
     while !rest.is_empty() {
+        let before = &bytes[..bytes.len() - rest.len()];
         let end = rest.iter().position(|&b| b == b'\n').ok_or_else(|| bad("it is cut off"))?;
         let head = std::str::from_utf8(&rest[..end]).map_err(|_| bad("it is damaged"))?;
         let (name, length) = head.split_once(' ').ok_or_else(|| bad("it is damaged"))?;
@@ -94,9 +132,14 @@ pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Resul
         match name {
             "nkd.db" => database = Some(body),
             "secret.key" => key = Some(body),
+            "sha256" if body == hex::encode(Sha256::digest(before)).as_bytes() => whole = true,
+            "sha256" => return Err(bad("its digest does not fit: it is damaged")),
             _ => return Err(bad("it was written by a newer nkd")),
         }
         rest = &rest[end + 1 + length..];
+    }
+    if !whole {
+        return Err(bad("it is cut off"));
     }
     let database = database.ok_or_else(|| bad("it has no database"))?;
     let key = key.ok_or_else(|| bad("it has no key"))?;
@@ -111,6 +154,10 @@ pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Resul
             .tempfile_in(dir)
             .map_err(io("cannot write", path))?;
         file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(io("cannot write", path))?;
+        if path == database_file {
+            make_safe(file.path()).await?;
+            file.as_file().sync_all().map_err(io("cannot write", path))?;
+        }
         file.persist_noclobber(path).map_err(|e| BackupError::Io {
             what: "cannot write",
             path: path.into(),

@@ -33,8 +33,8 @@ pub struct RowEffects {
     pub boot: Option<super::Boot>,
     /// The report that caused the change; when it was counted before, nothing is written.
     pub report: Option<Uuid>,
-    /// Every token of this machine that was not used is worthless from now on.
-    pub supersede_tokens: bool,
+    /// Unused tokens that are worthless from now on.
+    pub supersede: Supersede,
 }
 
 /// A machine to write, with its revision as read (0: new).
@@ -48,6 +48,18 @@ pub struct Change<'a> {
     pub events: &'a [NewEvent],
     /// What else.
     pub effects: RowEffects,
+}
+
+/// Which unused tokens of a machine are worthless from now on.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Supersede {
+    /// None.
+    #[default]
+    Nothing,
+    /// All: an operator gave an order.
+    All,
+    /// Those of every other boot: this one has fetched its configuration.
+    OtherBoots(Uuid),
 }
 
 impl Store {
@@ -246,12 +258,22 @@ impl Write for SaveMachine {
             }
         }
         save_keys(tx, machine).await?;
-        if effects.supersede_tokens {
-            sqlx::query("UPDATE token SET superseded = ? WHERE machine = ? AND used IS NULL AND superseded IS NULL")
-                .bind(millis(*now))
-                .bind(&id)
-                .execute(&mut **tx)
-                .await?;
+        let kept = match effects.supersede {
+            Supersede::Nothing => None,
+            Supersede::All => Some(None),
+            Supersede::OtherBoots(boot) => Some(Some(boot)),
+        };
+        if let Some(kept) = kept {
+            // Tokens of installed nodes have no boot: only an operator's order makes them worthless.
+            sqlx::query(
+                "UPDATE token SET superseded = ?1 WHERE machine = ?2 AND used IS NULL AND superseded IS NULL
+                 AND (?3 IS NULL OR (boot IS NOT NULL AND boot <> ?3))",
+            )
+            .bind(millis(*now))
+            .bind(&id)
+            .bind(kept.map(|boot| boot.to_string()))
+            .execute(&mut **tx)
+            .await?;
         }
         if let Some(boot) = &effects.boot {
             super::tokens::insert_boot(tx, boot, seal).await?;

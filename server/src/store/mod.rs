@@ -20,7 +20,7 @@ use sqlx::{Connection, SqliteConnection, SqlitePool};
 use time::OffsetDateTime;
 
 pub use backup::{BackupError, backup, restore};
-pub use machines::{Change, NewEvent, RowEffects};
+pub use machines::{Change, NewEvent, RowEffects, Supersede};
 pub use seal::{Seal, SealError};
 pub use tokens::{Boot, NewToken, Scope, Token, TokenUse};
 

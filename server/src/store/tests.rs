@@ -149,19 +149,31 @@ async fn a_superseded_token_tells_whether_two_parties_boot_as_one_machine() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;
     let m = machine(1);
-    let supersede = |tokens| RowEffects { tokens, supersede_tokens: true, ..RowEffects::default() };
-    let boot =
-        |revision, hash| Change { machine: &m, revision, events: &[], effects: supersede(vec![token(m.id, hash)]) };
-    store.save_machine(boot(0, 1), NOW).await.unwrap();
-    let second = NOW + time::Duration::seconds(5);
-    store.save_machine(boot(1, 2), second).await.unwrap();
-    let first = || async { store.use_token(&[1; 32], Scope::Enroll, Some(&[9; 32]), second).await.unwrap() };
-    assert!(matches!(first().await, TokenUse::Superseded { contested: false, .. }));
-    assert!(matches!(
-        store.use_token(&[2; 32], Scope::Enroll, Some(&[8; 32]), second).await.unwrap(),
-        TokenUse::Granted(_)
-    ));
-    assert!(matches!(first().await, TokenUse::Superseded { contested: true, .. }));
+    let boots = [Uuid::from_u128(1), Uuid::from_u128(2)];
+    let config = |at: usize| NewToken { scope: Scope::Config, boot: Some(boots[at]), ..token(m.id, at as u8 + 1) };
+    let node = token(m.id, 9);
+    let write = |revision, tokens, supersede| Change {
+        machine: &m,
+        revision,
+        events: &[],
+        effects: RowEffects { tokens, supersede, ..RowEffects::default() },
+    };
+    let issued = vec![config(0), config(1), node];
+    store.save_machine(write(0, issued, Supersede::Nothing), NOW).await.unwrap();
+    let take = |hash: u8, scope| {
+        let store = store.clone();
+        async move { store.use_token(&[hash; 32], scope, None, NOW).await.unwrap() }
+    };
+    // A script alone takes nothing away from anybody; the second boot's fetch does, from the other boot only.
+    assert!(matches!(take(2, Scope::Config).await, TokenUse::Granted(_)));
+    store.save_machine(write(1, Vec::new(), Supersede::OtherBoots(boots[1])), NOW).await.unwrap();
+    assert!(matches!(take(1, Scope::Config).await, TokenUse::Superseded { contested: true, .. }));
+    assert!(matches!(take(9, Scope::Enroll).await, TokenUse::Granted(_)), "the node's own token has no boot");
+    // An operator's order is no contest.
+    let fresh = NewToken { boot: Some(boots[1]), ..token(m.id, 5) };
+    store.save_machine(write(2, vec![fresh], Supersede::Nothing), NOW).await.unwrap();
+    store.save_machine(write(3, Vec::new(), Supersede::All), NOW).await.unwrap();
+    assert!(matches!(take(5, Scope::Enroll).await, TokenUse::Superseded { contested: false, .. }));
 }
 
 /// After a full disk the driver counts a transaction that is none; nothing may be acknowledged into it.

@@ -79,12 +79,12 @@ pub enum TokenUse {
     Reused(Token, OffsetDateTime),
     /// Its time was over.
     Expired(Token),
-    /// A later boot of the same machine has tokens of its own. `contested`: one of those has been used, so two parties
-    /// boot as this machine.
+    /// Another boot of the same machine has fetched its configuration (`contested`: two parties boot as this machine),
+    /// or an operator gave an order.
     Superseded {
         /// The token.
         token: Token,
-        /// Somebody used a later one.
+        /// Another boot took its configuration.
         contested: bool,
     },
     /// There is no such token (any more).
@@ -119,7 +119,7 @@ impl std::fmt::Debug for Boot {
 }
 
 /// Boots kept for each machine: an older script that is still being read stays valid.
-const BOOTS_PER_MACHINE: i64 = 4;
+const BOOTS_PER_MACHINE: i64 = 32;
 
 pub(super) async fn insert_boot(tx: &mut Transaction<'_, Sqlite>, boot: &Boot, seal: &Seal) -> Result<(), StoreError> {
     let id = boot.id.to_string();
@@ -195,12 +195,15 @@ impl Write for UseToken {
             return Ok(TokenUse::Expired(token));
         }
         if let Some(superseded) = row.get::<Option<i64>, _>(7) {
-            let later = sqlx::query("SELECT COUNT(*) FROM token WHERE machine = ? AND scope = ? AND used >= ?")
-                .bind(token.machine.to_string())
-                .bind(self.scope.as_str())
-                .bind(superseded)
-                .fetch_one(&mut **tx)
-                .await?;
+            // The other boot's token was used a moment before this one was superseded for it.
+            let later = sqlx::query(
+                "SELECT COUNT(*) FROM token WHERE machine = ? AND scope = 'config' AND used >= ? AND boot IS NOT ?",
+            )
+            .bind(token.machine.to_string())
+            .bind(superseded - 60_000)
+            .bind(token.boot.map(|boot| boot.to_string()))
+            .fetch_one(&mut **tx)
+            .await?;
             return Ok(TokenUse::Superseded { token, contested: later.get::<i64, _>(0) > 0 });
         }
         sqlx::query("UPDATE token SET used = ?, used_by = ? WHERE hash = ?")

@@ -1,5 +1,6 @@
 //! The real program, as its users see it: started on loopback, driven over HTTP and TLS, through its own command line,
 //! and by a simulated machine. No virtual machines.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::disallowed_methods, reason = "tests start programs and open files and sockets")]
 #![allow(clippy::unwrap_used, reason = "clippy takes only the test functions themselves for tests")]
 
