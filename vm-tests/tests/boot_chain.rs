@@ -109,18 +109,18 @@ fn a_uefi_machine_enrolls_beside_another_dhcp_server_though_the_service_is_kille
         .boot(BootOrder::DiskThenNetwork)
         .start(&net)?;
     nkd.wait_for_phase(&net, "uefi-1", "Installing", within(700))?;
-    nkd.process().kill()?;
-    nkd.process().start_again()?;
-    nkd.process().expect_log("nkd serves", within(60))?;
-    let node = nkd.wait_for_phase(&net, "uefi-1", "Enrolled", within(900))?;
-    assert_eq!(node["identity"]["firmware"], "uefi");
-    assert_eq!(node["installedGeneration"], 1);
     // The loader came by TFTP from us.
     let log = nkd.process().log()?;
     assert!(
         log.lines().any(|l| l.contains("TFTP transfer ended") && l.contains("Delivered")),
         "no TFTP transfer in the log"
     );
+    nkd.process().kill()?;
+    nkd.process().start_again()?;
+    nkd.process().expect_log("nkd serves", within(60))?;
+    let node = nkd.wait_for_phase(&net, "uefi-1", "Enrolled", within(900))?;
+    assert_eq!(node["identity"]["firmware"], "uefi");
+    assert_eq!(node["installedGeneration"], 1);
     drop(machine);
     Ok(())
 }
