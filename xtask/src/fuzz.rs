@@ -15,6 +15,9 @@ use crate::repository;
 /// The largest input: some packets of an Ethernet frame each.
 const MAX_INPUT: usize = 4096;
 
+/// What libFuzzer ends with after SIGINT or SIGTERM.
+const INTERRUPTED: i32 = 72;
+
 #[derive(Args)]
 pub struct Arguments {
     /// Only these targets
@@ -87,6 +90,7 @@ fn fuzz(folder: &Path, programs: &Path, target: &str, arguments: &Arguments) -> 
     let told = String::from_utf8_lossy(&output.stderr);
     let seconds = start.elapsed().as_secs_f64();
     let runs = executed(&told).unwrap_or_default();
+    ensure!(output.status.code() != Some(INTERRUPTED), "{target} was interrupted after {runs} runs");
     let crashes = usize::from(!output.status.success());
     let inputs = std::fs::read_dir(&corpus)?.count();
     println!(
