@@ -42,6 +42,15 @@ pub enum Input {
         /// User or rule.
         cause: String,
     },
+    /// A rule let it in, and perhaps said what it is to become: one step, so that no boot falls between the two.
+    LetIn {
+        /// Labels to set.
+        labels: BTreeMap<String, String>,
+        /// What it is to become.
+        assignment: Option<Assignment>,
+        /// Rule.
+        cause: String,
+    },
     /// It was labelled, let in or not.
     Label {
         /// Labels to set.
@@ -191,6 +200,12 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
             seen(&mut machine, &sighting, address, cause, from_os, &mut log);
         }
         Input::Accept { name, labels, cause } => accept(&mut machine, name, labels, &cause, &mut log)?,
+        Input::LetIn { labels, assignment, cause } => {
+            accept(&mut machine, None, labels, &cause, &mut log)?;
+            if let Some(assignment) = assignment {
+                assign(&mut machine, assignment, &cause, &mut log)?;
+            }
+        }
         Input::Label { labels, cause } => label(&mut machine, labels, &cause, &mut log),
         Input::Assign { assignment, cause } => assign(&mut machine, assignment, &cause, &mut log)?,
         Input::Reinstall { cause } => {

@@ -252,16 +252,12 @@ impl Registry {
         }
         let rules = self.store.accept_rules().await?;
         let Some(rule) = rules::first_match(&machine, &rules) else { return Ok(machine) };
-        let cause = format!("rule {}", rule.name);
-        let input = Input::Accept { name: None, labels: rule.labels.clone(), cause: cause.clone() };
-        let machine = self.apply(machine.id, input, RowEffects::default()).await?;
-        match &rule.assignment {
-            Some(assignment) => {
-                let input = Input::Assign { assignment: assignment.clone(), cause };
-                self.apply(machine.id, input, RowEffects::default()).await
-            }
-            None => Ok(machine),
-        }
+        let input = Input::LetIn {
+            labels: rule.labels.clone(),
+            assignment: rule.assignment.clone(),
+            cause: format!("rule {}", rule.name),
+        };
+        self.apply(machine.id, input, RowEffects::default()).await
     }
 
     /// Asks the rules again for every machine that is not accepted yet; returns the names of those let in.
