@@ -110,11 +110,9 @@ pub fn agent(built: &Built) -> Result<Package> {
 fn documents(built: &Built, package: &str, crate_name: &str) -> Result<Vec<Entry>> {
     let folder = format!("/usr/share/doc/{package}");
     let copyright = format!(
-        "\n\
-         Files: *\nCopyright: the nkd authors\nLicense: Apache-2.0\n\
-         {0}On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.\n\
-         {0}The program holds crates of other authors: see third-party.gz beside this file.\n",
-        " "
+        "{package} is copyright the nkd authors, under the Apache License, version 2.0.\n\
+         On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.\n\
+         The program holds crates of other authors: see third-party.gz beside this file.\n"
     );
     let date = build::output("date", &["-u".into(), "-R".into(), format!("-d@{}", built.release.time).into()])?;
     let changelog = format!(
