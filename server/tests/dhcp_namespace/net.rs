@@ -67,6 +67,10 @@ impl Namespace {
         let mut child = self.run(|| {
             let mut command = Command::new(program);
             command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            // Whoever runs the tests may have variables of their own that look like settings of the service.
+            for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NKD_")) {
+                command.env_remove(name);
+            }
             command.spawn().unwrap_or_else(|error| panic!("{program}: {error}"))
         });
         let (sender, lines) = mpsc::channel();
