@@ -179,10 +179,24 @@ impl Machine {
         }
     }
 
-    /// Presses the power button and waits until the system has shut down.
+    /// Presses the power button and waits until the system has shut down. A system that has just come up may not listen
+    /// to the button yet, so it is pressed again from time to time, as a person would.
     pub fn power_off(&mut self, limit: Duration) -> Result<(), Error> {
-        self.ask("system_powerdown", json!({}))?;
-        self.wait_exit(limit).map(|_| ())
+        const PATIENCE: Duration = Duration::from_secs(15);
+        let end = Instant::now() + limit;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.ask("system_powerdown", json!({})) {
+                Ok(_) => {}
+                // It went off between two presses.
+                Err(_) if !self.is_on() => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            match self.wait_exit(left.min(PATIENCE)) {
+                Err(Error::TooLate { .. }) if left > PATIENCE => {}
+                outcome => return outcome.map(|_| ()),
+            }
+        }
     }
 
     /// Cuts the power: the system gets no notice. What it has handed to its disk is there, what it has not is lost.
