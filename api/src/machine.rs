@@ -95,6 +95,9 @@ pub struct Machine {
     /// Install generation that its disk is known to hold.
     #[serde(default)]
     pub installed_generation: Option<u32>,
+    /// The network boot whose configuration was taken last. Certificates of any other boot are worthless.
+    #[serde(default)]
+    pub current_boot: Option<Uuid>,
     /// Where it stands.
     pub phase: Phase,
     /// Since when.

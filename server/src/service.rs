@@ -25,6 +25,8 @@ pub struct Service {
     pub addresses: Addresses,
     /// Image for machines without an assignment.
     pub discovery_image: Option<String>,
+    /// Boot scripts go only to the address that was leased to the machine.
+    pub require_lease: bool,
     /// The agent's binary and unit for images that do not carry it.
     pub agent_file: Option<AgentFile>,
     /// The running DHCP service, once it is bound.

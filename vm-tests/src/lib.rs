@@ -47,7 +47,7 @@ pub use network::capture::Capture;
 pub use network::namespace::{HttpAnswer, Namespace};
 pub use network::{Host, Network};
 pub use process::{Output, Service};
-pub use service::{Builds, DhcpMode, Nkd};
+pub use service::{Builds, Clock, DhcpMode, Nkd};
 
 /// A limit in seconds for a wait, as in `console.expect("login:", within(300))`. `NKD_VM_PATIENCE=3` makes all of them
 /// three times as long, for a slow or a busy computer.

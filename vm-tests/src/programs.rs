@@ -17,6 +17,7 @@ const FILES: &[(&str, &str)] = &[
     ("/usr/share/OVMF/OVMF_VARS_4M.fd", "ovmf"),
     ("/usr/lib/ipxe/qemu/pxe-virtio.rom", "ipxe-qemu"),
     ("/usr/lib/ipxe/qemu/efi-virtio.rom", "ipxe-qemu"),
+    ("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "faketime"),
 ];
 
 /// Checks that these programs or files can be found; the error names all that cannot.

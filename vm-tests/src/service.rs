@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{Error, Network, Service, within};
+use crate::{Error, Network, Service, programs, within};
 
 /// How the service hands out addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,33 @@ pub struct Nkd {
     program: PathBuf,
     state: PathBuf,
     token: String,
+}
+
+/// The time of day as one program sees it (libfaketime). Its time limits and waits go by the real clock.
+pub struct Clock {
+    file: PathBuf,
+}
+
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+
+impl Clock {
+    /// A clock that is right, until the test says otherwise.
+    pub fn new(net: &Network) -> Result<Self, Error> {
+        programs::require(&[FAKETIME])?;
+        let clock = Self { file: net.folder().join("clock") };
+        clock.jump("+0")?;
+        Ok(clock)
+    }
+
+    /// From now on the clock is off by so much: `+2h`, `-1d`.
+    pub fn jump(&self, offset: &str) -> Result<(), Error> {
+        std::fs::write(&self.file, offset).map_err(Error::io(self.file.display().to_string()))
+    }
+
+    fn govern(&self, command: &mut Command) {
+        command.env("LD_PRELOAD", FAKETIME).env("FAKETIME_TIMESTAMP_FILE", &self.file);
+        command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    }
 }
 
 /// Where the programs and images are that tests run on. `cargo xtask test` and `cargo xtask lab` set both.
@@ -48,6 +75,17 @@ impl Builds {
 impl Nkd {
     /// Starts the service in a network with `more` settings, and waits until it is ready.
     pub fn start(net: &Network, builds: &Builds, mode: DhcpMode, more: &[&str]) -> Result<Self, Error> {
+        Self::start_under(net, builds, mode, more, None)
+    }
+
+    /// The same under a clock that the test sets.
+    pub fn start_under(
+        net: &Network,
+        builds: &Builds,
+        mode: DhcpMode,
+        more: &[&str],
+        clock: Option<&Clock>,
+    ) -> Result<Self, Error> {
         let state = net.folder().join("nkd-state");
         let mut command = Command::new(&builds.program);
         command.arg("serve").arg("--state-dir").arg(&state);
@@ -70,6 +108,9 @@ impl Nkd {
         // The tests' own variables look like settings to the service, which knows none of them.
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("NKD_")) {
             command.env_remove(name);
+        }
+        if let Some(clock) = clock {
+            clock.govern(&mut command);
         }
         let mut service = net.spawn("nkd", command)?;
         service.expect_log("nkd serves", within(60))?;

@@ -5,7 +5,7 @@
 use std::process::Command;
 
 use nkd_vm_tests::{
-    BootOrder, Builds, DhcpMode, Error, Firmware, Host, Machine, MachineSpec, Network, Nic, Nkd, Service, within,
+    BootOrder, Builds, Clock, DhcpMode, Error, Firmware, Host, Machine, MachineSpec, Network, Nic, Nkd, Service, within,
 };
 use serde_json::Value;
 
@@ -89,6 +89,11 @@ fn a_bios_machine_is_installed_once_and_again_only_by_generation() -> Result {
     })?;
     machine.power_cut()?;
     machine.power_on()?;
+    // And once more while the installed system runs Ignition for the first time.
+    nkd.wait_until(&net, "bios-1", "generation 2 is installed", within(700), |m| m["installedGeneration"] == 2)?;
+    machine.console().expect("Starting ignition-disks.service", within(400))?;
+    machine.power_cut()?;
+    machine.power_on()?;
     let node = nkd.wait_until(&net, "bios-1", "generation 2 enrolls", within(900), |m| {
         phase(m) == "enrolled" && m["installedGeneration"] == 2
     })?;
@@ -139,6 +144,10 @@ fn an_unknown_machine_waits_until_it_is_accepted() -> Result {
     assert_eq!(record["identity"]["firmware"], "uefi");
     let name = record["name"].as_str().unwrap_or_default().to_owned();
     assert_eq!(nkd.json(&net, &["machine", "explain", MAC])?["answer"], "not-now");
+    // Whoever only knows the MAC address, and was not given the machine's lease, is told nothing at all.
+    let other = net.host("other", Some("192.0.2.3/24"))?;
+    let asked = other.http_get(&format!("http://192.0.2.1:8080/boot.ipxe?mac={MAC}"), within(20))?;
+    assert!(asked.status == 403 && asked.text().contains("is not leased to"), "{asked:?}");
     // Nothing of it is behind the boot plane.
     assert_eq!(nkd.events(&net, &name, "config")?.len(), 0);
 
@@ -217,7 +226,8 @@ fn flip_byte(path: &std::path::Path, offset: u64) {
 #[test]
 fn a_stolen_first_stage_raises_an_alarm() -> Result {
     let net = Network::create("stolen")?;
-    let nkd = service(&net, DhcpMode::Server)?;
+    let _dnsmasq = other_dhcp(&net)?;
+    let nkd = service(&net, DhcpMode::Proxy)?;
     let thief = net.host("thief", Some("192.0.2.3/24"))?;
     let machine = declared(&net, &nkd, "victim")?.firmware(Firmware::Bios).survives_trouble().start(&net)?;
     nkd.wait_for_phase(&net, "victim", "Booting", within(120))?;
@@ -241,5 +251,32 @@ fn a_stolen_first_stage_raises_an_alarm() -> Result {
     machine.console().expect("victim is stopped", within(300))?;
     nkd.nkd(&net, &["machine", "release", "victim"])?;
     assert!(nkd.machine(&net, "victim")?["stopped"].is_null());
+    Ok(())
+}
+
+/// The machine's way is cut off where it is weakest: its token is too old when Ignition comes with it, and power fails
+/// between the configuration and the enrollment. Each time it begins again by itself, and nobody is accused.
+#[test]
+fn an_old_token_and_a_power_cut_before_enrollment_only_cost_time() -> Result {
+    let net = Network::create("late")?;
+    let builds = Builds::from_environment()?;
+    let clock = Clock::new(&net)?;
+    let nkd = Nkd::start_under(&net, &builds, DhcpMode::Server, &[], Some(&clock))?;
+    nkd.nkd(&net, &["image", "import", &builds.image.display().to_string(), "--name", IMAGE])?;
+    let mut machine = declared(&net, &nkd, "late-1")?.firmware(Firmware::Bios).survives_trouble().start(&net)?;
+    nkd.wait_for_phase(&net, "late-1", "Booting", within(120))?;
+    clock.jump("+2h")?;
+    nkd.wait_until(&net, "late-1", "the old token is refused", within(400), |m| {
+        m["waiting"].as_str().is_some_and(|w| w.contains("its time is over"))
+    })?;
+    nkd.wait_until(&net, "late-1", "Ignition took its configuration after another boot", within(400), |m| {
+        m["steps"].as_array().is_some_and(|steps| steps.iter().any(|s| s["name"] == "live"))
+    })?;
+    machine.power_cut()?;
+    assert_eq!(nkd.events(&net, "late-1", "enrolled")?.len(), 0, "too late for this test");
+    machine.power_on()?;
+    let installing = nkd.wait_for_phase(&net, "late-1", "Installing", within(400))?;
+    assert!(installing["stopped"].is_null(), "{installing:#}");
+    assert_eq!(nkd.events(&net, "late-1", "alarm")?, Vec::<String>::new());
     Ok(())
 }

@@ -72,7 +72,7 @@ pub fn prepare_boot(
         machine: machine.id,
         generation,
         purpose,
-        boot: Some(id),
+        boot: id,
         expires: now + BOOT_TOKEN_LIFE,
     };
     let tokens = vec![token(&fetch, Scope::Config), token(&enroll, Scope::Enroll)];
@@ -81,11 +81,12 @@ pub fn prepare_boot(
     Ok(PreparedBoot { boot, tokens })
 }
 
-/// The configuration of the installed system, with the token that its agent enrolls with.
+/// The configuration of the system that `boot` installs, with the token that its agent enrolls with.
 pub fn node_config(
     service: &Service,
     machine: &Machine,
     profile: &Profile,
+    boot: Uuid,
     local: IpAddr,
 ) -> Result<(Vec<u8>, NewToken), ConfigError> {
     let now = OffsetDateTime::now_utc();
@@ -102,7 +103,7 @@ pub fn node_config(
         machine: machine.id,
         generation: machine.generation,
         purpose: Purpose::Node,
-        boot: None,
+        boot,
         expires: now + NODE_TOKEN_LIFE,
     };
     Ok((config, token))
@@ -111,7 +112,7 @@ pub fn node_config(
 /// Checks an assignment as it is declared: renders everything that it leads to, with tokens that are thrown away.
 pub fn check_assignment(service: &Service, machine: &Machine, profile: &Profile) -> Result<(), ConfigError> {
     let local = IpAddr::from([127, 0, 0, 1]);
-    node_config(service, machine, profile, local)?;
+    node_config(service, machine, profile, Uuid::nil(), local)?;
     Ok(())
 }
 

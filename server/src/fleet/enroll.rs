@@ -3,14 +3,16 @@
 
 use std::sync::Arc;
 
-use nkd_api::agent::{EnrollRequest, EnrollResponse, Purpose, ReportEvent};
+use nkd_api::agent::{EnrollRequest, EnrollResponse, ReportEvent};
+use nkd_api::machine::Machine;
 use time::OffsetDateTime;
 
 use super::pki::{self, NodeIdentity, Pki, PkiError};
 use super::secret;
+use super::task::{Standing, standing};
 use crate::machine::lifecycle::{self, Input, Refused};
 use crate::machine::{Registry, RegistryError, Selector};
-use crate::store::{RowEffects, Scope, StoreError, TokenUse};
+use crate::store::{RowEffects, Scope, StoreError, Token, TokenUse};
 use crate::trace::Trace;
 
 /// Enrollment was refused or failed.
@@ -73,7 +75,7 @@ async fn try_enroll(
         registry.apply(known.machine, Input::Alarm { reason }, RowEffects::default()).await?;
         return Err(EnrollError::Token("it belongs to another machine"));
     }
-    let input = Input::Enrolled { purpose: known.purpose, generation: known.generation };
+    let input = Input::Enrolled { purpose: known.purpose, generation: known.generation, boot: known.boot };
     let machine = registry.find(&Selector::Id(known.machine)).await?;
     if let Some(reason) = machine.stopped {
         return Err(EnrollError::Stopped(reason));
@@ -94,17 +96,31 @@ async fn try_enroll(
             }
             return Err(EnrollError::Token("another boot of this machine has replaced it; start the machine again"));
         }
-        TokenUse::Expired(_) => {
+        TokenUse::Expired(token) => {
+            let reason = format!("its agent came with a {} token whose time is over", token.purpose.as_str());
+            registry.apply(token.machine, Input::Refused { reason }, RowEffects::default()).await?;
             return Err(EnrollError::Token("its time is over; start the machine again for a new one"));
         }
         TokenUse::Unknown => return Err(EnrollError::Token("it was revoked meanwhile")),
     };
-    let identity = NodeIdentity { machine: token.machine, purpose: token.purpose, generation: token.generation };
+    let Token { machine, purpose, generation, boot, .. } = token;
+    let identity = NodeIdentity { machine, purpose, generation, boot };
     let issued = pki.issue_client(&request.csr, identity, now)?;
     registry.apply(token.machine, input, RowEffects::default()).await.map_err(flatten)?;
     let facts = Input::Reported(ReportEvent::Facts { facts: Box::new(request.facts) });
     registry.apply(token.machine, facts, RowEffects::default()).await.map_err(flatten)?;
     Ok(response(pki, issued, now))
+}
+
+/// The machine that the holder of a certificate speaks for. A certificate that contests the current boot raises the
+/// alarm: the machine comes back stopped.
+pub async fn admit(registry: &Registry, node: NodeIdentity) -> Result<Machine, RegistryError> {
+    let machine = registry.find(&Selector::Id(node.machine)).await?;
+    if machine.stopped.is_some() || standing(&machine, node) != Standing::Contested {
+        return Ok(machine);
+    }
+    let reason = "two parties act as this machine: one came with the certificate of a boot that another has replaced";
+    registry.apply(node.machine, Input::Alarm { reason: reason.into() }, RowEffects::default()).await
 }
 
 /// A new certificate for one that still holds.
@@ -115,14 +131,16 @@ pub async fn renew(
     csr: &str,
 ) -> Result<EnrollResponse, EnrollError> {
     let now = OffsetDateTime::now_utc();
-    let machine = registry.find(&Selector::Id(identity.machine)).await?;
+    let machine = admit(registry, identity).await?;
     if let Some(reason) = machine.stopped {
         return Err(EnrollError::Stopped(reason));
     }
-    if identity.purpose != Purpose::Discovery && machine.generation != identity.generation {
-        let refused =
-            Refused::OldGeneration { name: machine.name, got: identity.generation, wanted: machine.generation };
-        return Err(refused.into());
+    if standing(&machine, identity) != Standing::Current {
+        let (name, got, wanted) = (machine.name, identity.generation, machine.generation);
+        return Err(match got == wanted {
+            true => Refused::OtherBoot(name).into(),
+            false => Refused::OldGeneration { name, got, wanted }.into(),
+        });
     }
     let issued = pki.issue_client(csr, identity, now)?;
     Ok(response(pki, issued, now))

@@ -64,11 +64,13 @@ pub struct NodeIdentity {
     pub purpose: Purpose,
     /// Generation that it belongs to.
     pub generation: u32,
+    /// The network boot that it goes back to.
+    pub boot: Uuid,
 }
 
 impl NodeIdentity {
     fn uri(&self) -> String {
-        format!("{URI_PREFIX}{}/{}/{}", self.machine, self.purpose.as_str(), self.generation)
+        format!("{URI_PREFIX}{}/{}/{}/{}", self.machine, self.purpose.as_str(), self.generation, self.boot)
     }
 
     fn from_uri(uri: &str) -> Option<Self> {
@@ -77,6 +79,7 @@ impl NodeIdentity {
             machine: parts.next()?.parse().ok()?,
             purpose: parts.next()?.parse().ok()?,
             generation: parts.next()?.parse().ok()?,
+            boot: parts.next()?.parse().ok()?,
         };
         parts.next().is_none().then_some(identity)
     }
@@ -261,13 +264,16 @@ mod tests {
 
     #[test]
     fn identities_survive_their_uri() {
-        let identity = NodeIdentity { machine: Uuid::from_u128(7), purpose: Purpose::Node, generation: 3 };
+        let (machine, boot) = (Uuid::from_u128(7), Uuid::from_u128(8));
+        let identity = NodeIdentity { machine, purpose: Purpose::Node, generation: 3, boot };
         assert_eq!(NodeIdentity::from_uri(&identity.uri()), Some(identity));
         for bad in [
             "nkd://machine/x/node/1",
             "nkd://machine/",
             "http://h",
+            "nkd://machine/00000000-0000-0000-0000-000000000007/node/1",
             "nkd://machine/00000000-0000-0000-0000-000000000007/node/1/2",
+            "nkd://machine/00000000-0000-0000-0000-000000000007/node/1/00000000-0000-0000-0000-000000000008/2",
         ] {
             assert_eq!(NodeIdentity::from_uri(bad), None, "{bad}");
         }

@@ -7,6 +7,31 @@ use nkd_api::profile::Profile;
 
 use super::pki::NodeIdentity;
 
+/// What the certificate of a node is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It belongs to the boot that counts.
+    Current,
+    /// Its boot or generation is over: whoever holds it starts again.
+    Over,
+    /// Another boot has taken its configuration since, and yet this one speaks: two parties act as one machine.
+    Contested,
+}
+
+/// Compares a certificate with the record of its machine.
+#[must_use]
+pub fn standing(machine: &Machine, node: NodeIdentity) -> Standing {
+    let wanted = if node.purpose == Purpose::Discovery { 0 } else { machine.generation };
+    let discovered_before = node.purpose == Purpose::Discovery && machine.generation > 0;
+    match machine.current_boot {
+        // A live system of an older order, or a node whose disk is to be written anew, may go on speaking for a while.
+        _ if node.generation != wanted || discovered_before => Standing::Over,
+        Some(boot) if boot == node.boot => Standing::Current,
+        Some(_) => Standing::Contested,
+        None => Standing::Over,
+    }
+}
+
 /// The task of the node that holds this certificate.
 #[must_use]
 pub fn task(machine: &Machine, node: NodeIdentity, image: Option<(&Image, &Profile)>, boot_url: &str) -> Task {
@@ -29,6 +54,9 @@ pub fn task(machine: &Machine, node: NodeIdentity, image: Option<(&Image, &Profi
         Purpose::Install if on_disk => Task::Reboot { reason: format!("generation {wanted} is on the disk of {name}") },
         Purpose::Install if node.generation != wanted => {
             Task::Reboot { reason: format!("generation {} is over, generation {wanted} is wanted", node.generation) }
+        }
+        Purpose::Install if standing(machine, node) != Standing::Current => {
+            Task::Reboot { reason: format!("this boot of {name} is over") }
         }
         Purpose::Install => {
             let disk_image = image.and_then(|(i, p)| Some((i, p, i.artifact(ArtifactKind::Disk)?)));

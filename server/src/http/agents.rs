@@ -11,7 +11,9 @@ use nkd_api::agent::{
     EnrollRequest, EnrollResponse, Purpose, RenewRequest, Report, ReportAnswer, ReportEvent, ServerTime, Task,
     TaskAnswer,
 };
+use nkd_api::image::Image;
 use nkd_api::machine::Machine;
+use nkd_api::profile::Profile;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
@@ -22,13 +24,16 @@ use super::{ApiError, Connection};
 use crate::content::image::profile;
 use crate::fleet::config;
 use crate::fleet::pki::NodeIdentity;
+use crate::fleet::task::Standing;
 use crate::fleet::{enroll, secret, task};
-use crate::machine::Selector;
-use crate::machine::lifecycle::Input;
+use crate::machine::lifecycle::{Input, Refused};
+use crate::machine::{RegistryError, Selector};
 use crate::service::Service;
 use crate::store::{RowEffects, Scope, Supersede, TokenUse};
 use crate::trace::Trace;
 
+/// Media type of a configuration.
+const IGNITION: &str = "application/vnd.coreos.ignition+json";
 /// The longest that a request for a task is held.
 const MAX_WAIT: u64 = 60;
 
@@ -70,7 +75,7 @@ pub(super) async fn task(
     tokio::pin!(deadline);
     let mut events = service.registry.subscribe();
     loop {
-        let machine = service.registry.find(&Selector::Id(node.machine)).await?;
+        let machine = enroll::admit(&service.registry, node).await?;
         let answer = current_task(&service, &machine, node, &connection)?;
         if query.seen.as_ref() != Some(&answer.revision) {
             return Ok(Json(answer));
@@ -96,16 +101,26 @@ fn current_task(
     node: NodeIdentity,
     connection: &Connection,
 ) -> Result<TaskAnswer> {
-    let image = match &machine.assignment {
-        Some(assignment) => {
-            service.images.image(&assignment.image).map_err(|e| ApiError::unavailable(e.to_string()))?
-        }
-        None => None,
-    };
-    let profile = image.as_ref().and_then(|i| profile::by_name(&i.profile));
-    let pair = image.as_deref().zip(profile.as_ref());
+    let image = assigned_image(service, machine)?;
+    let pair = image.as_ref().map(|(image, profile)| (&**image, profile));
     let task = task::task(machine, node, pair, &service.addresses.boot_url(connection.local));
     Ok(TaskAnswer { revision: revision(&task), task })
+}
+
+/// The image of a machine's assignment with its profile, if it is in the store.
+fn assigned_image(service: &Service, machine: &Machine) -> Result<Option<(Arc<Image>, Profile)>> {
+    let Some(assignment) = &machine.assignment else { return Ok(None) };
+    let image = service.images.image(&assignment.image).map_err(|e| ApiError::unavailable(e.to_string()))?;
+    Ok(image.and_then(|image| profile::by_name(&image.profile).map(|profile| (image, profile))))
+}
+
+/// The machine that this node speaks for, unless it is stopped.
+async fn admitted(service: &Service, node: NodeIdentity) -> Result<Machine> {
+    let machine = enroll::admit(&service.registry, node).await?;
+    match &machine.stopped {
+        Some(reason) => Err(ApiError::forbidden(format!("the machine is stopped: {reason}"))),
+        None => Ok(machine),
+    }
 }
 
 fn revision(task: &Task) -> String {
@@ -135,9 +150,9 @@ pub(super) async fn report(
         _ => RowEffects { report: Some(report.id), ..RowEffects::default() },
     };
     let kind = report.event.kind();
-    let before = service.registry.find(&Selector::Id(node.machine)).await?;
-    if let Some(reason) = before.stopped {
-        return Err(ApiError::forbidden(format!("the machine is stopped: {reason}")));
+    let before = admitted(&service, node).await?;
+    if task::standing(&before, node) != Standing::Current && node.generation == before.generation {
+        return Err(ApiError::forbidden(format!("this boot of {} is over: start it again", before.name)));
     }
     if node.purpose == Purpose::Discovery && before.generation > 0 {
         return Err(ApiError::forbidden(
@@ -165,10 +180,7 @@ pub(super) async fn install_config(
     if node.purpose != Purpose::Install {
         return Err(ApiError::forbidden("only a live system with an install certificate gets this"));
     }
-    let machine = service.registry.find(&Selector::Id(node.machine)).await?;
-    if let Some(reason) = machine.stopped {
-        return Err(ApiError::forbidden(format!("the machine is stopped: {reason}")));
-    }
+    let machine = admitted(&service, node).await?;
     if machine.generation != query.generation || node.generation != query.generation {
         return Err(ApiError::conflict(format!(
             "generation {} is wanted, not {}",
@@ -178,25 +190,38 @@ pub(super) async fn install_config(
     if machine.installed_generation == Some(machine.generation) {
         return Err(ApiError::conflict(format!("generation {} is installed already", machine.generation)));
     }
-    let image = match &machine.assignment {
-        Some(a) => service.images.image(&a.image).map_err(|e| ApiError::unavailable(e.to_string()))?,
-        None => None,
-    };
-    let profile = image.as_ref().and_then(|i| profile::by_name(&i.profile));
-    let profile = profile.ok_or_else(|| ApiError::unavailable("the image of this machine is not in the store"))?;
-    let (config, token) = config::node_config(&service, &machine, &profile, connection.local)?;
-    service.registry.store().issue_token(&token).await?;
-    Ok(([(http::header::CONTENT_TYPE, "application/vnd.coreos.ignition+json")], config).into_response())
+    if task::standing(&machine, node) != Standing::Current {
+        return Err(ApiError::conflict(format!("this boot of {} is over: start it again", machine.name)));
+    }
+    let image = assigned_image(&service, &machine)?;
+    let (_, profile) = image.ok_or_else(|| ApiError::unavailable("the image of this machine is not in the store"))?;
+    let (config, token) = config::node_config(&service, &machine, &profile, node.boot, connection.local)?;
+    service.registry.store().issue_node_token(&token, OffsetDateTime::now_utc()).await?;
+    Ok(([(http::header::CONTENT_TYPE, IGNITION)], config).into_response())
 }
 
-/// The configuration behind a first stage. The token is used up before the answer; when the answer does not reach the
-/// caller as a whole, the token is given back.
-pub(super) async fn ignition_config(State(service): State<Arc<Service>>, request: Request) -> Result<Response> {
+/// Refuses a configuration, and says so in the machine's history.
+async fn refused(service: &Service, machine: uuid::Uuid, reason: &str) -> ApiError {
+    let input = Input::Refused { reason: reason.to_owned() };
+    match service.registry.apply(machine, input, RowEffects::default()).await {
+        Ok(_) => ApiError::forbidden(reason),
+        Err(error) => error.into(),
+    }
+}
+
+/// The configuration behind a first stage. The token is used up before the answer. Ignition may ask again from the same
+/// address, when the answer did not reach it, until the agent has enrolled.
+pub(super) async fn ignition_config(
+    State(service): State<Arc<Service>>,
+    Extension(connection): Extension<Connection>,
+    request: Request,
+) -> Result<Response> {
     let (parts, _) = request.into_parts();
     let token = bearer(&parts).ok_or_else(|| ApiError::forbidden("this takes the token of a first stage"))?;
     let hash = secret::digest(token);
+    let peer = secret::digest(&connection.peer.ip().to_canonical().to_string());
     let store = service.registry.store();
-    let token = match store.use_token(&hash, Scope::Config, None, OffsetDateTime::now_utc()).await? {
+    let token = match store.use_token(&hash, Scope::Config, Some(&peer), OffsetDateTime::now_utc()).await? {
         TokenUse::Granted(token) => token,
         TokenUse::Reused(token, at) => {
             let reason = format!("its {} configuration was asked for twice, first at {at}", token.purpose.as_str());
@@ -214,76 +239,31 @@ pub(super) async fn ignition_config(State(service): State<Arc<Service>>, request
                     .apply(token.machine, Input::Alarm { reason: reason.into() }, RowEffects::default())
                     .await?;
             }
-            return Err(ApiError::forbidden(
-                "another boot of this machine has replaced this token; start the machine again",
-            ));
+            let reason = "another boot of this machine has replaced this token; start the machine again";
+            return Err(refused(&service, token.machine, reason).await);
         }
-        TokenUse::Expired(_) => return Err(ApiError::forbidden("this token's time is over; start the machine again")),
+        TokenUse::Expired(token) => {
+            let reason = "it came with a token of its configuration whose time is over; start the machine again";
+            return Err(refused(&service, token.machine, reason).await);
+        }
         TokenUse::Unknown => return Err(ApiError::forbidden("nobody issued this token, or it was revoked")),
     };
-    // From here on, whatever goes wrong gives the token back: Ignition asks again with the same one.
-    let mut delivery = Delivery { bytes: None, undelivered: Some((Arc::clone(&service), hash)) };
     let machine = service.registry.find(&Selector::Id(token.machine)).await?;
     if let Some(reason) = machine.stopped {
         return Err(ApiError::forbidden(format!("the machine is stopped: {reason}")));
     }
-    let boot = match token.boot {
-        Some(id) => store.boot(id).await?,
-        None => None,
-    };
+    let boot = store.boot(token.boot).await?;
     let boot =
         boot.ok_or_else(|| ApiError::forbidden("the configuration of this boot is gone; start the machine again"))?;
-    let input = Input::ConfigFetched { purpose: token.purpose, generation: token.generation };
+    let input = Input::ConfigFetched { purpose: token.purpose, generation: token.generation, boot: boot.id };
     let effects = RowEffects { supersede: Supersede::OtherBoots(boot.id), ..RowEffects::default() };
-    service.registry.apply(token.machine, input, effects).await?;
-    delivery.bytes = Some(boot.config.into());
-    let body = axum::body::Body::new(delivery);
-    let mut response = Response::new(body);
-    response
-        .headers_mut()
-        .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/vnd.coreos.ignition+json"));
-    Ok(response)
-}
-
-/// A body that gives its token back when it is dropped before it was handed to the connection.
-///
-/// Once handed over, the token stays used even if the connection breaks: who reads the configuration and then cuts the
-/// connection must not be able to do so unseen.
-struct Delivery {
-    bytes: Option<bytes::Bytes>,
-    undelivered: Option<(Arc<Service>, [u8; 32])>,
-}
-
-impl http_body::Body for Delivery {
-    type Data = bytes::Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<std::result::Result<http_body::Frame<bytes::Bytes>, Self::Error>>> {
-        let frame = self.bytes.take();
-        self.undelivered = None;
-        std::task::Poll::Ready(frame.map(|bytes| Ok(http_body::Frame::data(bytes))))
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        http_body::SizeHint::with_exact(self.bytes.as_ref().map_or(0, |b| b.len() as u64))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.bytes.is_none()
-    }
-}
-
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        if let Some((service, hash)) = self.undelivered.take() {
-            tokio::spawn(async move {
-                if let Err(error) = service.registry.store().release_token(&hash).await {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a token could not be given back");
-                }
-            });
+    match service.registry.apply(token.machine, input, effects).await {
+        Err(RegistryError::Refused(refused @ Refused::Installed { .. })) => {
+            let reason = format!("another live system boots as this machine: {refused}");
+            service.registry.apply(token.machine, Input::Alarm { reason }, RowEffects::default()).await?;
+            return Err(ApiError::forbidden(refused.to_string()));
         }
-    }
+        other => other?,
+    };
+    Ok(([(http::header::CONTENT_TYPE, IGNITION)], boot.config).into_response())
 }

@@ -138,7 +138,9 @@ impl From<RegistryError> for ApiError {
             RegistryError::Store(store) => store.into(),
             RegistryError::NotFound(_) => Self::not_found(error.to_string()),
             RegistryError::Refused(Refused::BadName(_)) => Self::invalid(error.to_string()),
-            RegistryError::Refused(_) | RegistryError::Ambiguous(..) => Self::conflict(error.to_string()),
+            RegistryError::Refused(_) | RegistryError::Ambiguous(..) | RegistryError::TooManyUnknown => {
+                Self::conflict(error.to_string())
+            }
         }
     }
 }
@@ -161,6 +163,7 @@ impl From<EnrollError> for ApiError {
             EnrollError::Token(_) | EnrollError::Reused(_) | EnrollError::Stopped(_) => {
                 Self::forbidden(error.to_string())
             }
+            EnrollError::Refused(refused @ Refused::OtherBoot(_)) => Self::forbidden(refused.to_string()),
             EnrollError::Refused(refused) => Self::conflict(refused.to_string()),
             EnrollError::Pki(PkiError::Request(_)) => Self::invalid(chain(&error)),
             EnrollError::Registry(registry) => registry.into(),

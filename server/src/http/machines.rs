@@ -408,12 +408,12 @@ pub(super) async fn release(State(service): App, caller: Caller, Path(machine): 
     let machine = find(&service, &machine).await?;
     caller.audit(&service, "machine.release", &machine.name, machine.stopped.as_deref().unwrap_or("")).await?;
     let input = Input::Release { cause: caller.0.name.clone() };
-    Ok(Json(
-        service
-            .registry
-            .apply(machine.id, input, RowEffects { supersede: Supersede::All, ..RowEffects::default() })
-            .await?,
-    ))
+    // What was given out is worthless, but for the token on a disk that holds its system.
+    let supersede = match machine.current_boot {
+        Some(boot) if machine.installed_generation == Some(machine.generation) => Supersede::OtherBoots(boot),
+        _ => Supersede::All,
+    };
+    Ok(Json(service.registry.apply(machine.id, input, RowEffects { supersede, ..RowEffects::default() }).await?))
 }
 
 /// The rules that accept machines.

@@ -67,11 +67,14 @@ pub fn clashes<'a>(machine: &Machine, candidates: &[&'a Machine]) -> Vec<&'a Mac
         .collect()
 }
 
+/// MAC addresses kept for one machine: more than a server has ports.
+const MACS: usize = 32;
+
 /// Adds what a sighting knows to a record; true when that changed it. What is known is never unlearned.
 pub fn learn(identity: &mut Identity, sighting: &Sighting) -> bool {
     let before = identity.clone();
     for mac in &sighting.macs {
-        if !identity.macs.contains(mac) {
+        if !identity.macs.contains(mac) && identity.macs.len() < MACS {
             identity.macs.push(*mac);
         }
     }

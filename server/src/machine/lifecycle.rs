@@ -83,6 +83,8 @@ pub enum Input {
         purpose: Purpose,
         /// Its generation.
         generation: u32,
+        /// The boot.
+        boot: Uuid,
     },
     /// Its agent bought a certificate.
     Enrolled {
@@ -90,9 +92,16 @@ pub enum Input {
         purpose: Purpose,
         /// Its generation.
         generation: u32,
+        /// The network boot that it goes back to.
+        boot: Uuid,
     },
     /// Its agent reported.
     Reported(ReportEvent),
+    /// It was refused something that it may have after another boot.
+    Refused {
+        /// What, and why.
+        reason: String,
+    },
     /// Something that must not happen did. The machine gets nothing more until an operator releases it.
     Alarm {
         /// What.
@@ -141,14 +150,17 @@ pub enum Refused {
         /// Generation of the record.
         wanted: u32,
     },
-    /// A node enrolls whose installation was never confirmed.
-    #[error("the machine `{name}` has no confirmed installation of generation {generation}")]
-    NotInstalled {
+    /// A live boot of a generation that is on the disk already.
+    #[error("generation {generation} of the machine `{name}` is installed already")]
+    Installed {
         /// Machine.
         name: String,
         /// Generation.
         generation: u32,
     },
+    /// Another boot than the one whose configuration was taken last.
+    #[error("this boot of the machine `{0}` is over: start it again")]
+    OtherBoot(String),
 }
 
 /// What a name may look like.
@@ -180,6 +192,7 @@ pub fn new_machine(id: Uuid, identity: Identity, now: OffsetDateTime) -> Machine
         assignment: None,
         generation: 0,
         installed_generation: None,
+        current_boot: None,
         phase: Phase::Discovered,
         phase_since: now,
         waiting: Some("not accepted yet".into()),
@@ -213,6 +226,7 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
                 return Err(Refused::NothingAssigned(machine.name));
             }
             machine.generation += 1;
+            machine.current_boot = None;
             machine.steps.clear();
             machine.waiting = Some("waits for a network boot".into());
             let message = format!("generation {} is to be installed at the next network boot", machine.generation);
@@ -223,6 +237,10 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
             if let Some(reason) = machine.stopped.take() {
                 machine.waiting = None;
                 log.say("released", format!("served again after: {reason}"), &cause);
+                if machine.installed_generation != Some(machine.generation) {
+                    // Nobody knows which of two parties holds the certificates of this boot: it is begun again.
+                    machine.current_boot = None;
+                }
             }
         }
         Input::Booted(taken) => {
@@ -231,14 +249,29 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
             }
             booted(&mut machine, taken, &mut log);
         }
-        Input::ConfigFetched { purpose, generation } => {
-            current_boot(&machine, purpose, generation)?;
+        Input::ConfigFetched { purpose, generation, boot } => {
+            live_generation(&machine, purpose, generation)?;
+            if purpose != Purpose::Discovery && machine.installed_generation == Some(generation) {
+                return Err(Refused::Installed { name: machine.name, generation });
+            }
+            machine.current_boot = Some(boot);
             finish(&mut machine, "boot", now, "");
             begin(&mut machine, "live", now, "the live system starts");
             log.say("config", format!("Ignition took the {} configuration", purpose.as_str()), "ignition");
         }
-        Input::Enrolled { purpose, generation } => enrolled(&mut machine, purpose, generation, &mut log)?,
+        Input::Enrolled { purpose, generation, boot } => {
+            if machine.current_boot != Some(boot) {
+                return Err(Refused::OtherBoot(machine.name));
+            }
+            enrolled(&mut machine, purpose, generation, &mut log)?;
+        }
         Input::Reported(event) => reported(&mut machine, event, &mut log)?,
+        Input::Refused { reason } => {
+            if machine.waiting.as_deref() != Some(&reason) {
+                log.say("refused", reason.clone(), "service");
+                machine.waiting = Some(reason);
+            }
+        }
         Input::Alarm { reason } => {
             machine.stopped = Some(reason.clone());
             machine.waiting =
@@ -409,7 +442,7 @@ fn first_boot(machine: &mut Machine, cause: &str, log: &mut Log) {
 
 fn enrolled(machine: &mut Machine, purpose: Purpose, generation: u32, log: &mut Log) -> Result<(), Refused> {
     let now = log.now;
-    current_boot(machine, purpose, generation)?;
+    live_generation(machine, purpose, generation)?;
     match purpose {
         Purpose::Discovery => {
             finish(machine, "live", now, "");
@@ -421,9 +454,9 @@ fn enrolled(machine: &mut Machine, purpose: Purpose, generation: u32, log: &mut 
             log.say("enrolled", "the live system may install", "agent");
         }
         Purpose::Node => {
-            if machine.installed_generation != Some(generation) {
-                return Err(Refused::NotInstalled { name: machine.name.clone(), generation });
-            }
+            // The agent lets nothing boot from the disk but a verified image, and only the live system of the current boot
+            // was given this token: power was cut before it could report the end.
+            installed(machine, generation, log);
             finish(machine, "restart", now, "");
             finish(machine, "first-boot", now, "");
             begin(machine, "enroll", now, "");
@@ -480,13 +513,7 @@ fn reported(machine: &mut Machine, event: ReportEvent, log: &mut Log) -> Result<
         }
         ReportEvent::Installed { generation } => {
             wanted_generation(machine, generation)?;
-            if machine.installed_generation != Some(generation) {
-                machine.installed_generation = Some(generation);
-                finish(machine, "install", now, "digest verified");
-                begin(machine, "restart", now, "restarts from its disk");
-                log.say("installed", format!("generation {generation} is on the disk, digest verified"), "agent");
-                log.phase(machine, Phase::Installed, "agent");
-            }
+            installed(machine, generation, log);
         }
         ReportEvent::Failed { generation, mut step, mut reason, log_tail } => {
             wanted_generation(machine, generation)?;
@@ -504,6 +531,16 @@ fn reported(machine: &mut Machine, event: ReportEvent, log: &mut Log) -> Result<
         }
     }
     Ok(())
+}
+
+fn installed(machine: &mut Machine, generation: u32, log: &mut Log) {
+    if machine.installed_generation != Some(generation) {
+        machine.installed_generation = Some(generation);
+        finish(machine, "install", log.now, "digest verified");
+        begin(machine, "restart", log.now, "restarts from its disk");
+        log.say("installed", format!("generation {generation} is on the disk, digest verified"), "agent");
+        log.phase(machine, Phase::Installed, "agent");
+    }
 }
 
 /// Bytes of a log's end that are kept.
@@ -525,7 +562,7 @@ fn wanted_generation(machine: &Machine, got: u32) -> Result<(), Refused> {
 }
 
 /// A discovery boot belongs to no generation; every other one to the wanted one.
-fn current_boot(machine: &Machine, purpose: Purpose, generation: u32) -> Result<(), Refused> {
+fn live_generation(machine: &Machine, purpose: Purpose, generation: u32) -> Result<(), Refused> {
     if purpose == Purpose::Discovery { Ok(()) } else { wanted_generation(machine, generation) }
 }
 

@@ -18,6 +18,8 @@ fn assignment() -> Assignment {
     }
 }
 
+const BOOT: Uuid = Uuid::from_u128(0xb1);
+
 struct Life {
     machine: Machine,
     now: OffsetDateTime,
@@ -63,13 +65,13 @@ fn from_first_packet_to_enrolled_with_every_step_timed() {
     life.happens(accepted()).happens(assigned());
     assert_eq!((life.machine.phase.name(), life.machine.generation), ("Assigned", 1));
     life.happens(Input::Booted(BootTaken::LiveInstall { generation: 1 }))
-        .happens(Input::ConfigFetched { purpose: Purpose::Install, generation: 1 })
-        .happens(Input::Enrolled { purpose: Purpose::Install, generation: 1 })
+        .happens(Input::ConfigFetched { purpose: Purpose::Install, generation: 1, boot: BOOT })
+        .happens(Input::Enrolled { purpose: Purpose::Install, generation: 1, boot: BOOT })
         .happens(Input::Reported(ReportEvent::InstallProgress { generation: 1, step: "write".into(), percent: 50 }));
     assert_eq!(life.machine.phase, Phase::Installing);
     life.happens(installed(1)).happens(Input::Booted(BootTaken::LocalDisk));
     assert_eq!(life.machine.phase, Phase::FirstBoot);
-    life.happens(Input::Enrolled { purpose: Purpose::Node, generation: 1 });
+    life.happens(Input::Enrolled { purpose: Purpose::Node, generation: 1, boot: BOOT });
     assert_eq!((life.machine.phase.name(), life.machine.installed_generation), ("Enrolled", Some(1)));
     let steps: Vec<&str> = life.machine.steps.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(steps, ["boot", "live", "install", "restart", "first-boot", "enroll"]);
@@ -98,21 +100,40 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     assert!(matches!(life.refuses(bad), Refused::BadName(_)));
     life.happens(accepted()).happens(assigned());
     assert!(matches!(life.refuses(installed(2)), Refused::OldGeneration { got: 2, wanted: 1, .. }));
-    // A node cannot enroll before the live system said that the disk is right.
-    assert!(matches!(
-        life.refuses(Input::Enrolled { purpose: Purpose::Node, generation: 1 }),
-        Refused::NotInstalled { .. }
-    ));
+    // Nobody has taken the configuration of this boot.
+    let node = || Input::Enrolled { purpose: Purpose::Node, generation: 1, boot: BOOT };
+    assert!(matches!(life.refuses(node()), Refused::OtherBoot(_)));
+    let fetched = |boot| Input::ConfigFetched { purpose: Purpose::Install, generation: 1, boot };
+    life.happens(fetched(BOOT)).happens(fetched(Uuid::from_u128(0xb2)));
+    assert!(matches!(life.refuses(node()), Refused::OtherBoot(_)));
+    life.happens(fetched(BOOT));
     life.happens(installed(1)).happens(Input::Reinstall { cause: "ann".into() });
     assert_eq!((life.machine.generation, life.machine.installed_generation), (2, Some(1)));
-    assert!(matches!(
-        life.refuses(Input::Enrolled { purpose: Purpose::Node, generation: 1 }),
-        Refused::OldGeneration { .. }
-    ));
+    assert!(matches!(life.refuses(node()), Refused::OtherBoot(_)));
     assert!(matches!(
         life.refuses(Input::Booted(BootTaken::LiveInstall { generation: 1 })),
         Refused::OldGeneration { .. }
     ));
+}
+
+#[test]
+fn a_node_that_comes_from_its_disk_is_proof_of_the_installation_whose_report_was_lost() {
+    let mut life = Life::new();
+    life.happens(accepted()).happens(assigned());
+    life.happens(Input::ConfigFetched { purpose: Purpose::Install, generation: 1, boot: BOOT });
+    life.happens(Input::Enrolled { purpose: Purpose::Node, generation: 1, boot: BOOT });
+    assert_eq!((life.machine.phase.name(), life.machine.installed_generation), ("Enrolled", Some(1)));
+    assert!(life.kinds.contains(&"installed"));
+    // From then on another live boot of this generation is somebody else's.
+    let other = Input::ConfigFetched { purpose: Purpose::Install, generation: 1, boot: Uuid::from_u128(0xb2) };
+    assert!(matches!(life.refuses(other), Refused::Installed { generation: 1, .. }));
+    // Releasing keeps the certificate of the system on the disk, and ends that of an installation under way.
+    life.happens(Input::Alarm { reason: "x".into() }).happens(Input::Release { cause: "ann".into() });
+    assert_eq!(life.machine.current_boot, Some(BOOT));
+    life.happens(Input::Reinstall { cause: "ann".into() });
+    life.happens(Input::ConfigFetched { purpose: Purpose::Install, generation: 2, boot: BOOT });
+    life.happens(Input::Alarm { reason: "x".into() }).happens(Input::Release { cause: "ann".into() });
+    assert_eq!(life.machine.current_boot, None);
 }
 
 #[test]

@@ -30,6 +30,11 @@ pub enum RegistryError {
     /// No such machine.
     #[error("no machine {0}: `nkd machine list` shows all")]
     NotFound(Selector),
+    /// So many machines that nobody knows that no more are written down.
+    #[error(
+        "there are {UNKNOWN} machines that nobody has accepted: `nkd machine list` shows them, forget or accept some"
+    )]
+    TooManyUnknown,
     /// More than one machine fits.
     #[error("{0} fits {1} machines: name one of them by MAC or name")]
     Ambiguous(Selector, usize),
@@ -69,6 +74,11 @@ impl std::fmt::Display for Selector {
 
 /// A sighting that teaches nothing new is written down at most this often.
 const SIGHTING_INTERVAL: Duration = Duration::from_secs(60);
+/// Machines that nobody has accepted are written down up to this number: whoever makes up MAC addresses does not fill
+/// the disk.
+pub const UNKNOWN: usize = 4096;
+/// How long their count is believed; those met since are added to it.
+const COUNT_AGAIN: Duration = Duration::from_secs(10);
 /// Tries when two writers meet.
 const TRIES: usize = 16;
 
@@ -81,6 +91,8 @@ pub struct Registry {
     store: Store,
     events: broadcast::Sender<MachineEvent>,
     recent: Arc<Mutex<HashMap<MacAddr, Recent>>>,
+    /// Machines that nobody has accepted, and when they were counted.
+    unknown: Arc<Mutex<Option<(usize, Instant)>>>,
     traces: Traces,
 }
 
@@ -88,7 +100,8 @@ impl Registry {
     /// Over a store.
     #[must_use]
     pub fn new(store: Store) -> Self {
-        Self { store, events: broadcast::channel(1024).0, recent: Arc::default(), traces: Traces::default() }
+        let events = broadcast::channel(1024).0;
+        Self { store, events, recent: Arc::default(), unknown: Arc::default(), traces: Traces::default() }
     }
 
     /// The store below.
@@ -216,6 +229,7 @@ impl Registry {
             if let Recognised::One(i) = identity::recognise(&sighting, &refs) {
                 return self.apply(candidates[i].id, input, RowEffects::default()).await;
             }
+            self.make_room().await?;
             let now = OffsetDateTime::now_utc();
             let mut machine = lifecycle::new_machine(Uuid::now_v7(), sighting.clone(), now);
             if attempt > 1 {
@@ -245,6 +259,33 @@ impl Registry {
         Err(StoreError::Stale.into())
     }
 
+    /// Counts a machine that is about to be met, or refuses it.
+    async fn make_room(&self) -> Result<(), RegistryError> {
+        let counted = *self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let count = match counted {
+            Some((count, at)) if now.duration_since(at) < COUNT_AGAIN => count,
+            _ => {
+                let count = self.store.count_unknown().await?;
+                if count >= UNKNOWN {
+                    tracing::warn!(
+                        count,
+                        "machines that are met now are not written down: there are too many that nobody has accepted"
+                    );
+                }
+                *self.unknown.lock().unwrap_or_else(PoisonError::into_inner) = Some((count, now));
+                count
+            }
+        };
+        if count >= UNKNOWN {
+            return Err(RegistryError::TooManyUnknown);
+        }
+        if let Some((count, _)) = self.unknown.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            *count += 1;
+        }
+        Ok(())
+    }
+
     /// Asks the rules about a machine that is not accepted yet.
     pub async fn apply_rules(&self, machine: Machine) -> Result<Machine, RegistryError> {
         if machine.accepted {
@@ -252,6 +293,9 @@ impl Registry {
         }
         let rules = self.store.accept_rules().await?;
         let Some(rule) = rules::first_match(&machine, &rules) else { return Ok(machine) };
+        if let Some((count, _)) = self.unknown.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            *count = count.saturating_sub(1);
+        }
         let input = Input::LetIn {
             labels: rule.labels.clone(),
             assignment: rule.assignment.clone(),

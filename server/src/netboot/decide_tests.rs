@@ -57,6 +57,10 @@ fn fresh() -> Machine {
     new_machine(Uuid::from_u128(1), identity, OffsetDateTime::UNIX_EPOCH)
 }
 
+fn boot() -> impl Strategy<Value = Uuid> {
+    (1u128..3).prop_map(Uuid::from_u128)
+}
+
 fn inputs() -> impl Strategy<Value = Input> {
     let generation = 0u32..5;
     prop_oneof![
@@ -68,9 +72,14 @@ fn inputs() -> impl Strategy<Value = Input> {
         Just(Input::Booted(BootTaken::LocalDisk)),
         Just(Input::Booted(BootTaken::Discovery)),
         Just(Input::Booted(BootTaken::NotNow { reason: "test".into() })),
-        generation.clone().prop_map(|generation| Input::ConfigFetched { purpose: Purpose::Install, generation }),
-        (generation.clone(), prop_oneof![Just(Purpose::Node), Just(Purpose::Install), Just(Purpose::Discovery)])
-            .prop_map(|(generation, purpose)| Input::Enrolled { purpose, generation }),
+        (generation.clone(), boot())
+            .prop_map(|(generation, boot)| { Input::ConfigFetched { purpose: Purpose::Install, generation, boot } }),
+        (
+            generation.clone(),
+            prop_oneof![Just(Purpose::Node), Just(Purpose::Install), Just(Purpose::Discovery)],
+            boot()
+        )
+            .prop_map(|(generation, purpose, boot)| Input::Enrolled { purpose, generation, boot }),
         generation.clone().prop_map(|generation| Input::Reported(ReportEvent::Installed { generation })),
         (generation.clone(), any::<u8>()).prop_map(|(generation, percent)| {
             Input::Reported(ReportEvent::InstallProgress { generation, step: "write".into(), percent })

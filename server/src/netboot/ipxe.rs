@@ -18,7 +18,7 @@ pub fn entry(base_url: &str) -> String {
          isset ${{netX/mac}} || set netX/mac ${{net0/mac}} ||\n\
          set tries:int32 0\n\
          :ask\n\
-         chain --autofree {base_url}/boot.ipxe?mac=${{netX/mac}}&uuid=${{uuid}}&serial=${{serial:uristring}}&vendor=${{manufacturer:uristring}}&product=${{product:uristring}}&arch=${{buildarch}}&platform=${{platform}} && exit ||\n\
+         chain --autofree {base_url}/boot.ipxe?mac=${{netX/mac}}&uuid=${{uuid}}&serial=${{serial:uristring}}&vendor=${{manufacturer:uristring}}&product=${{product:uristring}}&arch=${{buildarch}}&platform=${{platform}}&entry=1 && exit ||\n\
          inc tries\n\
          echo nkd: no answer from {base_url} (try ${{tries}}), again in {RETRY_SECONDS} s\n\
          sleep {RETRY_SECONDS}\n\

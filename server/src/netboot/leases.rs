@@ -1,9 +1,12 @@
 //! DHCP leases in the service's store.
 
-use async_trait::async_trait;
+use std::net::IpAddr;
 
-use super::dhcp::{Lease, LeaseChange, LeaseStore, LeaseStoreError};
-use crate::store::Store;
+use async_trait::async_trait;
+use nkd_api::MacAddr;
+
+use super::dhcp::{Lease, LeaseChange, LeaseState, LeaseStore, LeaseStoreError};
+use crate::store::{Store, StoreError};
 
 /// Leases over the store.
 #[derive(Debug)]
@@ -17,6 +20,13 @@ impl Leases {
     pub fn new(store: Store) -> Self {
         Self { store }
     }
+}
+
+/// Who holds an address, or held it last.
+pub async fn holder(store: &Store, ip: IpAddr) -> Result<Option<MacAddr>, StoreError> {
+    let Some(document) = store.lease(ip).await? else { return Ok(None) };
+    let lease: Option<Lease> = serde_json::from_str(&document).ok();
+    Ok(lease.filter(|lease| lease.state != LeaseState::Declined).map(|lease| lease.mac))
 }
 
 #[async_trait]

@@ -20,13 +20,14 @@ use nkd_api::MacAddr;
 use nkd_api::agent::Purpose;
 use nkd_api::facts::Firmware;
 use nkd_api::image::{ArtifactKind, Image};
-use nkd_api::machine::{Explanation, Identity, Machine};
+use nkd_api::machine::{Explanation, Identity, LocalBoot, Machine};
 use nkd_api::profile::Profile;
 use uuid::Uuid;
 
 use super::bootplane::{Answer as HttpAnswer, Body, Cache, Handler, Method, Request, Segment};
 use super::decide::{Answer, BootRequest, Decision, Known, decide};
 use super::ipxe::{self, LiveBoot};
+use super::leases;
 use crate::content::image::profile;
 use crate::fleet::config::{self, ConfigError};
 use crate::ignition::overlay;
@@ -147,18 +148,48 @@ impl BootPlane {
                 _ => None,
             },
         };
-        let machine =
-            self.service.registry.sighted(identity, Some(request.peer.ip().to_canonical()), "boot", false).await?;
+        let peer = request.peer.ip().to_canonical();
+        if let Some(refusal) = self.not_its_lease(mac, peer).await? {
+            return Ok(refusal);
+        }
+        let machine = match self.service.registry.sighted(identity, Some(peer), "boot", false).await {
+            Ok(machine) => machine,
+            Err(RegistryError::TooManyUnknown) => return Ok(busy("too many unknown machines; ask the operator")),
+            // What cannot be written down (a full disk) keeps nobody from a disk that holds its system.
+            Err(error) => match self.service.registry.by_mac(mac).await? {
+                Some(machine) if machine.installed_generation == Some(machine.generation) => machine,
+                _ => return Err(error.into()),
+            },
+        };
         let images = Images::of(&self.service, Some(&machine))?;
         let boot_request = BootRequest { architecture: machine.identity.architecture.clone() };
         let decision = decide(&boot_request, images.known(Some(&machine)));
         tracing::info!(trace = %Trace::of(&machine), machine = %mac, name = %machine.name, answer = decision.answer.name(), reason = %decision.reason, "boot decision");
         let answer = match request.method {
-            Method::Get => self.execute(&machine, &decision, request.local.ip()).await?,
+            Method::Get => {
+                self.execute(&machine, &decision, request.local.ip(), has_key(&request.query, "entry")).await?
+            }
             // Asking for the head alone takes nothing: the length of the script is not known without making a boot.
             Method::Head => HttpAnswer::text(200, ""),
         };
         Ok(answer.with_cache(Cache::NoCache))
+    }
+
+    /// Where this service hands out the addresses, a machine asks from the one that it was given: knowing somebody's MAC
+    /// address is not enough to boot as that machine.
+    async fn not_its_lease(&self, mac: MacAddr, peer: IpAddr) -> Result<Option<HttpAnswer>, PlaneError> {
+        if !self.service.require_lease {
+            return Ok(None);
+        }
+        let lease = leases::holder(self.service.registry.store(), peer).await?;
+        if lease == Some(mac) {
+            return Ok(None);
+        }
+        tracing::warn!(machine = %mac, %peer, holder = ?lease.map(|m| m.to_string()), "a boot script was asked for from an address that is not leased to this machine: refused");
+        let text = format!(
+            "{peer} is not leased to {mac} by this service; `nkd machine explain {mac}` says what it would be told\n"
+        );
+        Ok(Some(HttpAnswer::text(403, text)))
     }
 
     /// Carries a decision out: makes the boot durable, then gives the script.
@@ -167,6 +198,7 @@ impl BootPlane {
         machine: &Machine,
         decision: &Decision<'_>,
         local: IpAddr,
+        through_entry: bool,
     ) -> Result<HttpAnswer, PlaneError> {
         let registry = &self.service.registry;
         let (taken, effects, answer) = match &decision.answer {
@@ -175,8 +207,13 @@ impl BootPlane {
                 (BootTaken::NotNow { reason }, RowEffects::default(), script(ipxe::not_now(&decision.reason)))
             }
             Answer::LocalDisk { how } => {
+                let how = match (how, through_entry) {
+                    // Our entry script would take 404 as a reason to ask again.
+                    (LocalBoot::NotFound, true) => LocalBoot::Exit,
+                    (how, _) => *how,
+                };
                 let answer =
-                    ipxe::local_disk(*how, machine.identity.firmware, &machine.name).map_or_else(not_found, script);
+                    ipxe::local_disk(how, machine.identity.firmware, &machine.name).map_or_else(not_found, script);
                 (BootTaken::LocalDisk, RowEffects::default(), answer)
             }
             Answer::Discovery { image, profile } => {
@@ -194,7 +231,13 @@ impl BootPlane {
                 (BootTaken::LiveInstall { generation: *generation }, effects, script)
             }
         };
-        registry.apply(machine.id, Input::Booted(taken), effects).await?;
+        let needs_no_record = taken == BootTaken::LocalDisk;
+        match registry.apply(machine.id, Input::Booted(taken), effects).await {
+            Err(RegistryError::Store(error)) if needs_no_record => {
+                tracing::warn!(trace = %Trace::of(machine), error = &error as &dyn std::error::Error, "a boot from the local disk could not be written down");
+            }
+            other => drop(other?),
+        }
         Ok(answer)
     }
 
@@ -340,6 +383,10 @@ fn live_script(
 
 fn script(text: String) -> HttpAnswer {
     HttpAnswer::text(200, text).with_cache(Cache::NoCache)
+}
+
+fn busy(why: &str) -> HttpAnswer {
+    HttpAnswer::unavailable(format!("{why}\n"), Duration::from_secs(10))
 }
 
 fn not_found() -> HttpAnswer {

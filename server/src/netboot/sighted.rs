@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::dhcp::packet::MessageKind;
 use super::dhcp::profile::Client;
 use super::dhcp::{Sighting, Sightings};
-use crate::machine::Registry;
+use crate::machine::{Registry, RegistryError};
 use crate::trace::{Trace, Traces};
 
 /// Sightings that may wait for the store.
@@ -68,7 +68,11 @@ impl Writer {
             };
             let mac = sighting.mac;
             let (identity, from_os) = identity(&sighting);
-            if let Err(error) = self.registry.sighted(identity, sighting.ip, "dhcp", from_os).await {
+            let written = self.registry.sighted(identity, sighting.ip, "dhcp", from_os).await;
+            // Too many unknown machines: said by the registry, once in a while.
+            if let Err(error) = written
+                && !matches!(error, RegistryError::TooManyUnknown)
+            {
                 tracing::warn!(trace = %self.registry.traces().of_mac(mac), machine = %mac, error = &error as &dyn std::error::Error, "a sighting could not be written down");
                 // A broken store must not be hammered.
                 tokio::time::sleep(Duration::from_millis(100)).await;

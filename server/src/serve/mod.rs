@@ -102,6 +102,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
             api_port: settings.http.api_listen.port(),
         },
         discovery_image: settings.discovery_image.clone(),
+        require_lease: settings.dhcp.mode == dhcp::Mode::Server && settings.dhcp.require_lease,
         agent_file: agent_file(&settings)?,
         dhcp: OnceLock::new(),
         stopping: stop.clone(),

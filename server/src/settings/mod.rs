@@ -67,6 +67,8 @@ pub struct DhcpSettings {
     pub router_advertisements: bool,
     /// Conflict probe.
     pub conflict_probe: bool,
+    /// In the mode `server`: boot scripts go only to the address that was leased to the machine.
+    pub require_lease: bool,
 }
 
 /// One subnet. What is not given is taken from the interface when the service starts.

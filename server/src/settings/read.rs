@@ -49,6 +49,7 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
             .unwrap_or(Mode::Off),
         router_advertisements: dhcp.flag("router_advertisements").unwrap_or(true),
         conflict_probe: dhcp.flag("conflict_probe").unwrap_or(true),
+        require_lease: dhcp.flag("require_lease").unwrap_or(true),
         interfaces: dhcp.list("interface", interface),
         reservations: dhcp.list("reservation", reservation),
     });

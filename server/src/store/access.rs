@@ -1,11 +1,14 @@
 //! Users, audit trail, sealed secrets, and DHCP leases.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
+
 use async_trait::async_trait;
 use nkd_api::user::{AuditEntry, Role, User};
 use sqlx::{Row, Sqlite, Transaction};
 
 use super::group::Write;
-use super::{Store, StoreError, conflict, from_millis, millis};
+use super::{Store, StoreError, conflict, encode, from_millis, millis};
 
 impl Store {
     /// Makes a user. The token is kept as its SHA-256 only.
@@ -110,6 +113,13 @@ impl Store {
         Ok(())
     }
 
+    /// The lease of one address.
+    pub async fn lease(&self, ip: IpAddr) -> Result<Option<String>, StoreError> {
+        let row =
+            sqlx::query("SELECT doc FROM lease WHERE ip = ?").bind(ip.to_string()).fetch_optional(&self.read).await?;
+        Ok(row.map(|r| r.get(0)))
+    }
+
     /// All DHCP leases, as JSON documents by address.
     pub async fn leases(&self) -> Result<Vec<String>, StoreError> {
         Ok(sqlx::query("SELECT doc FROM lease").fetch_all(&self.read).await?.iter().map(|r| r.get(0)).collect())
@@ -129,16 +139,25 @@ impl Write for SaveLeases {
     type Output = ();
 
     async fn write(&self, tx: &mut Transaction<'_, Sqlite>) -> Result<(), StoreError> {
-        for (ip, doc) in &self.0 {
-            let query = match doc {
-                Some(doc) => sqlx::query(
-                    "INSERT INTO lease (ip, doc) VALUES (?, ?) ON CONFLICT (ip) DO UPDATE SET doc = excluded.doc",
-                )
-                .bind(ip)
-                .bind(doc),
-                None => sqlx::query("DELETE FROM lease WHERE ip = ?").bind(ip),
-            };
-            query.execute(&mut **tx).await?;
+        // Two statements for all of them, because each one costs a trip to the thread that SQLite runs on. The last change
+        // of an address counts.
+        let last: HashMap<&str, Option<&str>> = self.0.iter().map(|(ip, doc)| (ip.as_str(), doc.as_deref())).collect();
+        let kept: Vec<(&str, &str)> = last.iter().filter_map(|(ip, doc)| Some((*ip, (*doc)?))).collect();
+        let gone: Vec<&str> = last.iter().filter(|(_, doc)| doc.is_none()).map(|(ip, _)| *ip).collect();
+        if !gone.is_empty() {
+            sqlx::query("DELETE FROM lease WHERE ip IN (SELECT value FROM json_each(?))")
+                .bind(encode("leases", &gone)?)
+                .execute(&mut **tx)
+                .await?;
+        }
+        if !kept.is_empty() {
+            sqlx::query(
+                "INSERT INTO lease (ip, doc) SELECT value ->> 0, value ->> 1 FROM json_each(?) WHERE true
+                 ON CONFLICT (ip) DO UPDATE SET doc = excluded.doc",
+            )
+            .bind(encode("leases", &kept)?)
+            .execute(&mut **tx)
+            .await?;
         }
         Ok(())
     }

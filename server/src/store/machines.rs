@@ -114,6 +114,13 @@ impl Store {
             .collect()
     }
 
+    /// How many machines nobody has accepted.
+    pub async fn count_unknown(&self) -> Result<usize, StoreError> {
+        let row =
+            sqlx::query("SELECT COUNT(*) FROM machine WHERE doc ->> '$.accepted' = 0").fetch_one(&self.read).await?;
+        Ok(usize::try_from(row.get::<i64, _>(0)).unwrap_or(0))
+    }
+
     /// Removes a machine with its keys, history, boots and tokens. False when there was none.
     pub async fn forget_machine(&self, id: Uuid) -> Result<bool, StoreError> {
         let done = sqlx::query("DELETE FROM machine WHERE id = ?").bind(id.to_string()).execute(&self.write).await?;
@@ -181,8 +188,8 @@ impl Store {
             > 0)
     }
 
-    /// Drops what only had meaning for a while: old boots, dead tokens, counted reports, and all but the newest events of
-    /// each machine.
+    /// Drops what only had meaning for a while: old boots, dead tokens, counted reports, all but the newest events of
+    /// each machine, and machines that nobody has accepted or labelled and that were not seen for a week.
     pub async fn prune(&self, now: OffsetDateTime) -> Result<(), StoreError> {
         let day_ago = millis(now - time::Duration::days(1));
         let mut tx = self.write.begin().await?;
@@ -197,6 +204,13 @@ impl Store {
             "DELETE FROM event WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY machine ORDER BY id DESC) AS age FROM event) WHERE age > ?)",
         )
         .bind(EVENTS_PER_MACHINE)
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query(
+            "DELETE FROM machine WHERE doc ->> '$.accepted' = 0 AND doc ->> '$.labels' = '{}'
+             AND julianday(doc ->> '$.lastSeen') < julianday(?, 'unixepoch', '-7 days')",
+        )
+        .bind(now.unix_timestamp())
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
@@ -264,10 +278,9 @@ impl Write for SaveMachine {
             Supersede::OtherBoots(boot) => Some(Some(boot)),
         };
         if let Some(kept) = kept {
-            // Tokens of installed nodes have no boot: only an operator's order makes them worthless.
             sqlx::query(
                 "UPDATE token SET superseded = ?1 WHERE machine = ?2 AND used IS NULL AND superseded IS NULL
-                 AND (?3 IS NULL OR (boot IS NOT NULL AND boot <> ?3))",
+                 AND (?3 IS NULL OR boot <> ?3)",
             )
             .bind(millis(*now))
             .bind(&id)

@@ -31,7 +31,7 @@ fn token(machine: Uuid, hash: u8) -> NewToken {
         machine,
         generation: 1,
         purpose: Purpose::Node,
-        boot: None,
+        boot: Uuid::from_u128(1),
         expires: NOW + time::Duration::hours(1),
     }
 }
@@ -88,7 +88,7 @@ async fn a_token_is_used_once_except_by_the_key_that_used_it() {
     let store = store(dir.path()).await;
     let m = machine(1);
     store.save_machine(change(&m, 0), NOW).await.unwrap();
-    store.issue_token(&token(m.id, 7)).await.unwrap();
+    store.issue_node_token(&token(m.id, 7), NOW).await.unwrap();
     let (ours, theirs) = ([1; 32], [2; 32]);
     let try_it = |user: Option<[u8; 32]>, now| {
         let store = store.clone();
@@ -102,9 +102,60 @@ async fn a_token_is_used_once_except_by_the_key_that_used_it() {
     assert!(matches!(try_it(Some(ours), NOW).await, TokenUse::Granted(_)), "the answer may have been lost");
     assert!(matches!(try_it(Some(theirs), NOW).await, TokenUse::Reused(..)));
     assert!(matches!(try_it(None, NOW).await, TokenUse::Reused(..)));
-    store.issue_token(&token(m.id, 8)).await.unwrap();
+    store.issue_node_token(&token(m.id, 8), NOW).await.unwrap();
     let late = store.use_token(&[8; 32], Scope::Enroll, Some(&ours), NOW + time::Duration::hours(2)).await.unwrap();
     assert!(matches!(late, TokenUse::Expired(_)));
+}
+
+#[tokio::test]
+async fn a_configuration_is_given_again_to_whom_it_did_not_reach() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let m = machine(1);
+    let issue = |hash, scope, boot| NewToken { scope, boot: Uuid::from_u128(boot), ..token(m.id, hash) };
+    let tokens = vec![issue(1, Scope::Config, 1), issue(2, Scope::Enroll, 1), issue(3, Scope::Config, 2)];
+    let effects = RowEffects { tokens, ..RowEffects::default() };
+    store.save_machine(Change { machine: &m, revision: 0, events: &[], effects }, NOW).await.unwrap();
+    let (ours, theirs) = ([1; 32], [2; 32]);
+    let take = |hash: u8, scope, user: [u8; 32], minutes| {
+        let store = store.clone();
+        let now = NOW + time::Duration::minutes(minutes);
+        async move { store.use_token(&[hash; 32], scope, Some(&user), now).await.unwrap() }
+    };
+    assert!(matches!(take(1, Scope::Config, ours, 0).await, TokenUse::Granted(_)));
+    assert!(matches!(take(1, Scope::Config, ours, 1).await, TokenUse::Granted(_)), "the connection broke");
+    assert!(matches!(take(1, Scope::Config, theirs, 1).await, TokenUse::Reused(..)), "from elsewhere");
+    assert!(matches!(take(1, Scope::Config, ours, 6).await, TokenUse::Reused(..)), "too late for a broken connection");
+    assert!(matches!(take(2, Scope::Enroll, ours, 1).await, TokenUse::Granted(_)));
+    assert!(matches!(take(1, Scope::Config, ours, 1).await, TokenUse::Reused(..)), "it did arrive: the agent enrolled");
+    // Another boot has come since.
+    assert!(matches!(take(3, Scope::Config, ours, 2).await, TokenUse::Granted(_)));
+    assert!(matches!(take(1, Scope::Config, ours, 2).await, TokenUse::Reused(..)));
+    // One token of an installed node at a time.
+    store.issue_node_token(&token(m.id, 8), NOW).await.unwrap();
+    store.issue_node_token(&token(m.id, 9), NOW).await.unwrap();
+    assert!(matches!(take(8, Scope::Enroll, ours, 3).await, TokenUse::Superseded { .. }));
+    assert!(matches!(take(9, Scope::Enroll, ours, 3).await, TokenUse::Granted(_)));
+}
+
+#[tokio::test]
+async fn strangers_that_nobody_labels_are_forgotten_after_a_week() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let (stranger, mut labelled, mut accepted, mut fresh) = (machine(1), machine(2), machine(3), machine(4));
+    labelled.labels.insert("rack".into(), "7".into());
+    accepted.accepted = true;
+    fresh.last_seen = NOW + time::Duration::days(2);
+    for machine in [&stranger, &labelled, &accepted, &fresh] {
+        store.save_machine(change(machine, 0), NOW).await.unwrap();
+    }
+    assert_eq!(store.count_unknown().await.unwrap(), 3);
+    store.prune(NOW + time::Duration::days(7) - time::Duration::seconds(1)).await.unwrap();
+    assert_eq!(store.machines().await.unwrap().len(), 4);
+    store.prune(NOW + time::Duration::days(8)).await.unwrap();
+    let left: Vec<Uuid> = store.machines().await.unwrap().iter().map(|m| m.id).collect();
+    assert_eq!(left.len(), 3);
+    assert!(!left.contains(&stranger.id));
 }
 
 #[tokio::test]
@@ -150,8 +201,8 @@ async fn a_superseded_token_tells_whether_two_parties_boot_as_one_machine() {
     let store = store(dir.path()).await;
     let m = machine(1);
     let boots = [Uuid::from_u128(1), Uuid::from_u128(2)];
-    let config = |at: usize| NewToken { scope: Scope::Config, boot: Some(boots[at]), ..token(m.id, at as u8 + 1) };
-    let node = token(m.id, 9);
+    let config = |at: usize| NewToken { scope: Scope::Config, boot: boots[at], ..token(m.id, at as u8 + 1) };
+    let node = NewToken { boot: boots[1], ..token(m.id, 9) };
     let write = |revision, tokens, supersede| Change {
         machine: &m,
         revision,
@@ -168,9 +219,9 @@ async fn a_superseded_token_tells_whether_two_parties_boot_as_one_machine() {
     assert!(matches!(take(2, Scope::Config).await, TokenUse::Granted(_)));
     store.save_machine(write(1, Vec::new(), Supersede::OtherBoots(boots[1])), NOW).await.unwrap();
     assert!(matches!(take(1, Scope::Config).await, TokenUse::Superseded { contested: true, .. }));
-    assert!(matches!(take(9, Scope::Enroll).await, TokenUse::Granted(_)), "the node's own token has no boot");
+    assert!(matches!(take(9, Scope::Enroll).await, TokenUse::Granted(_)), "the boot that goes on");
     // An operator's order is no contest.
-    let fresh = NewToken { boot: Some(boots[1]), ..token(m.id, 5) };
+    let fresh = NewToken { boot: boots[1], ..token(m.id, 5) };
     store.save_machine(write(2, vec![fresh], Supersede::Nothing), NOW).await.unwrap();
     store.save_machine(write(3, Vec::new(), Supersede::All), NOW).await.unwrap();
     assert!(matches!(take(5, Scope::Enroll).await, TokenUse::Superseded { contested: false, .. }));

@@ -41,8 +41,8 @@ pub struct NewToken {
     pub generation: u32,
     /// Purpose of the certificate behind it.
     pub purpose: Purpose,
-    /// Boot that it is bound to.
-    pub boot: Option<Uuid>,
+    /// Network boot that it is bound to; that of an installed node is the one that installed it.
+    pub boot: Uuid,
     /// End of its life.
     pub expires: OffsetDateTime,
 }
@@ -63,7 +63,7 @@ pub struct Token {
     /// Purpose.
     pub purpose: Purpose,
     /// Boot.
-    pub boot: Option<Uuid>,
+    pub boot: Uuid,
     /// End of its life.
     pub expires: OffsetDateTime,
     /// When it was used.
@@ -118,6 +118,9 @@ impl std::fmt::Debug for Boot {
     }
 }
 
+/// How long a configuration is given again to the address that took it: the connection broke, or the service was killed
+/// before the answer.
+const FETCH_AGAIN: time::Duration = time::Duration::minutes(5);
 /// Boots kept for each machine: an older script that is still being read stays valid.
 const BOOTS_PER_MACHINE: i64 = 32;
 
@@ -153,7 +156,7 @@ pub(super) async fn insert_token(tx: &mut Transaction<'_, Sqlite>, token: &NewTo
     .bind(token.machine.to_string())
     .bind(i64::from(token.generation))
     .bind(token.purpose.as_str())
-    .bind(token.boot.map(|b| b.to_string()))
+    .bind(token.boot.to_string())
     .bind(millis(token.expires))
     .execute(&mut **tx)
     .await?;
@@ -184,11 +187,14 @@ impl Write for UseToken {
         let token = token_row(&row);
         if let Some(used) = token.used {
             let by: Option<Vec<u8>> = row.get(6);
-            return Ok(match (by, self.user) {
-                (Some(by), Some(user)) if by[..] == user[..] && token.expires > self.now => TokenUse::Granted(token),
+            let same = by.as_deref().zip(self.user.as_ref()).is_some_and(|(by, user)| by == user);
+            return Ok(match self.scope {
+                _ if !same => TokenUse::Reused(token, used),
                 // Late, but the same one: no second user.
-                (Some(by), Some(user)) if by[..] == user[..] => TokenUse::Expired(token),
-                _ => TokenUse::Reused(token, used),
+                _ if token.expires <= self.now => TokenUse::Expired(token),
+                Scope::Enroll => TokenUse::Granted(token),
+                Scope::Config if self.is_followed(tx, &token, used).await? => TokenUse::Reused(token, used),
+                Scope::Config => TokenUse::Granted(token),
             });
         }
         if token.expires <= self.now {
@@ -201,7 +207,7 @@ impl Write for UseToken {
             )
             .bind(token.machine.to_string())
             .bind(superseded - 60_000)
-            .bind(token.boot.map(|boot| boot.to_string()))
+            .bind(token.boot.to_string())
             .fetch_one(&mut **tx)
             .await?;
             return Ok(TokenUse::Superseded { token, contested: later.get::<i64, _>(0) > 0 });
@@ -216,17 +222,50 @@ impl Write for UseToken {
     }
 }
 
+impl UseToken {
+    /// True when something has happened since the configuration was taken: its answer did arrive, or another boot came,
+    /// or it is too long ago for a broken connection.
+    async fn is_followed(
+        &self,
+        tx: &mut Transaction<'_, Sqlite>,
+        token: &Token,
+        used: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        let row = sqlx::query(
+            "SELECT COUNT(*) FROM token WHERE machine = ?1 AND ((boot = ?2 AND scope = 'enroll' AND used IS NOT NULL)
+             OR (boot <> ?2 AND scope = 'config' AND used >= ?3))",
+        )
+        .bind(token.machine.to_string())
+        .bind(token.boot.to_string())
+        .bind(millis(used))
+        .fetch_one(&mut **tx)
+        .await?;
+        Ok(row.get::<i64, _>(0) > 0 || self.now - used > FETCH_AGAIN)
+    }
+}
+
 impl Store {
-    /// Issues a token outside of a machine change.
-    pub async fn issue_token(&self, token: &NewToken) -> Result<(), StoreError> {
+    /// Issues the token of the node that a live system installs. Earlier ones that were not used are worthless then: at
+    /// most one is good at any time.
+    pub async fn issue_node_token(&self, token: &NewToken, now: OffsetDateTime) -> Result<(), StoreError> {
         let mut tx = self.write.begin().await?;
+        sqlx::query(
+            "UPDATE token SET superseded = ? WHERE machine = ? AND purpose = ? AND used IS NULL AND superseded IS NULL",
+        )
+        .bind(millis(now))
+        .bind(token.machine.to_string())
+        .bind(Purpose::Node.as_str())
+        .execute(&mut *tx)
+        .await?;
         insert_token(&mut tx, token).await?;
         tx.commit().await?;
         Ok(())
     }
 
     /// Uses a token up, if it is good. The use is durable before this returns. `user` is the digest of the public key
-    /// that it is used for, if there is one: the same user may come again.
+    /// that a certificate is bought for, or of the address that a configuration is fetched from: the same user may come
+    /// again, because the answer may have been lost. A configuration is given again only for a short while, and only as
+    /// long as nobody has enrolled with what was in it.
     pub async fn use_token(
         &self,
         hash: &[u8; 32],
@@ -247,12 +286,6 @@ impl Store {
         .fetch_optional(&self.read)
         .await?;
         Ok(row.as_ref().map(token_row))
-    }
-
-    /// Gives a token back whose use could not be completed: the answer did not reach the caller.
-    pub async fn release_token(&self, hash: &[u8; 32]) -> Result<(), StoreError> {
-        sqlx::query("UPDATE token SET used = NULL WHERE hash = ?").bind(&hash[..]).execute(&self.write).await?;
-        Ok(())
     }
 
     /// One boot, with its configuration opened.
@@ -281,7 +314,7 @@ fn token_row(row: &SqliteRow) -> Token {
         machine: row.get::<String, _>(0).parse().unwrap_or_default(),
         generation: u32::try_from(row.get::<i64, _>(1)).unwrap_or(0),
         purpose: row.get::<String, _>(2).parse().unwrap_or(Purpose::Discovery),
-        boot: row.get::<Option<String>, _>(3).and_then(|b| b.parse().ok()),
+        boot: row.get::<Option<String>, _>(3).and_then(|b| b.parse().ok()).unwrap_or_default(),
         expires: from_millis(row.get(4)),
         used: row.get::<Option<i64>, _>(5).map(from_millis),
     }

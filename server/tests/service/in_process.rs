@@ -12,10 +12,14 @@ use nkd_server::fleet::pki::Pki;
 use nkd_server::fleet::secret;
 use nkd_server::http::{Connection, router};
 use nkd_server::ignition::TemplateSet;
-use nkd_server::machine::Registry;
 use nkd_server::machine::lifecycle::Input;
+use nkd_server::machine::{Registry, RegistryError};
+use nkd_server::netboot::bootplane::{self, Handler};
+use nkd_server::netboot::dhcp::{Lease, LeaseChange, LeaseState, LeaseStore};
+use nkd_server::netboot::leases::Leases;
+use nkd_server::netboot::plane::{BootPlane, NetbootFiles};
 use nkd_server::service::{Addresses, Service};
-use nkd_server::store::{Boot, NewToken, RowEffects, Scope, Seal, Store, TokenUse};
+use nkd_server::store::{Boot, Change, NewToken, RowEffects, Scope, Seal, Store, TokenUse};
 use rcgen::KeyPair;
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
@@ -32,6 +36,10 @@ struct Bench {
 }
 
 async fn bench() -> Bench {
+    bench_with(false).await
+}
+
+async fn bench_with(require_lease: bool) -> Bench {
     harness::provider();
     let dir = TempDir::new().unwrap();
     let store = Store::open(dir.path(), Seal::from_key(&[7; 32]).unwrap()).await.unwrap();
@@ -60,6 +68,7 @@ async fn bench() -> Bench {
         pki: Arc::new(pki),
         addresses: Addresses { advertise: None, boot_port: 1, api_port: 2 },
         discovery_image: None,
+        require_lease,
         agent_file: None,
         dhcp: std::sync::OnceLock::new(),
         stopping: tokio_util::sync::CancellationToken::new(),
@@ -75,10 +84,10 @@ impl Bench {
             machine: self.machine,
             generation: 0,
             purpose: Purpose::Discovery,
-            boot: Some(self.boot),
+            boot: self.boot,
             expires,
         };
-        self.service.registry.store().issue_token(&token).await.unwrap();
+        self.service.registry.store().issue_node_token(&token, OffsetDateTime::now_utc()).await.unwrap();
     }
 
     async fn send(&self, request: axum::http::request::Builder, body: Body) -> axum::http::Response<Body> {
@@ -128,28 +137,87 @@ async fn an_expired_token_is_refused_and_accuses_nobody() {
     assert!(!bench.stopped().await);
 }
 
+/// A request for the second boot script.
+fn script_request(peer: &str, mac: &str) -> bootplane::Request {
+    bootplane::Request {
+        method: bootplane::Method::Get,
+        path: "/boot.ipxe".into(),
+        query: format!("mac={mac}"),
+        peer: format!("{peer}:1234").parse().unwrap(),
+        local: "192.0.2.1:8080".parse().unwrap(),
+        host: None,
+        user_agent: None,
+        range: None,
+        if_range: None,
+        if_none_match: None,
+        keep_alive: false,
+        http_10: false,
+    }
+}
+
 #[tokio::test]
-async fn a_configuration_that_was_never_handed_over_can_be_fetched_again() {
+async fn a_boot_script_goes_only_to_the_address_that_was_leased_to_the_machine() {
+    let bench = bench_with(true).await;
+    let files = NetbootFiles { folder: "/nonexistent".into() };
+    let plane = BootPlane::new(Arc::clone(&bench.service), files);
+    let leases = Leases::new(bench.service.registry.store().clone());
+    let lease = |ip: &str, mac: &str, state| {
+        let (ip, mac) = (ip.parse().unwrap(), mac.parse().unwrap());
+        LeaseChange::Put(Lease { ip, mac, state, granted_at: 0, expires_at: 1, hostname: None })
+    };
+    let (ours, other) = ("52:54:00:aa:09:01", "52:54:00:aa:09:02");
+    let changes = [
+        lease("192.0.2.100", ours, LeaseState::Bound),
+        lease("192.0.2.101", other, LeaseState::Bound),
+        lease("192.0.2.102", ours, LeaseState::Declined),
+    ];
+    leases.save(&changes).await.unwrap();
+    // A lease whose time is over but that nobody else got is as good: a waiting iPXE does not renew it.
+    for (peer, mac, status) in [
+        ("192.0.2.100", ours, 200),
+        ("192.0.2.101", ours, 403),
+        ("192.0.2.102", ours, 403),
+        ("192.0.2.103", ours, 403),
+        ("127.0.0.1", ours, 403),
+        ("192.0.2.101", other, 200),
+        ("192.0.2.100", other, 403),
+    ] {
+        assert_eq!(plane.answer(&script_request(peer, mac)).await.status, status, "{peer} as {mac}");
+    }
+    // The last change of an address counts, whatever came before it in one go.
+    leases
+        .save(&[lease("192.0.2.100", other, LeaseState::Bound), LeaseChange::Remove("192.0.2.100".parse().unwrap())])
+        .await
+        .unwrap();
+    assert_eq!(plane.answer(&script_request("192.0.2.100", ours)).await.status, 403);
+    assert_eq!(leases.load().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn made_up_machines_do_not_fill_the_disk() {
     let bench = bench().await;
-    bench.issue("config", Scope::Config, OffsetDateTime::now_utc() + Duration::hours(1)).await;
-    let answer = bench.fetch("config").await;
-    assert_eq!(answer.status(), StatusCode::OK);
-    // The client went away before a byte was handed over.
-    drop(answer);
-    let answer = harness::eventually("the token is given back", async || {
-        let token = bench.service.registry.store().token(&secret::digest("config"), Scope::Config).await.unwrap();
-        match token.unwrap().used {
-            None => Some(bench.fetch("config").await),
-            Some(_) => None,
+    let registry = &bench.service.registry;
+    let store = registry.store();
+    let stranger = |n: u16| {
+        let [high, low] = n.to_be_bytes();
+        Identity { macs: vec![nkd_api::MacAddr([0x52, 0x54, 0, 1, high, low])], ..Identity::default() }
+    };
+    let now = OffsetDateTime::now_utc();
+    let insert = |n| {
+        let machine = nkd_server::machine::lifecycle::new_machine(Uuid::now_v7(), stranger(n), now);
+        async move {
+            let change = Change { machine: &machine, revision: 0, events: &[], effects: RowEffects::default() };
+            store.save_machine(change, now).await.unwrap();
         }
-    })
-    .await;
-    assert_eq!(answer.status(), StatusCode::OK);
-    let body = axum::body::to_bytes(answer.into_body(), 100).await.unwrap();
-    assert_eq!(&body[..], b"{}");
-    assert!(!bench.stopped().await);
-    assert_eq!(bench.fetch("config").await.status(), StatusCode::FORBIDDEN);
-    assert!(bench.stopped().await, "handed over is used");
+    };
+    futures_util::future::join_all((0..4095).map(insert)).await;
+    let meet = async |n| registry.sighted(stranger(n), None, "dhcp", false).await;
+    // One of the 4,096 is the declared machine of this bench, which nobody has accepted.
+    assert!(matches!(meet(5_000).await, Err(RegistryError::TooManyUnknown)));
+    assert!(meet(7).await.is_ok(), "whoever is known is known");
+    let files = NetbootFiles { folder: "/nonexistent".into() };
+    let plane = BootPlane::new(Arc::clone(&bench.service), files);
+    assert_eq!(plane.answer(&script_request("192.0.2.9", "52:54:00:02:00:01")).await.status, 503);
 }
 
 #[tokio::test]

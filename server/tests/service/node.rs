@@ -126,8 +126,14 @@ fn data_url(source: &str) -> Vec<u8> {
 
 /// Fetches the configuration as Ignition does: over TLS with the pinned CA, with the token, checking the digest.
 pub async fn fetch(stage: &FirstStage) -> Result<Vec<u8>, (StatusCode, String)> {
+    fetch_from(stage, "127.0.0.1").await
+}
+
+/// The same from some address of this host.
+pub async fn fetch_from(stage: &FirstStage, own: &str) -> Result<Vec<u8>, (StatusCode, String)> {
+    let own: std::net::IpAddr = own.parse().unwrap();
     let ca = reqwest::Certificate::from_pem(stage.ca.as_bytes()).unwrap();
-    let http = reqwest::Client::builder().tls_certs_only([ca]).build().unwrap();
+    let http = reqwest::Client::builder().tls_certs_only([ca]).local_address(own).build().unwrap();
     let answer = http.get(&stage.url).header("Authorization", &stage.authorization).send().await.unwrap();
     let status = answer.status();
     let body = answer.bytes().await.unwrap();

@@ -72,7 +72,11 @@ async fn a_second_fetch_stops_the_machine_until_it_is_released() {
     assert_eq!(node::fetch(&wrong).await.unwrap_err().0, StatusCode::FORBIDDEN);
     assert!(api.machine("n1").await["stopped"].is_null(), "a token that nobody issued accuses nobody");
     let config = node::agent_config(&node::fetch(&stage).await.unwrap());
-    let (status, body) = node::fetch(&stage).await.unwrap_err();
+    // The connection broke, or the service was killed before its answer: the machine asks again from its address.
+    assert_eq!(node::agent_config(&node::fetch(&stage).await.unwrap()).token, config.token);
+    assert!(api.machine("n1").await["stopped"].is_null());
+    let elsewhere = node::fetch_from(&stage, "127.0.0.77").await;
+    let (status, body) = elsewhere.unwrap_err();
     assert_eq!(status, StatusCode::FORBIDDEN);
     assert!(body.contains("used before"), "{body}");
 
@@ -88,6 +92,65 @@ async fn a_second_fetch_stops_the_machine_until_it_is_released() {
     place.ok(&["machine", "release", "n1"]);
     assert_eq!(enroll().await, StatusCode::FORBIDDEN);
     node::install(&place, MAC).await;
+}
+
+#[tokio::test]
+async fn whoever_boots_as_a_machine_that_is_under_way_is_found_out() {
+    let place = Place::new();
+    let _service = place.start().await;
+    place.import().await;
+    let api = place.admin();
+    api.declare("n1", MAC).await;
+    let (_, _, ours) = node::live(&place, MAC).await;
+    assert_eq!(ours.install_config(&place, 1).await.0, StatusCode::OK);
+    // The thief comes second, with a MAC address that it read off the wire, and gets as far as a certificate.
+    let (_, _, theirs) = node::live(&place, MAC).await;
+    assert!(api.machine("n1").await["stopped"].is_null(), "so far it looks like a power cut");
+    let progress = json!({"kind": "install-progress", "generation": 1, "step": "write", "percent": 10});
+    assert_eq!(ours.report(&place, progress.clone()).await.0, StatusCode::FORBIDDEN);
+    assert!(api.machine("n1").await["stopped"].as_str().unwrap().contains("two parties"));
+    for node in [&ours, &theirs] {
+        assert_eq!(node.task(&place).await["do"], "stop");
+        assert_eq!(node.install_config(&place, 1).await.0, StatusCode::FORBIDDEN);
+        assert_eq!(node.report(&place, progress.clone()).await.0, StatusCode::FORBIDDEN);
+    }
+    // Released: neither goes on, both start again; the certificates of before are worth nothing.
+    place.ok(&["machine", "release", "n1"]);
+    let request = json!({"csr": node::request(&KeyPair::generate().unwrap())});
+    for node in [&ours, &theirs] {
+        assert_eq!(node.task(&place).await["do"], "reboot");
+        assert_eq!(node.install_config(&place, 1).await.0, StatusCode::CONFLICT);
+        assert_eq!(node.report(&place, progress.clone()).await.0, StatusCode::FORBIDDEN);
+        let renewed = node.call(&place, Method::POST, "/agent/v1/renew", Some(&request)).await;
+        assert!(renewed.0.is_client_error(), "{renewed:?}");
+    }
+    assert!(api.machine("n1").await["stopped"].is_null(), "and accuse nobody");
+
+    // A script taken before the installation ended, used after it.
+    let early = node::first_stage(&place, &node::script(&place, MAC).await).await;
+    let (_, _, node) = node::install(&place, MAC).await;
+    assert_eq!(node::fetch(&early).await.unwrap_err().0, StatusCode::FORBIDDEN);
+    assert!(api.machine("n1").await["stopped"].is_string());
+    place.ok(&["machine", "release", "n1"]);
+    assert_eq!(node.task(&place).await["do"], "run", "the system on the disk goes on");
+}
+
+#[tokio::test]
+async fn power_fails_between_the_last_byte_on_the_disk_and_its_report() {
+    let place = Place::new();
+    let _service = place.start().await;
+    place.import().await;
+    let api = place.admin();
+    api.declare("n1", MAC).await;
+    let (_, _, live) = node::live(&place, MAC).await;
+    let (status, config) = live.install_config(&place, 1).await;
+    assert_eq!(status, StatusCode::OK);
+    let config = node::agent_config(&serde_json::to_vec(&config).unwrap());
+    let key = KeyPair::generate().unwrap();
+    let node = node::enroll(&place, &config, &key).await;
+    assert_eq!(node.task(&place).await["do"], "run");
+    assert_eq!(api.machine("n1").await["installedGeneration"], 1);
+    assert!(!node::script(&place, MAC).await.installs());
 }
 
 #[tokio::test]
@@ -228,6 +291,9 @@ async fn local_boot_is_said_as_the_machine_needs_it() {
         live.report(&place, json!({"kind": "installed", "generation": 1})).await;
         let script = node::script(&place, &mac).await;
         assert!(fits(&script), "{how}: {script:?}");
+        // Our own entry script takes 404 as a reason to ask again: through it, such a machine is told to go on.
+        let script = node::script_with(&place, &format!("mac={mac}&entry=1")).await;
+        assert!(script.status.is_success() && script.text.contains("booting the local disk"), "{how}: {script:?}");
         assert_eq!(api.get(&format!("/api/v1/machines/{name}/explain")).await["answer"], "local-disk");
     }
 }
