@@ -163,7 +163,8 @@ pub struct Assignment {
     /// Further kernel arguments of the installed system.
     #[serde(default)]
     pub kernel_args: Vec<String>,
-    /// Operator's own Butane-shaped snippets, merged over the template in this order.
+    /// Operator's own Butane-shaped snippets, merged over the template in this order. They may hold secrets: whoever is
+    /// below operator sees that there is one, not what it says.
     #[serde(default)]
     pub snippets: Vec<String>,
     /// How this machine's firmware is sent on to its disk.

@@ -23,7 +23,7 @@ use crate::content::image::profile;
 use crate::fleet::config;
 use crate::machine::identity::{usable_text, usable_uuid};
 use crate::machine::lifecycle::{Input, new_machine};
-use crate::machine::{Selector, rules as matching};
+use crate::machine::{Selector, assignment, rules as matching};
 use crate::netboot::plane;
 use crate::service::Service;
 use crate::store::{RowEffects, Supersede};
@@ -43,15 +43,20 @@ pub(super) struct ListQuery {
     phase: Option<String>,
 }
 
-/// All machines, by name.
+/// All machines, by name. To viewers, snippets are hidden.
 #[utoipa::path(get, path = "/api/v1/machines", tag = "machines", params(ListQuery), responses((status = 200, body = Vec<Machine>), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn list(State(service): App, _: Caller, Query(query): Query<ListQuery>) -> Result<Json<Vec<Machine>>> {
+pub(super) async fn list(
+    State(service): App,
+    caller: Caller,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Vec<Machine>>> {
     let labels = labels(&query.label)?;
     let mut machines = service.registry.store().machines().await?;
     machines.retain(|m| labels.iter().all(|(k, v)| m.labels.get(k) == Some(v)));
     if let Some(phase) = &query.phase {
         machines.retain(|m| m.phase.name().eq_ignore_ascii_case(phase));
     }
+    hide_secrets(&caller, machines.iter_mut().filter_map(|machine| machine.assignment.as_mut()));
     Ok(Json(machines))
 }
 
@@ -108,10 +113,12 @@ pub(super) async fn declare(
     Ok((StatusCode::CREATED, Json(machine)))
 }
 
-/// One machine, by name, MAC, UUID, serial or identity.
+/// One machine, by name, MAC, UUID, serial or identity. To viewers, snippets are hidden.
 #[utoipa::path(get, path = "/api/v1/machines/{machine}", tag = "machines", responses((status = 200, body = Machine), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn show(State(service): App, _: Caller, Path(machine): Path<String>) -> Result<Json<Machine>> {
-    Ok(Json(find(&service, &machine).await?))
+pub(super) async fn show(State(service): App, caller: Caller, Path(machine): Path<String>) -> Result<Json<Machine>> {
+    let mut machine = find(&service, &machine).await?;
+    hide_secrets(&caller, &mut machine.assignment);
+    Ok(Json(machine))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -416,10 +423,12 @@ pub(super) async fn release(State(service): App, caller: Caller, Path(machine): 
     ))
 }
 
-/// The rules that accept machines.
+/// The rules that accept machines. To viewers, snippets are hidden.
 #[utoipa::path(get, path = "/api/v1/rules", tag = "machines", responses((status = 200, body = Vec<AcceptRule>), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn rules(State(service): App, _: Caller) -> Result<Json<Vec<AcceptRule>>> {
-    Ok(Json(service.registry.store().accept_rules().await?))
+pub(super) async fn rules(State(service): App, caller: Caller) -> Result<Json<Vec<AcceptRule>>> {
+    let mut rules = service.registry.store().accept_rules().await?;
+    hide_secrets(&caller, rules.iter_mut().filter_map(|rule| rule.assignment.as_mut()));
+    Ok(Json(rules))
 }
 
 /// Writes a rule, and lets in every waiting machine that fits. Answers with the names of those.
@@ -452,6 +461,13 @@ pub(super) async fn remove_rule(State(service): App, caller: Caller, Path(rule):
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(ApiError::not_found(format!("there is no rule `{rule}`")))
+    }
+}
+
+/// What a caller below operator may not read is taken out. Every answer that viewers get passes here.
+fn hide_secrets<'a>(caller: &Caller, assignments: impl IntoIterator<Item = &'a mut Assignment>) {
+    if caller.0.role < Role::Operator {
+        assignments.into_iter().for_each(assignment::hide_secrets);
     }
 }
 
