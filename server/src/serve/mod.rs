@@ -20,7 +20,7 @@ pub use log::init as init_log;
 use crate::content::image::catalog::CatalogError;
 use crate::content::image::{self, ImageStore};
 use crate::fleet::pki::{Pki, PkiError};
-use crate::http::{self, TlsServer};
+use crate::http::{self, FirstToken, TlsServer};
 use crate::ignition::TemplateSet;
 use crate::machine::Registry;
 use crate::netboot::plane::{BootPlane, NetbootFiles};
@@ -104,6 +104,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         discovery_image: settings.discovery_image.clone(),
         agent_file: agent_file(&settings)?,
         dhcp: OnceLock::new(),
+        first_token: FirstToken::default(),
         stopping: stop.clone(),
     });
 
@@ -136,7 +137,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     .await?;
     let _ = service.dhcp.set(dhcp.handle());
     let health = health::Health::bind(settings.http.metrics_listen, store.clone(), metrics).await?;
-    let token = state::first_admin(&settings.state_dir, &store).await?;
+    let token = state::first_admin(&settings.state_dir, &store, &service.first_token).await?;
 
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

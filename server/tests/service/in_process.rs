@@ -10,7 +10,7 @@ use nkd_api::machine::Identity;
 use nkd_server::content::image::ImageStore;
 use nkd_server::fleet::pki::Pki;
 use nkd_server::fleet::secret;
-use nkd_server::http::{Connection, router};
+use nkd_server::http::{Connection, FirstToken, router};
 use nkd_server::ignition::TemplateSet;
 use nkd_server::machine::Registry;
 use nkd_server::machine::lifecycle::Input;
@@ -62,6 +62,7 @@ async fn bench() -> Bench {
         discovery_image: None,
         agent_file: None,
         dhcp: std::sync::OnceLock::new(),
+        first_token: FirstToken::default(),
         stopping: tokio_util::sync::CancellationToken::new(),
     });
     Bench { _dir: dir, service, machine, boot: id }
