@@ -151,7 +151,7 @@ pub struct Assignment {
     /// Ignition template, a folder of `ignition-templates/`.
     #[serde(default = "default_template")]
     pub template: String,
-    /// Disk to install to; chosen by the agent when not given: the only disk, or else an error.
+    /// Disk to install to, `/dev/disk/by-id/...`; chosen by the agent when not given: the only disk, or else an error.
     #[serde(default)]
     pub install_disk: Option<String>,
     /// Host name; the machine's name when not given.

@@ -325,7 +325,7 @@ fn check_labels(labels: &BTreeMap<String, String>) -> Result<()> {
 
 /// Everything that can be wrong with an assignment, before anything is written down.
 fn check_assignment(service: &Service, machine: &Machine, assignment: &Assignment) -> Result<()> {
-    let profile = check_image(service, assignment)?;
+    let image_profile = check_image(service, assignment)?;
     let mut problems = Vec::new();
     if !service.templates.contains(&assignment.template) {
         let known = service.templates.names().collect::<Vec<_>>().join(", ");
@@ -341,9 +341,15 @@ fn check_assignment(service: &Service, machine: &Machine, assignment: &Assignmen
             .push(Problem { path: "hostname".into(), message: format!("`{hostname}` is not a host name (RFC 1123)") });
     }
     if let Some(disk) = &assignment.install_disk
-        && !disk.starts_with("/dev/")
+        && !profile::names_a_disk(disk)
     {
-        problems.push(Problem { path: "installDisk".into(), message: format!("`{disk}` is not a path under /dev") });
+        let disk: String = disk.chars().take(80).collect();
+        problems.push(Problem {
+            path: "installDisk".into(),
+            message: format!(
+                "{disk:?} is not the path of a disk: /dev/sda or /dev/disk/by-id/NAME, without `..`, empty parts or white space"
+            ),
+        });
     }
     for (i, key) in assignment.ssh_authorized_keys.iter().enumerate() {
         if !(key.starts_with("ssh-") || key.starts_with("ecdsa-") || key.starts_with("sk-")) || key.contains('\n') {
@@ -360,7 +366,9 @@ fn check_assignment(service: &Service, machine: &Machine, assignment: &Assignmen
         }
     }
     for (i, snippet) in assignment.snippets.iter().enumerate() {
-        if let Err(error) = crate::ignition::check_snippet(snippet, &format!("snippets[{i}]"), &profile.ignition_spec) {
+        if let Err(error) =
+            crate::ignition::check_snippet(snippet, &format!("snippets[{i}]"), &image_profile.ignition_spec)
+        {
             problems.push(Problem { path: format!("snippets[{i}]"), message: chain(&error) });
         }
     }
@@ -369,7 +377,7 @@ fn check_assignment(service: &Service, machine: &Machine, assignment: &Assignmen
     }
     let mut trial = machine.clone();
     trial.assignment = Some(assignment.clone());
-    Ok(config::check_assignment(service, &trial, &profile)?)
+    Ok(config::check_assignment(service, &trial, &image_profile)?)
 }
 
 /// Labels a machine, accepted or not. A rule that asks for such a label lets it in.

@@ -91,6 +91,13 @@ async fn a_declaration_that_is_refused_leaves_nothing() {
     let mac = json!({"macs": ["52:54:00:ff:00:01"]});
     let answer = declare(json!({"name": "n1", "identity": mac, "assignment": {"image": "lab-1", "template": "none", "kernelArgs": ["a b"], "installDisk": "vda"}})).await;
     assert_eq!(answer["problems"].as_array().unwrap().len(), 3, "{answer}");
+    for disk in ["/dev/../etc/passwd", "/dev//sda", "/dev/s da", "/dev/sda\n"] {
+        let answer =
+            declare(json!({"name": "n1", "identity": mac, "assignment": {"image": "lab-1", "installDisk": disk}}))
+                .await;
+        assert_eq!(answer["problems"][0]["path"], "installDisk", "{answer}");
+        assert!(answer["problems"][0]["message"].as_str().unwrap().contains("/dev/disk/by-id/"), "{answer}");
+    }
     declare(json!({"name": "n1", "identity": mac, "assignment": {"image": "none"}})).await;
     declare(json!({"name": "n1", "identity": {}})).await;
     declare(json!({"name": "N 1", "identity": mac})).await;
