@@ -83,7 +83,7 @@ struct SettingsArgs {
 struct ServeArgs {
     #[command(flatten)]
     settings: SettingsArgs,
-    /// Print the settings as they would be used, and end
+    /// Print the settings as they would be used, as a settings file, and end
     #[arg(long)]
     print_settings: bool,
 }
@@ -102,6 +102,9 @@ pub enum CliError {
     /// Settings.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// Printing the settings.
+    #[error("the settings cannot be printed")]
+    Print(#[from] toml::ser::Error),
     /// The service.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -163,7 +166,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Serve(args) => {
             let settings = settings(&args.settings)?;
             if args.print_settings {
-                println!("{settings:#?}");
+                output::say(&settings.to_toml()?);
                 return Ok(());
             }
             serve::init_log(&settings.log);

@@ -111,7 +111,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let (names, addresses) = certificate_names(&settings)?;
     let tls = pki.server_config(&store, &names, &addresses, now).await?;
     let api = TlsServer::bind(settings.http.api_listen, tls, http::router(Arc::clone(&service))).await?;
-    let files = NetbootFiles { folder: settings.ipxe_dir.clone() };
+    let files = NetbootFiles { folder: settings.netboot.ipxe_dir.clone() };
     let plane = bootplane::Server::bind(
         bootplane::Config::new(vec![settings.http.boot_listen]),
         Arc::new(BootPlane::new(Arc::clone(&service), files.clone())),

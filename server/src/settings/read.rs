@@ -11,8 +11,8 @@ use nkd_api::MacAddr;
 use toml::{Table, Value};
 
 use super::{
-    DhcpInterface, DhcpSettings, HttpSettings, Inputs, LogSettings, SettingProblem, Settings, SettingsError,
-    TftpSettings,
+    DhcpInterface, DhcpSettings, HttpSettings, Inputs, LogSettings, NetbootSettings, SettingProblem, Settings,
+    SettingsError, TftpSettings,
 };
 use crate::netboot::dhcp::{Mode, Reservation};
 
@@ -64,8 +64,9 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
             .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9090))),
         names: http.strings("names"),
     });
-    let ipxe_dir =
-        root.section("netboot", |n| n.parse("ipxe_dir", "a folder")).unwrap_or_else(|| "/usr/lib/ipxe".into());
+    let netboot = root.section("netboot", |netboot| NetbootSettings {
+        ipxe_dir: netboot.parse("ipxe_dir", "a folder").unwrap_or_else(|| "/usr/lib/ipxe".into()),
+    });
     if dhcp.mode == Mode::Server {
         for (i, interface) in dhcp.interfaces.iter().enumerate() {
             if interface.pool.is_none() && dhcp.reservations.is_empty() {
@@ -96,7 +97,7 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
             dhcp,
             tftp,
             http,
-            ipxe_dir,
+            netboot,
         };
         return (known, Ok(settings));
     }

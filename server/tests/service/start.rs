@@ -92,6 +92,19 @@ async fn a_taken_port_is_named_with_its_setting() {
 }
 
 #[test]
+fn printed_settings_are_a_settings_file() {
+    let mut place = Place::new().with("dhcp.mode=server");
+    place.settings.push(r#"dhcp.interface=[{name="eth1", pool="10.0.0.100-10.0.0.199", dns=["10.0.0.1"]}]"#.into());
+    let out = place.serve().arg("--print-settings").output().unwrap();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let file = place.dir.path().join("printed.toml");
+    std::fs::write(&file, &out.stdout).unwrap();
+    let again = place.nkd().args(["serve", "--print-settings", "--config"]).arg(&file).output().unwrap();
+    assert_eq!(text(&again.stdout), text(&out.stdout), "{}", text(&again.stderr));
+    assert!(text(&out.stdout).contains("pool = \"10.0.0.100-10.0.0.199\""), "{}", text(&out.stdout));
+}
+
+#[test]
 fn every_wrong_setting_is_said_at_once() {
     let place = Place::new();
     let mut command = place.serve();
