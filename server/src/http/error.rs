@@ -139,6 +139,11 @@ impl From<RegistryError> for ApiError {
             RegistryError::NotFound(_) => Self::not_found(error.to_string()),
             RegistryError::Refused(Refused::BadName(_)) => Self::invalid(error.to_string()),
             RegistryError::Refused(_) | RegistryError::Ambiguous(..) => Self::conflict(error.to_string()),
+            RegistryError::Waits { ref machine, ref wanted, .. } => {
+                let name = wanted.as_ref().map(|name| format!(" --name {name}")).unwrap_or_default();
+                Self::conflict(error.to_string())
+                    .hint(format!("accept it instead: `nkd machine accept {machine}{name}`, with the same assignment"))
+            }
         }
     }
 }
