@@ -20,7 +20,7 @@ pub struct Arguments {
 enum Tier {
     /// No root, no machines: unit, property and service tests
     Fast,
-    /// Network namespaces with real peers
+    /// Needs root: network namespaces with real peers, file systems, owners of files
     Namespace,
     /// Whole machines
     Vm,
@@ -35,9 +35,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         tier("fast", &[&words[..], &filter[..]].concat(), &[])?;
     }
     if chosen(Tier::Namespace) {
-        let words =
-            ["test", "--package", "nkd-server", "--test", "dhcp_namespace", "--", "--ignored", "--test-threads=1"];
-        tier("namespace", &[&words[..], &filter[..]].concat(), &[])?;
+        let words = ["test", "--package", "nkd-server", "--lib", "--test", "service", "--test", "dhcp_namespace", "--"];
+        let only = ["--ignored", "--test-threads=1"];
+        tier("namespace", &[&words[..], &only, &filter].concat(), &[])?;
         let words = ["test", "--package", "nkd-vm-tests", "--lib", "--test", "framework", "--", "--test-threads=1"];
         tier("framework", &[&words[..], &filter[..]].concat(), &[])?;
     }
