@@ -6,6 +6,7 @@ mod image;
 mod machine;
 mod output;
 mod rule;
+mod trust;
 mod user;
 
 use std::path::PathBuf;
@@ -117,6 +118,9 @@ pub enum CliError {
     /// The remembered service.
     #[error(transparent)]
     Context(#[from] context::ContextError),
+    /// Whom to trust.
+    #[error(transparent)]
+    Trust(#[from] trust::TrustError),
     /// An input that is wrong on its face.
     #[error("{0}")]
     Usage(String),

@@ -19,6 +19,7 @@ pub use log::init as init_log;
 
 use crate::content::image::catalog::CatalogError;
 use crate::content::image::{self, ImageStore};
+use crate::fleet::fingerprint::Fingerprint;
 use crate::fleet::pki::{Pki, PkiError};
 use crate::http::{self, FirstToken, TlsServer};
 use crate::ignition::TemplateSet;
@@ -139,12 +140,14 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let health = health::Health::bind(settings.http.metrics_listen, store.clone(), metrics).await?;
     let token = state::first_admin(&settings.state_dir, &store, &service.first_token).await?;
 
+    let fingerprint = Fingerprint::of_pem(pki.ca_pem()).ok_or(PkiError::Stored("CA certificate"))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         api = %settings.http.api_listen,
         boot = %settings.http.boot_listen,
         dhcp = ?settings.dhcp.mode,
         tftp = settings.tftp.enabled,
+        ca = %fingerprint,
         "nkd serves"
     );
     if settings.dhcp.mode == dhcp::Mode::Off {
@@ -160,7 +163,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
             "the discovery image is not in the store: unknown machines wait until it is imported"
         );
     }
-    state::show_first_token(&settings.state_dir, token.as_deref());
+    state::show_first_token(&settings.state_dir, token.as_deref(), fingerprint);
 
     tasks.spawn(api.run(stop.clone()));
     tasks.spawn(plane.run(stop.clone()));

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::fleet::fingerprint::Fingerprint;
 use crate::fleet::secret;
 use crate::http::{self, FirstToken};
 use crate::store::{Store, StoreError};
@@ -90,17 +91,16 @@ pub(super) async fn first_admin(dir: &Path, store: &Store, first: &FirstToken) -
 }
 
 /// Shows the first token once: on a terminal, and otherwise in a private file, never in a log.
-pub(super) fn show_first_token(dir: &Path, token: Option<&str>) {
+pub(super) fn show_first_token(dir: &Path, token: Option<&str>, ca: Fingerprint) {
     let Some(token) = token else { return };
     let file = dir.join(FIRST_TOKEN);
     if std::io::stdout().is_terminal() {
         println!(
-            "The first user is admin. Its token, shown this once:\n\n    {token}\n\nKeep it: nkd login --server https://HOST:8443 --ca {}",
-            dir.join("ca.pem").display()
+            "The first user is admin. Its token, shown this once:\n\n    {token}\n\nKeep it: nkd login --server https://HOST:8443\nIt shows the CA of this service, which is\n\n    {ca}\n"
         );
         let _ = std::fs::remove_file(&file);
     } else {
-        tracing::info!(file = %file.display(), "the first user is admin; its token is in this file until it is used: nkd login --token-file");
+        tracing::info!(file = %file.display(), %ca, "the first user is admin; its token is in this file until it is used: nkd login --token-file");
     }
 }
 
