@@ -7,12 +7,12 @@
 mod fragments;
 mod read;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 pub use fragments::{Inputs, Sources};
@@ -86,14 +86,14 @@ pub struct DhcpInterface {
     /// Interface name.
     pub name: String,
     /// Our address there.
-    pub server_ip: Option<Ipv4Addr>,
+    pub server_ip: Option<IpAddr>,
     /// Subnet.
-    pub subnet: Option<Ipv4Net>,
+    pub subnet: Option<IpNet>,
     /// Pool.
     #[serde(serialize_with = "range_text")]
-    pub pool: Option<RangeInclusive<Ipv4Addr>>,
+    pub pool: Option<RangeInclusive<IpAddr>>,
     /// Router.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
     /// Name servers.
     pub dns: Vec<IpAddr>,
     /// Time servers.
@@ -138,7 +138,7 @@ fn format_name<S: Serializer>(json: &bool, serializer: S) -> Result<S::Ok, S::Er
     serializer.serialize_str(if *json { "json" } else { "text" })
 }
 
-fn range_text<S: Serializer>(range: &Option<RangeInclusive<Ipv4Addr>>, serializer: S) -> Result<S::Ok, S::Error> {
+fn range_text<S: Serializer>(range: &Option<RangeInclusive<IpAddr>>, serializer: S) -> Result<S::Ok, S::Error> {
     range.as_ref().map(|range| format!("{}-{}", range.start(), range.end())).serialize(serializer)
 }
 

@@ -112,10 +112,10 @@ fn interface(r: &mut Reader) -> DhcpInterface {
     }
     DhcpInterface {
         name,
-        server_ip: r.parse("server_ip", "an IPv4 address"),
+        server_ip: r.parse("server_ip", "an address"),
         subnet: r.parse("subnet", "a subnet, 10.0.0.0/24"),
         pool: r.pool("pool"),
-        gateway: r.parse("gateway", "an IPv4 address"),
+        gateway: r.parse("gateway", "an address"),
         dns: r.parsed_list("dns", "an address"),
         ntp: r.parsed_list("ntp", "an address"),
         domain: r.parse("domain", "a domain name"),
@@ -274,11 +274,11 @@ impl Reader {
         out
     }
 
-    fn pool(&mut self, key: &str) -> Option<RangeInclusive<Ipv4Addr>> {
+    fn pool(&mut self, key: &str) -> Option<RangeInclusive<IpAddr>> {
         let text = self.text(key, "a range of addresses")?;
         let range = text.split_once('-').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
-        let range =
-            range.filter(|(first, last): &(Ipv4Addr, Ipv4Addr)| first <= last).map(|(first, last)| first..=last);
+        let ordered = |(first, last): &(IpAddr, IpAddr)| first <= last && first.is_ipv4() == last.is_ipv4();
+        let range = range.filter(ordered).map(|(first, last)| first..=last);
         if range.is_none() {
             self.problem(
                 key,
