@@ -44,6 +44,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if chosen(Tier::Vm) {
         let program = build::nkd()?;
         let image = build::lab_image()?;
+        let installer = build::installer()?;
+        let words = ["test", "--package", "nkd-agent", "--lib", "--", "--ignored"];
+        tier("installer", &[&words[..], &filter[..]].concat(), &[("NKD_COREOS_INSTALLER", installer.as_os_str())])?;
         let environment = [("NKD_PROGRAM", program.as_os_str()), ("NKD_LAB_IMAGE", image.as_os_str())];
         // One machine at a time: two share two cores, and every wait would have to be twice as long.
         let words =
