@@ -154,7 +154,7 @@ pub struct Assignment {
     /// Ignition template, a folder of `ignition-templates/`.
     #[serde(default = "default_template")]
     pub template: String,
-    /// Disk to install to; chosen by the agent when not given: the only disk, or else an error.
+    /// Disk to install to, `/dev/disk/by-id/...`; chosen by the agent when not given: the only disk, or else an error.
     #[serde(default)]
     pub install_disk: Option<String>,
     /// Host name; the machine's name when not given.
@@ -166,7 +166,8 @@ pub struct Assignment {
     /// Further kernel arguments of the installed system.
     #[serde(default)]
     pub kernel_args: Vec<String>,
-    /// Operator's own Butane-shaped snippets, merged over the template in this order.
+    /// Operator's own Butane-shaped snippets, merged over the template in this order. They may hold secrets: whoever is
+    /// below operator sees that there is one, not what it says.
     #[serde(default)]
     pub snippets: Vec<String>,
     /// How this machine's firmware is sent on to its disk.

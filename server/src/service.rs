@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::content::image::ImageStore;
 use crate::fleet::pki::Pki;
+use crate::http::FirstToken;
 use crate::ignition::TemplateSet;
 use crate::machine::Registry;
 use crate::netboot::dhcp;
@@ -31,6 +32,8 @@ pub struct Service {
     pub agent_file: Option<AgentFile>,
     /// The running DHCP service, once it is bound.
     pub dhcp: OnceLock<dhcp::Handle>,
+    /// The first user's token, until somebody uses it.
+    pub first_token: FirstToken,
     /// Cancelled when the service ends: whoever holds a request answers then.
     pub stopping: CancellationToken,
 }

@@ -3,6 +3,7 @@
 
 mod tftp_support;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
@@ -19,13 +20,22 @@ async fn server() -> Running {
     serve(loopback(), &files).await
 }
 
-/// Whether the client's program is there; the lab installs them all.
-fn present(program: &str) -> bool {
-    let there = Command::new(program).arg("--version").output().is_ok();
-    if !there {
-        eprintln!("{program} is not installed: nothing is tested with it");
-    }
-    there
+/// Stops a test whose client is not there. `cargo xtask test` installs them all.
+fn needs(program: &str, package: &str) {
+    let found = Command::new(program).arg("--version").output();
+    assert!(found.is_ok(), "{program} is not installed: apt-get install {package}");
+}
+
+/// Serves the files to a client, which gets an empty folder.
+async fn interop(client: impl FnOnce(SocketAddr, &Path) + Send + 'static) {
+    let server = server().await;
+    let address = server.address;
+    blocking(move || {
+        let folder = tempfile::tempdir().unwrap();
+        client(address, &folder.path().join("got"));
+    })
+    .await;
+    server.stop().await;
 }
 
 fn run(command: &mut Command) {
@@ -41,36 +51,25 @@ fn same(path: &Path, expected: &[u8]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tftp_hpa() {
-    if !present("tftp") {
-        return;
-    }
-    let server = server().await;
-    let (ip, port) = (server.address.ip().to_string(), server.address.port().to_string());
-    blocking(move || {
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("got");
+    needs("tftp", "tftp-hpa");
+    interop(|server, target| {
+        let (ip, port) = (server.ip().to_string(), server.port().to_string());
         for size in SIZES {
             let name = format!("boot/f{size}");
-            run(Command::new("tftp").args(["-m", "binary", &ip, &port, "-c", "get", &name]).arg(&target));
-            same(&target, &pattern(size));
+            run(Command::new("tftp").args(["-m", "binary", &ip, &port, "-c", "get", &name]).arg(target));
+            same(target, &pattern(size));
         }
-        run(Command::new("tftp").args(["-m", "netascii", &ip, &port, "-c", "get", "text"]).arg(&target));
-        same(&target, b"one\ntwo\r\nthree\r");
+        run(Command::new("tftp").args(["-m", "netascii", &ip, &port, "-c", "get", "text"]).arg(target));
+        same(target, b"one\ntwo\r\nthree\r");
     })
     .await;
-    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn atftp() {
-    if !present("atftp") {
-        return;
-    }
-    let server = server().await;
-    let (ip, port) = (server.address.ip().to_string(), server.address.port().to_string());
-    blocking(move || {
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("got");
+    needs("atftp", "atftp");
+    interop(|server, target| {
+        let (ip, port) = (server.ip().to_string(), server.port().to_string());
         let option_sets: [&[&str]; 3] =
             [&[], &["blksize 1428", "tsize"], &["blksize 1428", "windowsize 16", "timeout 3"]];
         for size in SIZES {
@@ -79,37 +78,29 @@ async fn atftp() {
                 for option in options {
                     command.args(["--option", option]);
                 }
-                command.args(["-g", "-r", &format!("/boot/f{size}"), "-l"]).arg(&target);
+                command.args(["-g", "-r", &format!("/boot/f{size}"), "-l"]).arg(target);
                 run(command.args([&ip, &port]));
-                same(&target, &pattern(size));
+                same(target, &pattern(size));
             }
         }
     })
     .await;
-    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn curl() {
-    if !present("curl") {
-        return;
-    }
-    let server = server().await;
-    let address = server.address;
-    blocking(move || {
-        let folder = tempfile::tempdir().unwrap();
-        let target = folder.path().join("got");
+    needs("curl", "curl");
+    interop(|server, target| {
         // curl 7.88 itself stumbles over an empty file, with any server.
         for size in SIZES.into_iter().filter(|size| *size > 0) {
             for extra in [&["--tftp-no-options"][..], &["--tftp-blksize", "1468"], &["--tftp-blksize", "65464"]] {
-                let url = format!("tftp://{address}/boot/f{size}");
-                run(Command::new("curl").args(["-sS", &url]).args(extra).arg("-o").arg(&target));
-                same(&target, &pattern(size));
+                let url = format!("tftp://{server}/boot/f{size}");
+                run(Command::new("curl").args(["-sS", &url]).args(extra).arg("-o").arg(target));
+                same(target, &pattern(size));
             }
         }
-        let missing = Command::new("curl").args(["-sS", &format!("tftp://{address}/nothing")]).output().unwrap();
+        let missing = Command::new("curl").args(["-sS", &format!("tftp://{server}/nothing")]).output().unwrap();
         assert_eq!(missing.status.code(), Some(68), "curl knows error 1: file not found");
     })
     .await;
-    server.stop().await;
 }

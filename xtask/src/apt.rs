@@ -40,6 +40,27 @@ pub fn ensure(packages: &[&str], logs: &Path) -> Result<()> {
     result.with_context(|| format!("cannot install {}", missing.join(" ")))
 }
 
+/// The same for packages of servers, which Debian would start on the ports of this machine.
+pub fn ensure_stopped(packages: &[&str], logs: &Path) -> Result<()> {
+    if missing(packages)?.is_empty() {
+        return Ok(());
+    }
+    let policy = Path::new("/usr/sbin/policy-rc.d");
+    if policy.exists() {
+        // Somebody has decided about this already.
+        return ensure(packages, logs);
+    }
+    let write = |script: &str| {
+        let mut command = root::command("sh", &NONINTERACTIVE);
+        command.args(["-c", script]);
+        stage::run("policy-rc.d", &logs.join("apt.log"), command)
+    };
+    write("printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d")?;
+    let result = ensure(packages, logs);
+    write("rm -f /usr/sbin/policy-rc.d")?;
+    result
+}
+
 /// The Debian mirror that this machine uses, without a slash at its end.
 pub fn mirror() -> Result<String> {
     let output = Command::new("apt-get")

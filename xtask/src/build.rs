@@ -65,6 +65,11 @@ pub fn lab_image() -> Result<PathBuf> {
     image::lab()
 }
 
+/// The installer that the lab image carries.
+pub fn installer() -> Result<PathBuf> {
+    image::installer()
+}
+
 /// Runs cargo in the repository; its output is the caller's.
 pub fn cargo(words: &[&str]) -> Result<()> {
     cargo_with(words, &[])

@@ -20,7 +20,7 @@ pub struct Arguments {
 enum Tier {
     /// No root, no machines: unit, property and service tests
     Fast,
-    /// Network namespaces with real peers
+    /// Needs root: network namespaces with real peers, file systems, owners of files
     Namespace,
     /// Whole machines
     Vm,
@@ -35,15 +35,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         tier("fast", &[&words[..], &filter[..]].concat(), &[])?;
     }
     if chosen(Tier::Namespace) {
-        let words =
-            ["test", "--package", "nkd-server", "--test", "dhcp_namespace", "--", "--ignored", "--test-threads=1"];
-        tier("namespace", &[&words[..], &filter[..]].concat(), &[])?;
+        let words = ["test", "--package", "nkd-server", "--lib", "--test", "service", "--test", "dhcp_namespace", "--"];
+        let only = ["--ignored", "--test-threads=1"];
+        tier("namespace", &[&words[..], &only, &filter].concat(), &[])?;
         let words = ["test", "--package", "nkd-vm-tests", "--lib", "--test", "framework", "--", "--test-threads=1"];
         tier("framework", &[&words[..], &filter[..]].concat(), &[])?;
     }
     if chosen(Tier::Vm) {
         let program = build::nkd()?;
         let image = build::lab_image()?;
+        let installer = build::installer()?;
+        let words = ["test", "--package", "nkd-agent", "--lib", "--", "--ignored"];
+        tier("installer", &[&words[..], &filter[..]].concat(), &[("NKD_COREOS_INSTALLER", installer.as_os_str())])?;
         let environment = [("NKD_PROGRAM", program.as_os_str()), ("NKD_LAB_IMAGE", image.as_os_str())];
         // One machine at a time: two share two cores, and every wait would have to be twice as long.
         let words =

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::CliError;
 use super::client::Client;
+use super::{CliError, trust};
+use crate::fleet::fingerprint::Fingerprint;
 
 /// How to reach the service.
 #[derive(Debug, Args)]
@@ -30,15 +31,16 @@ pub(super) struct LoginArgs {
     /// File with the token, `-` for standard input; asked for when not given
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// Fingerprint of the service's CA, sha256:HEX; without it and without --ca it is shown and asked about
+    #[arg(long, value_name = "FINGERPRINT")]
+    ca_fingerprint: Option<Fingerprint>,
 }
 
 /// The remembered service does not read, or there is none.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
     /// Nothing is remembered and nothing was given.
-    #[error(
-        "no service is known: run `nkd login --server https://HOST:8443 --ca FILE`, or set NKD_SERVER, NKD_TOKEN and NKD_CA"
-    )]
+    #[error("no service is known: run `nkd login --server https://HOST:8443`, or set NKD_SERVER, NKD_TOKEN and NKD_CA")]
     None,
     /// A file.
     #[error("cannot {action} {path}", path = path.display())]
@@ -80,8 +82,22 @@ impl ContextArgs {
     }
 }
 
-/// Checks the token against the service, then remembers all three.
+/// Settles whether the service is trusted, checks the token against it, then remembers all three.
 pub(super) async fn login(args: LoginArgs, context: &ContextArgs) -> Result<(), CliError> {
+    let server = context
+        .server
+        .clone()
+        .ok_or_else(|| CliError::Usage("login: --server is missing: https://HOST:8443".into()))?;
+    let ca = match (&context.ca, args.ca_fingerprint) {
+        (Some(path), wanted) => {
+            let pem = read(path)?;
+            if let Some(wanted) = wanted {
+                trust::check_file(&path.display().to_string(), &pem, wanted)?;
+            }
+            pem
+        }
+        (None, wanted) => trust::settle(&server, wanted).await?,
+    };
     let token = match (&args.token_file, &context.token) {
         (Some(path), _) if path == Path::new("-") => ask()?,
         (Some(path), _) => read(path)?,
@@ -89,18 +105,13 @@ pub(super) async fn login(args: LoginArgs, context: &ContextArgs) -> Result<(), 
         (None, None) => ask()?,
     };
     let token = token.trim().to_owned();
-    let server = context
-        .server
-        .clone()
-        .ok_or_else(|| CliError::Usage("login: --server is missing: https://HOST:8443".into()))?;
-    let ca = context.ca.as_deref().map(read).transpose()?;
-    let client = Client::new(&server, &token, ca.as_deref())?;
+    let client = Client::new(&server, &token, Some(&ca))?;
     let status: serde_json::Value = client.get("/api/v1/status").await?;
     let path = path();
     let dir = path.parent().unwrap_or(Path::new("."));
     let fail = |action, source| ContextError::File { action, path: path.clone(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| fail("make the folder of", e))?;
-    let remembered = Remembered { server: Some(server.clone()), token: Some(token), ca };
+    let remembered = Remembered { server: Some(server.clone()), token: Some(token), ca: Some(ca) };
     let text = serde_json::to_string_pretty(&remembered).unwrap_or_default();
     let mut file = tempfile::Builder::new()
         .permissions(std::fs::Permissions::from_mode(0o600))

@@ -6,6 +6,7 @@ mod image;
 mod machine;
 mod output;
 mod rule;
+mod trust;
 mod user;
 
 use std::path::PathBuf;
@@ -83,7 +84,7 @@ struct SettingsArgs {
 struct ServeArgs {
     #[command(flatten)]
     settings: SettingsArgs,
-    /// Print the settings as they would be used, and end
+    /// Print the settings as they would be used, as a settings file, and end
     #[arg(long)]
     print_settings: bool,
 }
@@ -102,6 +103,9 @@ pub enum CliError {
     /// Settings.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// Printing the settings.
+    #[error("the settings cannot be printed")]
+    Print(#[from] toml::ser::Error),
     /// The service.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -114,6 +118,9 @@ pub enum CliError {
     /// The remembered service.
     #[error(transparent)]
     Context(#[from] context::ContextError),
+    /// Whom to trust.
+    #[error(transparent)]
+    Trust(#[from] trust::TrustError),
     /// An input that is wrong on its face.
     #[error("{0}")]
     Usage(String),
@@ -163,7 +170,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Serve(args) => {
             let settings = settings(&args.settings)?;
             if args.print_settings {
-                println!("{settings:#?}");
+                output::say(&settings.to_toml()?);
                 return Ok(());
             }
             serve::init_log(&settings.log);

@@ -8,6 +8,8 @@ use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 use time::OffsetDateTime;
 
+use crate::machine::identity::is_visible;
+
 /// How to print.
 #[derive(Debug, Clone, Copy, Args)]
 pub(super) struct OutputArgs {
@@ -52,9 +54,9 @@ pub(super) fn say(text: &str) {
     }
 }
 
-/// Text without control characters: what machines say of themselves must not steer the terminal.
+/// Text without what steers a terminal or turns text around: machines say much of themselves.
 fn printable(text: &str) -> String {
-    let text: String = text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect();
+    let text: String = text.chars().map(|c| if is_visible(c) || c == '\n' { c } else { '\u{fffd}' }).collect();
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 

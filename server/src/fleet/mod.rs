@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod enroll;
+pub mod fingerprint;
 pub mod pki;
 pub mod secret;
 pub mod task;

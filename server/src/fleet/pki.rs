@@ -197,13 +197,15 @@ impl Pki {
                 (certificate, key)
             }
         };
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&certificate)
+        let mut chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&certificate)
             .collect::<Result<_, _>>()
             .map_err(|_| PkiError::Stored("server certificate"))?;
         let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| PkiError::Stored("server key"))?;
         let mut roots = rustls::RootCertStore::empty();
         let ca =
             CertificateDer::from_pem_slice(self.ca_pem.as_bytes()).map_err(|_| PkiError::Stored("CA certificate"))?;
+        // Who does not know the CA yet looks at it here and compares its fingerprint: `nkd login`.
+        chain.push(ca.clone());
         roots.add(ca)?;
         let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
         let mut config =

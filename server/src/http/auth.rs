@@ -46,8 +46,10 @@ impl FromRequestParts<Arc<Service>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, service: &Arc<Service>) -> Result<Self, ApiError> {
         let token = bearer(parts).ok_or_else(ApiError::unauthenticated)?;
-        let user = service.registry.store().user_by_token(&secret::digest(token)).await?;
-        user.map(Self).ok_or_else(ApiError::unauthenticated)
+        let hash = secret::digest(token);
+        let user = service.registry.store().user_by_token(&hash).await?.ok_or_else(ApiError::unauthenticated)?;
+        service.first_token.used(&hash).await;
+        Ok(Self(user))
     }
 }
 

@@ -141,6 +141,11 @@ impl From<RegistryError> for ApiError {
             RegistryError::Refused(_) | RegistryError::Ambiguous(..) | RegistryError::TooManyUnknown => {
                 Self::conflict(error.to_string())
             }
+            RegistryError::Waits { ref machine, ref wanted, .. } => {
+                let name = wanted.as_ref().map(|name| format!(" --name {name}")).unwrap_or_default();
+                Self::conflict(error.to_string())
+                    .hint(format!("accept it instead: `nkd machine accept {machine}{name}`, with the same assignment"))
+            }
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::content::image::profile;
 use crate::fleet::config;
 use crate::machine::identity::{usable_text, usable_uuid};
 use crate::machine::lifecycle::{Input, new_machine};
-use crate::machine::{Selector, rules as matching};
+use crate::machine::{Selector, assignment, rules as matching};
 use crate::netboot::plane;
 use crate::service::Service;
 use crate::store::{RowEffects, Supersede};
@@ -43,15 +43,20 @@ pub(super) struct ListQuery {
     phase: Option<String>,
 }
 
-/// All machines, by name.
+/// All machines, by name. To viewers, snippets are hidden.
 #[utoipa::path(get, path = "/api/v1/machines", tag = "machines", params(ListQuery), responses((status = 200, body = Vec<Machine>), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn list(State(service): App, _: Caller, Query(query): Query<ListQuery>) -> Result<Json<Vec<Machine>>> {
+pub(super) async fn list(
+    State(service): App,
+    caller: Caller,
+    Query(query): Query<ListQuery>,
+) -> Result<Json<Vec<Machine>>> {
     let labels = labels(&query.label)?;
     let mut machines = service.registry.store().machines().await?;
     machines.retain(|m| labels.iter().all(|(k, v)| m.labels.get(k) == Some(v)));
     if let Some(phase) = &query.phase {
         machines.retain(|m| m.phase.name().eq_ignore_ascii_case(phase));
     }
+    hide_secrets(&caller, machines.iter_mut().filter_map(|machine| machine.assignment.as_mut()));
     Ok(Json(machines))
 }
 
@@ -108,10 +113,12 @@ pub(super) async fn declare(
     Ok((StatusCode::CREATED, Json(machine)))
 }
 
-/// One machine, by name, MAC, UUID, serial or identity.
+/// One machine, by name, MAC, UUID, serial or identity. To viewers, snippets are hidden.
 #[utoipa::path(get, path = "/api/v1/machines/{machine}", tag = "machines", responses((status = 200, body = Machine), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn show(State(service): App, _: Caller, Path(machine): Path<String>) -> Result<Json<Machine>> {
-    Ok(Json(find(&service, &machine).await?))
+pub(super) async fn show(State(service): App, caller: Caller, Path(machine): Path<String>) -> Result<Json<Machine>> {
+    let mut machine = find(&service, &machine).await?;
+    hide_secrets(&caller, &mut machine.assignment);
+    Ok(Json(machine))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -318,7 +325,7 @@ fn check_labels(labels: &BTreeMap<String, String>) -> Result<()> {
 
 /// Everything that can be wrong with an assignment, before anything is written down.
 fn check_assignment(service: &Service, machine: &Machine, assignment: &Assignment) -> Result<()> {
-    let profile = check_image(service, assignment)?;
+    let image_profile = check_image(service, assignment)?;
     let mut problems = Vec::new();
     if !service.templates.contains(&assignment.template) {
         let known = service.templates.names().collect::<Vec<_>>().join(", ");
@@ -334,9 +341,15 @@ fn check_assignment(service: &Service, machine: &Machine, assignment: &Assignmen
             .push(Problem { path: "hostname".into(), message: format!("`{hostname}` is not a host name (RFC 1123)") });
     }
     if let Some(disk) = &assignment.install_disk
-        && !disk.starts_with("/dev/")
+        && !profile::names_a_disk(disk)
     {
-        problems.push(Problem { path: "installDisk".into(), message: format!("`{disk}` is not a path under /dev") });
+        let disk: String = disk.chars().take(80).collect();
+        problems.push(Problem {
+            path: "installDisk".into(),
+            message: format!(
+                "{disk:?} is not the path of a disk: /dev/sda or /dev/disk/by-id/NAME, without `..`, empty parts or white space"
+            ),
+        });
     }
     for (i, key) in assignment.ssh_authorized_keys.iter().enumerate() {
         if !(key.starts_with("ssh-") || key.starts_with("ecdsa-") || key.starts_with("sk-")) || key.contains('\n') {
@@ -353,7 +366,9 @@ fn check_assignment(service: &Service, machine: &Machine, assignment: &Assignmen
         }
     }
     for (i, snippet) in assignment.snippets.iter().enumerate() {
-        if let Err(error) = crate::ignition::check_snippet(snippet, &format!("snippets[{i}]"), &profile.ignition_spec) {
+        if let Err(error) =
+            crate::ignition::check_snippet(snippet, &format!("snippets[{i}]"), &image_profile.ignition_spec)
+        {
             problems.push(Problem { path: format!("snippets[{i}]"), message: chain(&error) });
         }
     }
@@ -362,7 +377,7 @@ fn check_assignment(service: &Service, machine: &Machine, assignment: &Assignmen
     }
     let mut trial = machine.clone();
     trial.assignment = Some(assignment.clone());
-    Ok(config::check_assignment(service, &trial, &profile)?)
+    Ok(config::check_assignment(service, &trial, &image_profile)?)
 }
 
 /// Labels a machine, accepted or not. A rule that asks for such a label lets it in.
@@ -416,10 +431,12 @@ pub(super) async fn release(State(service): App, caller: Caller, Path(machine): 
     Ok(Json(service.registry.apply(machine.id, input, RowEffects { supersede, ..RowEffects::default() }).await?))
 }
 
-/// The rules that accept machines.
+/// The rules that accept machines. To viewers, snippets are hidden.
 #[utoipa::path(get, path = "/api/v1/rules", tag = "machines", responses((status = 200, body = Vec<AcceptRule>), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn rules(State(service): App, _: Caller) -> Result<Json<Vec<AcceptRule>>> {
-    Ok(Json(service.registry.store().accept_rules().await?))
+pub(super) async fn rules(State(service): App, caller: Caller) -> Result<Json<Vec<AcceptRule>>> {
+    let mut rules = service.registry.store().accept_rules().await?;
+    hide_secrets(&caller, rules.iter_mut().filter_map(|rule| rule.assignment.as_mut()));
+    Ok(Json(rules))
 }
 
 /// Writes a rule, and lets in every waiting machine that fits. Answers with the names of those.
@@ -452,6 +469,13 @@ pub(super) async fn remove_rule(State(service): App, caller: Caller, Path(rule):
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(ApiError::not_found(format!("there is no rule `{rule}`")))
+    }
+}
+
+/// What a caller below operator may not read is taken out. Every answer that viewers get passes here.
+fn hide_secrets<'a>(caller: &Caller, assignments: impl IntoIterator<Item = &'a mut Assignment>) {
+    if caller.0.role < Role::Operator {
+        assignments.into_iter().for_each(assignment::hide_secrets);
     }
 }
 

@@ -6,6 +6,7 @@ mod agents;
 mod auth;
 mod error;
 mod extract;
+mod first_token;
 mod images;
 mod machines;
 mod system;
@@ -22,6 +23,7 @@ use utoipa_axum::routes;
 
 pub use auth::bootstrap_admin;
 pub use error::ApiError;
+pub use first_token::FirstToken;
 pub use tls::{BindError, Connection, TlsServer};
 
 use crate::service::Service;

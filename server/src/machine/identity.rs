@@ -4,6 +4,8 @@
 //! some batches share one UUID, some have none. So a MAC decides; a UUID or serial helps only when it is not a
 //! placeholder and points to exactly one machine; a contradiction is said, never guessed.
 
+use icu_properties::CodePointMapData;
+use icu_properties::props::GeneralCategory;
 use nkd_api::facts::{Facts, Firmware};
 use nkd_api::machine::{Identity, Machine};
 
@@ -118,10 +120,25 @@ pub fn usable_uuid(text: &str) -> Option<String> {
     (!known_placeholder && bytes.iter().any(|b| b != &bytes[0])).then(|| uuid.to_string())
 }
 
-/// Text from SMBIOS, unless it is empty or says that nobody filled it in.
+/// False for characters that show nothing and change how others show: controls, line separators, and formats, such as
+/// those that turn the direction of text or have no width.
+#[must_use]
+pub fn is_visible(c: char) -> bool {
+    !matches!(
+        CodePointMapData::<GeneralCategory>::new().get(c),
+        GeneralCategory::Control
+            | GeneralCategory::Format
+            | GeneralCategory::LineSeparator
+            | GeneralCategory::ParagraphSeparator
+    )
+}
+
+/// Text from SMBIOS, as it shows, unless it is empty or says that nobody filled it in.
 #[must_use]
 pub fn usable_text(text: &str) -> Option<String> {
-    let text: String = text.trim().chars().filter(|c| !c.is_control()).take(128).collect();
+    let visible: String = text.chars().filter(|c| is_visible(*c)).collect();
+    let first: String = visible.trim().chars().take(128).collect();
+    let text = first.trim_end().to_owned();
     let lower = text.to_lowercase();
     let placeholder =
         ["not specified", "to be filled by o.e.m.", "default string", "system serial number", "none", "0", "unknown"];

@@ -62,13 +62,29 @@ fn placeholders_are_no_keys() {
         usable_uuid(" 1111AAAA-2222-3333-4444-555555555555 ").as_deref(),
         Some("1111aaaa-2222-3333-4444-555555555555")
     );
-    for text in ["", "  ", "Not Specified", "To Be Filled By O.E.M.", "Default string", "0"] {
+    for text in ["", "  ", "Not Specified", "To Be Filled By O.E.M.", "Default string", "0", "\u{200b}0", "no\u{ad}ne"]
+    {
         assert_eq!(usable_text(text), None, "{text}");
     }
     assert_eq!(usable_text(" S\u{7}1 ").as_deref(), Some("S1"));
+    // It would show as CN-1.
+    assert_eq!(usable_text("\u{202e}1-NC\u{202c}").as_deref(), Some("1-NC"));
 }
 
 proptest! {
+    /// Whatever cannot be seen is left out, wherever it stands, and nothing else is.
+    #[test]
+    fn text_of_a_board_shows_as_it_is(odd in r"[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Zs}a-zé]{0,60}") {
+        let text = usable_text(&format!("{odd}S{odd}")).unwrap();
+        let separates = |c: char| ['\u{2028}', '\u{2029}'].contains(&c) || c.is_control();
+        let shown = |c: char| c.is_alphabetic() || c.is_whitespace() && !separates(c);
+        prop_assert!(text.chars().all(shown), "{text:?}");
+        let letters = |text: &str| text.chars().filter(|c| c.is_alphabetic()).collect::<String>();
+        prop_assert_eq!(letters(&text), letters(&format!("{odd}S{odd}")));
+        prop_assert_eq!(text.trim(), &text);
+        prop_assert_eq!(usable_text(&text), Some(text));
+    }
+
     /// What is known is never unlearned, and learning twice is learning once.
     #[test]
     fn learning_only_adds(uuid in proptest::option::of("[a-f]{3}"), serial in proptest::option::of("[A-Z]{3}"), n: u8) {

@@ -1,5 +1,6 @@
 //! Machines: who they are, where they stand, and what happened to them.
 
+pub mod assignment;
 pub mod identity;
 pub mod lifecycle;
 mod registry;

@@ -38,6 +38,18 @@ pub enum RegistryError {
     /// More than one machine fits.
     #[error("{0} fits {1} machines: name one of them by MAC or name")]
     Ambiguous(Selector, usize),
+    /// What is to be declared was seen already.
+    #[error("the {kind} {value} is that of {machine}, which was seen already and waits to be accepted")]
+    Waits {
+        /// What kind of key.
+        kind: &'static str,
+        /// The key.
+        value: String,
+        /// Name of the machine that has it.
+        machine: String,
+        /// Name that the declaration gives.
+        wanted: Option<String>,
+    },
 }
 
 /// How a machine is named by a person or a program.
@@ -318,7 +330,8 @@ impl Registry {
         Ok(let_in)
     }
 
-    /// Writes down a machine that nobody has seen yet. Its keys must belong to no other.
+    /// Writes down a machine that nobody has seen yet. Its MACs must belong to no other, none of its keys to one that
+    /// waits: that one is the machine, and two records would never become one.
     pub async fn declare(
         &self,
         name: Option<String>,
@@ -327,16 +340,40 @@ impl Registry {
     ) -> Result<Machine, RegistryError> {
         let now = OffsetDateTime::now_utc();
         let mut machine = lifecycle::new_machine(Uuid::now_v7(), identity, now);
-        if let Some(name) = name {
-            if !lifecycle::valid_name(&name) {
-                return Err(Refused::BadName(name).into());
+        if let Some(name) = &name {
+            if !lifecycle::valid_name(name) {
+                return Err(Refused::BadName(name.clone()).into());
             }
-            machine.name = name;
+            machine.name.clone_from(name);
         }
+        self.not_waiting(&machine.identity, name.as_deref()).await?;
         let events =
             [NewEvent { kind: "declared", message: "declared before its first packet".into(), cause: cause.into() }];
-        self.save(&machine, 0, &events, RowEffects::default(), now).await?;
-        Ok(machine)
+        match self.save(&machine, 0, &events, RowEffects::default(), now).await {
+            Ok(_) => Ok(machine),
+            Err(error) => {
+                if matches!(error, StoreError::Conflict(_)) {
+                    // Its first packet came in between.
+                    self.not_waiting(&machine.identity, name.as_deref()).await?;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Refuses keys of a machine that waits to be accepted.
+    async fn not_waiting(&self, identity: &Identity, wanted: Option<&str>) -> Result<(), RegistryError> {
+        let macs = identity.macs.iter().map(|mac| ("MAC address", "mac", mac.to_string()));
+        let uuid = identity.uuid.clone().map(|uuid| ("UUID", "uuid", uuid));
+        let serial = identity.serial.clone().map(|serial| ("serial number", "serial", serial));
+        for (kind, key, value) in macs.chain(uuid).chain(serial) {
+            let found = self.store.machines_by_key(key, &value).await?;
+            if let Some((machine, _)) = found.into_iter().find(|(machine, _)| !machine.accepted) {
+                let (machine, wanted) = (machine.name, wanted.map(str::to_owned));
+                return Err(RegistryError::Waits { kind, value, machine, wanted });
+            }
+        }
+        Ok(())
     }
 
     /// Applies one input, durably, with what belongs to it; returns the record after it.

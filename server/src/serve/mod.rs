@@ -19,8 +19,9 @@ pub use log::init as init_log;
 
 use crate::content::image::catalog::CatalogError;
 use crate::content::image::{self, ImageStore};
+use crate::fleet::fingerprint::Fingerprint;
 use crate::fleet::pki::{Pki, PkiError};
-use crate::http::{self, TlsServer};
+use crate::http::{self, FirstToken, TlsServer};
 use crate::ignition::TemplateSet;
 use crate::machine::Registry;
 use crate::netboot::plane::{BootPlane, NetbootFiles};
@@ -105,13 +106,14 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         require_lease: settings.dhcp.mode == dhcp::Mode::Server && settings.dhcp.require_lease,
         agent_file: agent_file(&settings)?,
         dhcp: OnceLock::new(),
+        first_token: FirstToken::default(),
         stopping: stop.clone(),
     });
 
     let (names, addresses) = certificate_names(&settings)?;
     let tls = pki.server_config(&store, &names, &addresses, now).await?;
     let api = TlsServer::bind(settings.http.api_listen, tls, http::router(Arc::clone(&service))).await?;
-    let files = NetbootFiles { folder: settings.ipxe_dir.clone() };
+    let files = NetbootFiles { folder: settings.netboot.ipxe_dir.clone() };
     let plane = bootplane::Server::bind(
         bootplane::Config::new(vec![settings.http.boot_listen]),
         Arc::new(BootPlane::new(Arc::clone(&service), files.clone())),
@@ -137,14 +139,16 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     .await?;
     let _ = service.dhcp.set(dhcp.handle());
     let health = health::Health::bind(settings.http.metrics_listen, store.clone(), metrics).await?;
-    let token = state::first_admin(&settings.state_dir, &store).await?;
+    let token = state::first_admin(&settings.state_dir, &store, &service.first_token).await?;
 
+    let fingerprint = Fingerprint::of_pem(pki.ca_pem()).ok_or(PkiError::Stored("CA certificate"))?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         api = %settings.http.api_listen,
         boot = %settings.http.boot_listen,
         dhcp = ?settings.dhcp.mode,
         tftp = settings.tftp.enabled,
+        ca = %fingerprint,
         "nkd serves"
     );
     if settings.dhcp.mode == dhcp::Mode::Off {
@@ -160,7 +164,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
             "the discovery image is not in the store: unknown machines wait until it is imported"
         );
     }
-    state::show_first_token(&settings.state_dir, token.as_deref());
+    state::show_first_token(&settings.state_dir, token.as_deref(), fingerprint);
 
     tasks.spawn(api.run(stop.clone()));
     tasks.spawn(plane.run(stop.clone()));

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::fleet::fingerprint::Fingerprint;
 use crate::fleet::secret;
-use crate::http;
+use crate::http::{self, FirstToken};
 use crate::store::{Store, StoreError};
 
 /// The state folder cannot be used.
@@ -68,30 +69,38 @@ fn write(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), StateErr
     File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync", dir))
 }
 
+/// The file that the first token lies in until it is used.
+const FIRST_TOKEN: &str = "first-admin-token";
+
 /// Makes the first user when there is none and gives its token.
-pub(super) async fn first_admin(dir: &Path, store: &Store) -> Result<Option<String>, StateError> {
+pub(super) async fn first_admin(dir: &Path, store: &Store, first: &FirstToken) -> Result<Option<String>, StateError> {
+    let file = dir.join(FIRST_TOKEN);
     if !store.users().await?.is_empty() {
+        // An earlier run has made it, and nobody has used it yet.
+        if let Ok(token) = std::fs::read_to_string(&file) {
+            first.lies_in(file, &token).await;
+        }
         return Ok(None);
     }
     let token = secret::new_token()?;
     // The file first: a token that nobody can read would lock everybody out.
-    write(dir, "first-admin-token", token.as_bytes(), 0o600)?;
+    write(dir, FIRST_TOKEN, token.as_bytes(), 0o600)?;
     http::bootstrap_admin(store, &token).await?;
+    first.lies_in(file, &token).await;
     Ok(Some(token))
 }
 
 /// Shows the first token once: on a terminal, and otherwise in a private file, never in a log.
-pub(super) fn show_first_token(dir: &Path, token: Option<&str>) {
+pub(super) fn show_first_token(dir: &Path, token: Option<&str>, ca: Fingerprint) {
     let Some(token) = token else { return };
-    let file = dir.join("first-admin-token");
+    let file = dir.join(FIRST_TOKEN);
     if std::io::stdout().is_terminal() {
         println!(
-            "The first user is admin. Its token, shown this once:\n\n    {token}\n\nKeep it: nkd login --server https://HOST:8443 --ca {}",
-            dir.join("ca.pem").display()
+            "The first user is admin. Its token, shown this once:\n\n    {token}\n\nKeep it: nkd login --server https://HOST:8443\nIt shows the CA of this service, which is\n\n    {ca}\n"
         );
         let _ = std::fs::remove_file(&file);
     } else {
-        tracing::info!(file = %file.display(), "the first user is admin; take its token out of this file: nkd login --token-file");
+        tracing::info!(file = %file.display(), %ca, "the first user is admin; its token is in this file until it is used: nkd login --token-file");
     }
 }
 

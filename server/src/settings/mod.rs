@@ -7,19 +7,20 @@
 mod fragments;
 mod read;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
 
 pub use fragments::{Inputs, Sources};
 
 use crate::netboot::dhcp::{Mode, Reservation};
 
 /// Validated settings of `nkd serve`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Settings {
     /// State: database, images, keys.
     pub state_dir: PathBuf,
@@ -41,27 +42,37 @@ pub struct Settings {
     pub tftp: TftpSettings,
     /// HTTP.
     pub http: HttpSettings,
-    /// Folder of the iPXE binaries.
-    pub ipxe_dir: PathBuf,
+    /// Network boot.
+    pub netboot: NetbootSettings,
+}
+
+impl Settings {
+    /// As a settings file, which reads as the same settings.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(self)
+    }
 }
 
 /// Logs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LogSettings {
     /// One JSON object a line instead of text.
+    #[serde(rename = "format", serialize_with = "format_name")]
     pub json: bool,
     /// Filter, `info` or `nkd_server::netboot=debug,info`.
     pub filter: String,
 }
 
 /// DHCP.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DhcpSettings {
     /// Mode.
     pub mode: Mode,
     /// Interfaces.
+    #[serde(rename = "interface", skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<DhcpInterface>,
     /// Reservations.
+    #[serde(rename = "reservation", skip_serializing_if = "Vec::is_empty")]
     pub reservations: Vec<Reservation>,
     /// Router advertisements.
     pub router_advertisements: bool,
@@ -72,18 +83,19 @@ pub struct DhcpSettings {
 }
 
 /// One subnet. What is not given is taken from the interface when the service starts.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DhcpInterface {
     /// Interface name.
     pub name: String,
     /// Our address there.
-    pub server_ip: Option<Ipv4Addr>,
+    pub server_ip: Option<IpAddr>,
     /// Subnet.
-    pub subnet: Option<Ipv4Net>,
+    pub subnet: Option<IpNet>,
     /// Pool.
-    pub pool: Option<RangeInclusive<Ipv4Addr>>,
+    #[serde(serialize_with = "range_text")]
+    pub pool: Option<RangeInclusive<IpAddr>>,
     /// Router.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
     /// Name servers.
     pub dns: Vec<IpAddr>,
     /// Time servers.
@@ -91,11 +103,12 @@ pub struct DhcpInterface {
     /// Domain.
     pub domain: Option<String>,
     /// Lease time.
+    #[serde(serialize_with = "seconds")]
     pub lease_time: Duration,
 }
 
 /// TFTP.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TftpSettings {
     /// Serve it.
     pub enabled: bool,
@@ -104,7 +117,7 @@ pub struct TftpSettings {
 }
 
 /// HTTP.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct HttpSettings {
     /// Boot plane.
     pub boot_listen: SocketAddr,
@@ -114,6 +127,25 @@ pub struct HttpSettings {
     pub metrics_listen: SocketAddr,
     /// Further names and addresses in the service's certificate.
     pub names: Vec<String>,
+}
+
+/// Network boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetbootSettings {
+    /// Folder of the iPXE binaries.
+    pub ipxe_dir: PathBuf,
+}
+
+fn format_name<S: Serializer>(json: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(if *json { "json" } else { "text" })
+}
+
+fn range_text<S: Serializer>(range: &Option<RangeInclusive<IpAddr>>, serializer: S) -> Result<S::Ok, S::Error> {
+    range.as_ref().map(|range| format!("{}-{}", range.start(), range.end())).serialize(serializer)
+}
+
+fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(time.as_secs())
 }
 
 /// One thing that is wrong with the settings.

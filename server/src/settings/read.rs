@@ -11,8 +11,8 @@ use nkd_api::MacAddr;
 use toml::{Table, Value};
 
 use super::{
-    DhcpInterface, DhcpSettings, HttpSettings, Inputs, LogSettings, SettingProblem, Settings, SettingsError,
-    TftpSettings,
+    DhcpInterface, DhcpSettings, HttpSettings, Inputs, LogSettings, NetbootSettings, SettingProblem, Settings,
+    SettingsError, TftpSettings,
 };
 use crate::netboot::dhcp::{Mode, Reservation};
 
@@ -65,8 +65,9 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
             .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 9090))),
         names: http.strings("names"),
     });
-    let ipxe_dir =
-        root.section("netboot", |n| n.parse("ipxe_dir", "a folder")).unwrap_or_else(|| "/usr/lib/ipxe".into());
+    let netboot = root.section("netboot", |netboot| NetbootSettings {
+        ipxe_dir: netboot.parse("ipxe_dir", "a folder").unwrap_or_else(|| "/usr/lib/ipxe".into()),
+    });
     if dhcp.mode == Mode::Server {
         for (i, interface) in dhcp.interfaces.iter().enumerate() {
             if interface.pool.is_none() && dhcp.reservations.is_empty() {
@@ -97,7 +98,7 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
             dhcp,
             tftp,
             http,
-            ipxe_dir,
+            netboot,
         };
         return (known, Ok(settings));
     }
@@ -112,10 +113,10 @@ fn interface(r: &mut Reader) -> DhcpInterface {
     }
     DhcpInterface {
         name,
-        server_ip: r.parse("server_ip", "an IPv4 address"),
+        server_ip: r.parse("server_ip", "an address"),
         subnet: r.parse("subnet", "a subnet, 10.0.0.0/24"),
         pool: r.pool("pool"),
-        gateway: r.parse("gateway", "an IPv4 address"),
+        gateway: r.parse("gateway", "an address"),
         dns: r.parsed_list("dns", "an address"),
         ntp: r.parsed_list("ntp", "an address"),
         domain: r.parse("domain", "a domain name"),
@@ -274,11 +275,11 @@ impl Reader {
         out
     }
 
-    fn pool(&mut self, key: &str) -> Option<RangeInclusive<Ipv4Addr>> {
+    fn pool(&mut self, key: &str) -> Option<RangeInclusive<IpAddr>> {
         let text = self.text(key, "a range of addresses")?;
         let range = text.split_once('-').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
-        let range =
-            range.filter(|(first, last): &(Ipv4Addr, Ipv4Addr)| first <= last).map(|(first, last)| first..=last);
+        let ordered = |(first, last): &(IpAddr, IpAddr)| first <= last && first.is_ipv4() == last.is_ipv4();
+        let range = range.filter(ordered).map(|(first, last)| first..=last);
         if range.is_none() {
             self.problem(
                 key,

@@ -79,6 +79,19 @@ fn every_problem_is_reported_by_name_and_origin() {
     assert!(error.to_string().starts_with("12 settings are wrong:"));
 }
 
+/// Whether a protocol serves them is for the protocol to say.
+#[test]
+fn the_values_of_an_interface_may_be_of_either_family() {
+    let interface = |values: &str| gather(&format!("[[dhcp.interface]]\nname = 'eth1'\n{values}"), &[], &[]);
+    let v6 = "server_ip = '2001:db8::1'\nsubnet = '2001:db8::/64'\npool = '2001:db8::50-2001:db8::99'\ngateway = 'fe80::1'\n";
+    let settings = interface(v6).unwrap();
+    assert!(settings.dhcp.interfaces[0].pool.as_ref().unwrap().contains(&IpAddr::V6("2001:db8::98".parse().unwrap())));
+    for mixed in ["10.0.0.1-2001:db8::1", "2001:db8::1-10.0.0.1", "2001:db8::2-2001:db8::1"] {
+        let error = interface(&format!("pool = '{mixed}'")).unwrap_err();
+        assert_eq!(error.0[0].name, "dhcp.interface[0].pool", "{error}");
+    }
+}
+
 #[test]
 fn broken_and_missing_files_are_named() {
     let error = gather("a = [", &[], &[]).unwrap_err();

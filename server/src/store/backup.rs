@@ -2,7 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "copies files")]
 
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, fchown};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -108,6 +108,29 @@ async fn make_safe(database: &Path) -> Result<(), BackupError> {
     Ok(())
 }
 
+/// Whose a restored state is.
+#[derive(Clone, Copy)]
+struct Owner {
+    user: u32,
+    group: u32,
+}
+
+/// The service runs as a user of its own: what root restores belongs to the owner of the state folder, or of the folder
+/// that it will be made in. Nobody but root can give files away.
+fn owner_for(state_dir: &Path) -> std::io::Result<Option<Owner>> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    let state_dir = std::path::absolute(state_dir)?;
+    let there = state_dir.ancestors().find(|dir| !is_missing(dir)).unwrap_or(Path::new("/"));
+    let there = std::fs::metadata(there)?;
+    Ok(Some(Owner { user: there.uid(), group: there.gid() }))
+}
+
+fn is_missing(dir: &Path) -> bool {
+    !dir.as_os_str().is_empty() && !dir.exists()
+}
+
 /// Unpacks a backup into `state_dir`, which must not hold a state. The database is put in place last.
 pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Result<(), BackupError> {
     let io = |what: &'static str, path: &Path| {
@@ -143,7 +166,14 @@ pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Resul
     }
     let database = database.ok_or_else(|| bad("it has no database"))?;
     let key = key.ok_or_else(|| bad("it has no key"))?;
+    let owner = owner_for(state_dir).map_err(io("cannot look at", state_dir))?;
+    let missing: Vec<&Path> = state_dir.ancestors().take_while(|dir| is_missing(dir)).collect();
     std::fs::create_dir_all(state_dir).map_err(io("cannot make", state_dir))?;
+    if let Some(Owner { user, group }) = owner {
+        for dir in missing {
+            chown(dir, Some(user), Some(group)).map_err(io("cannot give away", dir))?;
+        }
+    }
     std::fs::set_permissions(state_dir, std::fs::Permissions::from_mode(0o700))
         .map_err(io("cannot make", state_dir))?;
     let database_file = state_dir.join("nkd.db");
@@ -157,6 +187,9 @@ pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Resul
         if path == database_file {
             make_safe(file.path()).await?;
             file.as_file().sync_all().map_err(io("cannot write", path))?;
+        }
+        if let Some(Owner { user, group }) = owner {
+            fchown(file.as_file(), Some(user), Some(group)).map_err(io("cannot give away", path))?;
         }
         file.persist_noclobber(path).map_err(|e| BackupError::Io {
             what: "cannot write",

@@ -3,7 +3,7 @@
 
 use nkd_api::agent::Purpose;
 use nkd_api::machine::Identity;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use uuid::Uuid;
 
 use super::*;
@@ -193,6 +193,33 @@ async fn a_backup_of_a_running_store_restores_into_an_empty_folder_only() {
     let other = target.path().join("other");
     assert!(matches!(restore(&archive, &other, &other.join("secret.key")).await, Err(BackupError::NotABackup { .. })));
     assert!(!other.join("nkd.db").exists());
+}
+
+#[tokio::test]
+#[ignore = "namespace tier: needs root"]
+async fn what_root_restores_belongs_to_the_owner_of_the_folder() {
+    let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let _running = store(dir.path()).await;
+    let archive = dir.path().join("nkd.backup");
+    backup(dir.path(), &dir.path().join("secret.key"), &archive).await.unwrap();
+    let owner = |path: &Path| {
+        let there = std::fs::metadata(path).unwrap();
+        (there.uid(), there.gid())
+    };
+    // One folder is there and the user's own; the other is made in a folder of the user's.
+    let own = target.path().join("own");
+    std::fs::create_dir(&own).unwrap();
+    std::os::unix::fs::chown(&own, Some(4711), Some(4712)).unwrap();
+    std::os::unix::fs::chown(target.path(), Some(4713), Some(4714)).unwrap();
+    for (state, wanted) in [(own, (4711, 4712)), (target.path().join("deep/new"), (4713, 4714))] {
+        restore(&archive, &state, &state.join("secret.key")).await.unwrap();
+        let files: Vec<_> = std::fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(files.len(), 2, "{files:?}");
+        for path in files.iter().chain([&state]) {
+            assert_eq!(owner(path), wanted, "{}", path.display());
+        }
+    }
+    assert_eq!(owner(&target.path().join("deep")), (4713, 4714));
 }
 
 #[tokio::test]

@@ -116,3 +116,32 @@ async fn without_a_valid_token_nothing_is_told() {
         }
     }
 }
+
+/// A snippet may hold a password: only those who may write it read it, wherever it shows.
+#[tokio::test]
+async fn viewers_read_no_snippets() {
+    let place = Place::new();
+    let _service = place.start().await;
+    place.import().await;
+    let admin = place.admin();
+    let snippet = "storage:\n  files:\n    - path: /etc/secret\n      contents: {inline: PASSWORD-OF-THE-RACK}\n";
+    let assignment = json!({"image": "lab-1", "snippets": [snippet], "sshAuthorizedKeys": ["ssh-ed25519 AAAA me"]});
+    let order = json!({"name": "n1", "identity": {"macs": ["52:54:00:aa:02:03"]}, "assignment": assignment});
+    admin.post("/api/v1/machines", &order).await;
+    let rule = json!({"name": "r", "matches": {"mac": "52:54:00:*"}, "assignment": assignment});
+    assert_eq!(admin.call(Method::PUT, "/api/v1/rules", Some(&rule)).await.0, StatusCode::OK);
+    let reads = ["machines", "machines?phase=assigned", "machines/n1", "machines/n1/explain", "events", "rules"];
+    for role in ["viewer", "operator"] {
+        let made = admin.post("/api/v1/users", &json!({"name": role, "role": role})).await;
+        let user = place.user(made["token"].as_str().unwrap());
+        for path in reads {
+            let (status, text) = user.text(Method::GET, &format!("/api/v1/{path}"), None).await;
+            assert_eq!(status, StatusCode::OK);
+            let tells_of_snippets = path.starts_with("machines") && !path.ends_with("explain") || path == "rules";
+            let told = role == "operator" && tells_of_snippets;
+            assert_eq!(text.contains("PASSWORD-OF-THE-RACK"), told, "{role} {path}: {text}");
+            assert_eq!(text.contains("takes the role operator"), tells_of_snippets && !told, "{role} {path}: {text}");
+            assert!(text.contains("lab-1"), "the rest is shown: {path}: {text}");
+        }
+    }
+}

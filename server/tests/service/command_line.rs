@@ -96,7 +96,7 @@ async fn errors_say_what_to_do_next() {
 async fn login_is_remembered_in_private_and_forgotten() {
     let place = Place::new();
     let _service = place.start().await;
-    let token_file = place.state().join("first-admin-token");
+    let token_file = place.first_token_file();
     let login = |file: &std::path::Path| {
         let mut command = place.nkd();
         command.args(["login", "--server", &place.api_url(""), "--ca"]).arg(place.state().join("ca.pem"));

@@ -13,11 +13,10 @@ use super::node;
 struct Small<'a>(&'a Path);
 
 impl<'a> Small<'a> {
-    /// None when this process may not mount.
-    fn mount(at: &'a Path) -> Option<Self> {
+    fn mount(at: &'a Path) -> Self {
         std::fs::create_dir_all(at).unwrap();
-        let mounted = mount(Some("nkd-test"), at, Some("tmpfs"), MsFlags::empty(), Some("size=16m"));
-        mounted.ok().map(|()| Self(at))
+        mount(Some("nkd-test"), at, Some("tmpfs"), MsFlags::empty(), Some("size=16m")).expect("mounting takes root");
+        Self(at)
     }
 }
 
@@ -42,13 +41,11 @@ fn fill(file: &Path) -> bool {
 }
 
 #[tokio::test]
+#[ignore = "namespace tier: needs root"]
 async fn a_full_disk_is_said_and_survived() {
     let place = Place::new();
     let state = place.state();
-    let Some(_small) = Small::mount(&state) else {
-        eprintln!("skipped: mounting takes root");
-        return;
-    };
+    let _small = Small::mount(&state);
     let service = place.start().await;
     place.import().await;
     let api = place.admin();

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Once, OnceLock};
 use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
@@ -34,6 +34,8 @@ pub struct Place {
     pub ip: String,
     /// Further settings, `name=value`.
     pub settings: Vec<String>,
+    /// The first token, once it was read: using it deletes its file.
+    token: OnceLock<String>,
 }
 
 impl Place {
@@ -41,7 +43,7 @@ impl Place {
         provider();
         let (pid, n) = (std::process::id(), PLACES.fetch_add(1, Ordering::Relaxed));
         let ip = format!("127.{}.{}.{}", 64 + ((pid >> 8) & 63), pid & 255, n % 250 + 1);
-        Self { dir: TempDir::new().unwrap(), ip, settings: Vec::new() }
+        Self { dir: TempDir::new().unwrap(), ip, settings: Vec::new(), token: OnceLock::new() }
     }
 
     pub fn with(mut self, setting: &str) -> Self {
@@ -78,7 +80,11 @@ impl Place {
     }
 
     pub fn admin_token(&self) -> String {
-        std::fs::read_to_string(self.state().join("first-admin-token")).unwrap()
+        self.token.get_or_init(|| std::fs::read_to_string(self.first_token_file()).unwrap()).clone()
+    }
+
+    pub fn first_token_file(&self) -> PathBuf {
+        self.state().join("first-admin-token")
     }
 
     /// The program without the environment's settings.

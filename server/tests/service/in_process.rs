@@ -10,7 +10,7 @@ use nkd_api::machine::Identity;
 use nkd_server::content::image::ImageStore;
 use nkd_server::fleet::pki::Pki;
 use nkd_server::fleet::secret;
-use nkd_server::http::{Connection, router};
+use nkd_server::http::{Connection, FirstToken, router};
 use nkd_server::ignition::TemplateSet;
 use nkd_server::machine::lifecycle::Input;
 use nkd_server::machine::{Registry, RegistryError};
@@ -71,6 +71,7 @@ async fn bench_with(require_lease: bool) -> Bench {
         require_lease,
         agent_file: None,
         dhcp: std::sync::OnceLock::new(),
+        first_token: FirstToken::default(),
         stopping: tokio_util::sync::CancellationToken::new(),
     });
     Bench { _dir: dir, service, machine, boot: id }

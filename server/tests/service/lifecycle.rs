@@ -91,6 +91,13 @@ async fn a_declaration_that_is_refused_leaves_nothing() {
     let mac = json!({"macs": ["52:54:00:ff:00:01"]});
     let answer = declare(json!({"name": "n1", "identity": mac, "assignment": {"image": "lab-1", "template": "none", "kernelArgs": ["a b"], "installDisk": "vda"}})).await;
     assert_eq!(answer["problems"].as_array().unwrap().len(), 3, "{answer}");
+    for disk in ["/dev/../etc/passwd", "/dev//sda", "/dev/s da", "/dev/sda\n"] {
+        let answer =
+            declare(json!({"name": "n1", "identity": mac, "assignment": {"image": "lab-1", "installDisk": disk}}))
+                .await;
+        assert_eq!(answer["problems"][0]["path"], "installDisk", "{answer}");
+        assert!(answer["problems"][0]["message"].as_str().unwrap().contains("/dev/disk/by-id/"), "{answer}");
+    }
     declare(json!({"name": "n1", "identity": mac, "assignment": {"image": "none"}})).await;
     declare(json!({"name": "n1", "identity": {}})).await;
     declare(json!({"name": "N 1", "identity": mac})).await;
@@ -105,4 +112,25 @@ async fn a_declaration_that_is_refused_leaves_nothing() {
     assert!(script.installs(), "{}", script.text);
     let answer = declare(json!({"name": "n1", "identity": mac})).await;
     assert!(answer["message"].as_str().unwrap().contains("taken"), "{answer}");
+}
+
+/// Two records of one machine would never become one, so that whoever declares it too late is sent to the first.
+#[tokio::test]
+async fn who_declares_a_machine_that_waits_is_sent_to_accept_it() {
+    let place = Place::new();
+    let _service = place.start().await;
+    place.import().await;
+    let (mac, uuid) = ("52:54:00:ff:01:01", "4c4c4544-0042-3510-8052-b4c04f4e4d33");
+    node::script_with(&place, &format!("mac={mac}&uuid={uuid}&serial=S77")).await;
+    for key in [["--mac", mac], ["--uuid", "4C4C4544-0042-3510-8052-B4C04F4E4D33"], ["--serial", "S77"]] {
+        let out = place.cli(&[&["machine", "declare", "cp1", "--image", "lab-1"], &key[..]].concat());
+        let said = super::harness::text(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{key:?}: {said}");
+        assert!(said.contains("nkd machine accept m-525400ff0101 --name cp1"), "{said}");
+    }
+    place.ok(&["machine", "accept", "m-525400ff0101", "--name", "cp1", "--image", "lab-1"]);
+    assert!(node::script(&place, mac).await.installs());
+    // Boards share UUIDs: one that is accepted keeps no other from being declared.
+    place.ok(&["machine", "declare", "cp2", "--mac", "52:54:00:ff:01:02", "--uuid", uuid]);
+    assert_eq!(place.admin().get("/api/v1/machines").await.as_array().unwrap().len(), 2);
 }

@@ -11,6 +11,7 @@ mod harness;
 mod in_process;
 mod input;
 mod lifecycle;
+mod login;
 mod node;
 mod openapi;
 mod protocol;

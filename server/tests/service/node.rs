@@ -213,10 +213,15 @@ impl Enrolled {
     }
 }
 
+/// From the script to what Ignition leaves for the agent.
+pub async fn fetched(place: &Place, mac: &str) -> AgentConfig {
+    let stage = first_stage(place, &script(place, mac).await).await;
+    agent_config(&fetch(&stage).await.unwrap())
+}
+
 /// From the script to the certificate of the live system.
 pub async fn live(place: &Place, mac: &str) -> (AgentConfig, KeyPair, Enrolled) {
-    let stage = first_stage(place, &script(place, mac).await).await;
-    let config = agent_config(&fetch(&stage).await.unwrap());
+    let config = fetched(place, mac).await;
     let key = KeyPair::generate().unwrap();
     let node = enroll(place, &config, &key).await;
     (config, key, node)

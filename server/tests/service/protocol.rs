@@ -6,18 +6,29 @@ use reqwest::{Method, StatusCode};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::harness::Place;
+use super::harness::{Api, Place, Running};
 use super::node::{self, Script};
 
 const MAC: &str = "52:54:00:aa:00:01";
 
-#[tokio::test]
-async fn a_blank_disk_becomes_an_enrolled_node() {
-    let place = Place::new();
-    let _service = place.start().await;
+/// The service with its image, and its admin.
+async fn started(place: Place) -> (Place, Running, Api) {
+    let service = place.start().await;
     place.import().await;
     let api = place.admin();
-    api.declare("n1", MAC).await;
+    (place, service, api)
+}
+
+/// The same, with the machine n1 declared.
+async fn with_n1() -> (Place, Running, Api) {
+    let started = started(Place::new()).await;
+    started.2.declare("n1", MAC).await;
+    started
+}
+
+#[tokio::test]
+async fn a_blank_disk_becomes_an_enrolled_node() {
+    let (place, _service, api) = with_n1().await;
     let entry = reqwest::get(place.boot_url("/boot.ipxe")).await.unwrap().text().await.unwrap();
     assert!(entry.contains(&place.boot_url("/boot.ipxe?mac=")), "{entry}");
     assert_eq!(api.get(&format!("/api/v1/machines/{MAC}/explain")).await["answer"], "live-install");
@@ -62,11 +73,7 @@ async fn a_blank_disk_becomes_an_enrolled_node() {
 
 #[tokio::test]
 async fn a_second_fetch_stops_the_machine_until_it_is_released() {
-    let place = Place::new();
-    let _service = place.start().await;
-    place.import().await;
-    let api = place.admin();
-    api.declare("n1", MAC).await;
+    let (place, _service, api) = with_n1().await;
     let stage = node::first_stage(&place, &node::script(&place, MAC).await).await;
     let wrong = node::FirstStage { authorization: "Bearer nonsense".into(), ..stage.clone() };
     assert_eq!(node::fetch(&wrong).await.unwrap_err().0, StatusCode::FORBIDDEN);
@@ -155,13 +162,8 @@ async fn power_fails_between_the_last_byte_on_the_disk_and_its_report() {
 
 #[tokio::test]
 async fn enrollment_refuses_without_costing_the_token() {
-    let place = Place::new();
-    let _service = place.start().await;
-    place.import().await;
-    let api = place.admin();
-    api.declare("n1", MAC).await;
-    let stage = node::first_stage(&place, &node::script(&place, MAC).await).await;
-    let config = node::agent_config(&node::fetch(&stage).await.unwrap());
+    let (place, _service, api) = with_n1().await;
+    let config = node::fetched(&place, MAC).await;
     let (key, thief) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let (status, body) = node::try_enroll(&place, config.machine, &config.token, "-----BEGIN RUBBISH-----").await;
     assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
@@ -179,14 +181,9 @@ async fn enrollment_refuses_without_costing_the_token() {
 
 #[tokio::test]
 async fn a_token_of_another_machine_raises_the_alarm() {
-    let place = Place::new();
-    let _service = place.start().await;
-    place.import().await;
-    let api = place.admin();
-    api.declare("n1", MAC).await;
+    let (place, _service, api) = with_n1().await;
     let other = api.declare("n2", "52:54:00:aa:00:02").await;
-    let stage = node::first_stage(&place, &node::script(&place, MAC).await).await;
-    let config = node::agent_config(&node::fetch(&stage).await.unwrap());
+    let config = node::fetched(&place, MAC).await;
     let other: Uuid = other["id"].as_str().unwrap().parse().unwrap();
     let key = KeyPair::generate().unwrap();
     let (status, _) = node::try_enroll(&place, other, &config.token, &node::request(&key)).await;
@@ -197,10 +194,7 @@ async fn a_token_of_another_machine_raises_the_alarm() {
 
 #[tokio::test]
 async fn certificates_are_good_for_their_purpose_only() {
-    let place = Place::new().with("discovery_image=lab-1");
-    let _service = place.start().await;
-    place.import().await;
-    let api = place.admin();
+    let (place, _service, api) = started(Place::new().with("discovery_image=lab-1")).await;
     // A stranger gets the discovery image and nothing of a cluster.
     let (config, _, stranger) = node::live(&place, MAC).await;
     assert_eq!(config.purpose, nkd_api::agent::Purpose::Discovery);
@@ -238,11 +232,7 @@ async fn certificates_are_good_for_their_purpose_only() {
 
 #[tokio::test]
 async fn reports_count_once() {
-    let place = Place::new();
-    let _service = place.start().await;
-    place.import().await;
-    let api = place.admin();
-    api.declare("n1", MAC).await;
+    let (place, _service, api) = with_n1().await;
     let (_, _, live) = node::live(&place, MAC).await;
     let failed = json!({"kind": "failed", "generation": 1, "step": "write", "reason": "disk is too small", "log_tail": format!("{}\nlast line", "x".repeat(20_000))});
     let id = Uuid::new_v4();
@@ -272,10 +262,7 @@ async fn reports_count_once() {
 
 #[tokio::test]
 async fn local_boot_is_said_as_the_machine_needs_it() {
-    let place = Place::new();
-    let _service = place.start().await;
-    place.import().await;
-    let api = place.admin();
+    let (place, _service, api) = started(Place::new()).await;
     type Fits = fn(&Script) -> bool;
     let asks: [(&str, Fits); 3] = [
         ("exit", |s| s.status == StatusCode::OK && s.text.ends_with("exit 0\n")),

@@ -33,11 +33,37 @@ async fn the_first_start_makes_a_private_state_and_one_token() {
 
     service.signal(Signal::SIGTERM);
     assert_eq!(service.ended().code(), Some(0), "{}", place.log_text());
-    std::fs::remove_file(state.join("first-admin-token")).unwrap();
     let _again = place.start().await;
-    assert!(!state.join("first-admin-token").exists(), "one first token for ever");
+    assert!(!place.first_token_file().exists(), "one first token for ever");
     assert_eq!(place.user(&token).get("/api/v1/status").await["role"], "admin");
     assert!(!place.log_text().contains('\u{1b}'), "no colours in a file");
+}
+
+#[tokio::test]
+async fn the_first_token_is_in_its_file_until_it_is_used() {
+    let place = Place::new();
+    let service = place.start().await;
+    let file = place.first_token_file();
+    let status = async |token: &str| place.user(token).call(Method::GET, "/api/v1/status", None).await.0;
+    assert_eq!(status("wrong").await, StatusCode::UNAUTHORIZED);
+    service.kill();
+    let service = place.start().await;
+    assert!(file.exists(), "nobody has used it yet");
+    let token = place.admin_token();
+    let all_at_once = futures_util::future::join_all((0..8).map(|_| status(&token))).await;
+    assert!(all_at_once.iter().all(StatusCode::is_success), "{all_at_once:?}");
+    assert!(!file.exists());
+    assert_eq!(status(&token).await, StatusCode::OK, "the token itself stays good");
+    drop(service);
+
+    // A file that cannot be deleted keeps nobody out.
+    let place = Place::new();
+    let _service = place.start().await;
+    let (token, file) = (place.admin_token(), place.first_token_file());
+    std::fs::remove_file(&file).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    assert_eq!(place.user(&token).get("/api/v1/status").await["user"], "admin");
+    assert!(place.log_text().contains("could not be deleted"), "{}", place.log_text());
 }
 
 #[tokio::test]
@@ -61,8 +87,21 @@ async fn a_taken_port_is_named_with_its_setting() {
                 && last.contains(setting),
             "{setting}: {said}"
         );
-        assert!(!place.state().join("first-admin-token").exists(), "a service that never ran has no admin");
+        assert!(!place.first_token_file().exists(), "a service that never ran has no admin");
     }
+}
+
+#[test]
+fn printed_settings_are_a_settings_file() {
+    let mut place = Place::new().with("dhcp.mode=server");
+    place.settings.push(r#"dhcp.interface=[{name="eth1", pool="10.0.0.100-10.0.0.199", dns=["10.0.0.1"]}]"#.into());
+    let out = place.serve().arg("--print-settings").output().unwrap();
+    assert!(out.status.success(), "{}", text(&out.stderr));
+    let file = place.dir.path().join("printed.toml");
+    std::fs::write(&file, &out.stdout).unwrap();
+    let again = place.nkd().args(["serve", "--print-settings", "--config"]).arg(&file).output().unwrap();
+    assert_eq!(text(&again.stdout), text(&out.stdout), "{}", text(&again.stderr));
+    assert!(text(&out.stdout).contains("pool = \"10.0.0.100-10.0.0.199\""), "{}", text(&out.stdout));
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //! server keeps up with, asked for by perfdhcp as a relay would ask.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
@@ -24,6 +25,33 @@ const SECONDS: u32 = 3;
 
 /// What a server may lose and still keep up.
 const LOSS: f64 = 0.01;
+
+/// What a socket may hold that was opened while this lives. perfdhcp takes the default, some 160 packets: it loses answers
+/// by itself when a server gives many at once, and that would be counted as the server's loss.
+struct Room {
+    before: String,
+}
+
+/// Default size of a receive buffer. It is the whole machine's: there is none of a network namespace.
+const RECEIVE_DEFAULT: &str = "/proc/sys/net/core/rmem_default";
+const RECEIVE_LIMIT: &str = "/proc/sys/net/core/rmem_max";
+
+impl Room {
+    fn make() -> Result<Self> {
+        let before = std::fs::read_to_string(RECEIVE_DEFAULT).context(RECEIVE_DEFAULT)?;
+        let limit = std::fs::read_to_string(RECEIVE_LIMIT).context(RECEIVE_LIMIT)?;
+        std::fs::write(RECEIVE_DEFAULT, limit.trim()).context(RECEIVE_DEFAULT)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::write(RECEIVE_DEFAULT, self.before.trim()) {
+            eprintln!("{RECEIVE_DEFAULT} could not be set to {} again: {error}", self.before.trim());
+        }
+    }
+}
 
 /// A way to start a server: the lane, a folder for its files, the command.
 type Start<'a> = dyn Fn(&Lane, &Path) -> Result<Command> + 'a;
@@ -76,7 +104,12 @@ fn exchanges(client: &Lane, perfdhcp: &Path, rate: f64) -> Result<f64> {
     let mut command = client.command(perfdhcp);
     command.args(["-4", "-l", CLIENT.0, "-r", &format!("{rate:.0}"), "-R", &MACHINES.to_string()]);
     command.args(["-p", &SECONDS.to_string(), "-W", "1", SERVER.1]);
-    let output = command.output().context("cannot run perfdhcp")?;
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let room = Room::make()?;
+    let child = command.spawn().context("cannot run perfdhcp")?;
+    std::thread::sleep(Duration::from_millis(500));
+    drop(room);
+    let output = child.wait_with_output().context("cannot run perfdhcp")?;
     // 3 says that some exchanges were not finished.
     ensure!(matches!(output.status.code(), Some(0 | 3)), "perfdhcp: {}", String::from_utf8_lossy(&output.stderr));
     let told = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -17,7 +17,10 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::repository;
+use crate::{apt, image, repository};
+
+/// Packages of the peers.
+const PEERS: [&str; 5] = ["dnsmasq-base", "kea-admin", "kea-dhcp4-server", "nginx-light", "tftpd-hpa"];
 
 #[derive(Args)]
 pub struct Arguments {
@@ -62,6 +65,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Some(folder) => Programs { examples: folder.clone(), binaries: folder.clone() },
         None => Programs::build()?,
     };
+    apt::ensure_stopped(&PEERS, &image::logs()?)?;
     let wanted = |part| netboot.only.is_empty() || netboot.only.contains(&part);
     let mut table = Table::default();
     if wanted(Part::Http) {
@@ -115,10 +119,7 @@ fn peer(name: &str, package: &str) -> Result<PathBuf> {
     let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"];
     match folders.iter().map(|folder| PathBuf::from(folder).join(name)).find(|path| path.is_file()) {
         Some(path) => Ok(path),
-        // Not installed from here, because Debian starts what it installs, on the ports of this machine.
-        None => {
-            bail!("no {name} on this machine; `apt-get install {package}` brings it (and may start it: stop it then)")
-        }
+        None => bail!("no {name} on this machine, though {package} is installed"),
     }
 }
 
@@ -146,6 +147,7 @@ const OURS: &str = "nkd";
 
 impl Table {
     fn add(&mut self, name: &str, unit: &'static str, better: Better, server: &'static str, figure: f64) {
+        eprintln!("{name}: {server} {figure:.3} {unit}");
         let row = self.rows.entry(name.to_owned()).or_insert_with(|| Row { unit, better, figures: BTreeMap::new() });
         row.figures.entry(server).or_default().push(figure);
     }

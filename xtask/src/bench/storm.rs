@@ -53,21 +53,22 @@ fn round(nkd: &Path, storm: &Path, table: &mut Table) -> Result<()> {
     })?;
     let log = folder.path().join("log");
     let service = server.start(serve(&server, folder.path(), nkd)?, &log, |lane| lane.listens("-t", 8443))?;
-    let ask = |arguments: &[&str]| -> Result<String> {
-        let mut command = server.command("env");
-        command.args(["NKD_SERVER=https://127.0.0.1:8443", "NKD_CONFIG=/nonexistent"]);
-        command.arg(format!("NKD_CA={}", folder.path().join("state/ca.pem").display()));
-        let token = std::fs::read_to_string(folder.path().join("state/first-admin-token"))?;
-        server.measure({
-            command.arg(format!("NKD_TOKEN={}", token.trim())).arg(nkd).args(arguments);
-            command
-        })
-    };
     let source = folder.path().join("image");
     std::fs::create_dir(&source)?;
     for (name, size) in IMAGE {
         std::fs::write(source.join(name), noise(size))?;
     }
+    // Its first use deletes the file.
+    let token = std::fs::read_to_string(folder.path().join("state/first-admin-token"))?;
+    let ask = |arguments: &[&str]| -> Result<String> {
+        let mut command = server.command("env");
+        command.args(["NKD_SERVER=https://127.0.0.1:8443", "NKD_CONFIG=/nonexistent"]);
+        command.arg(format!("NKD_CA={}", folder.path().join("state/ca.pem").display()));
+        server.measure({
+            command.arg(format!("NKD_TOKEN={}", token.trim())).arg(nkd).args(arguments);
+            command
+        })
+    };
     ask(&["image", "import", source.to_str().context("the folder's name is no text")?, "--name", "storm"])?;
     ask(&["rule", "set", "storm", "--mac", "52:54:*", "--image", "storm"])?;
     let idle = Usage::of(service.pid())?;

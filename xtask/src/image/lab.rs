@@ -67,6 +67,13 @@ pub fn image(arguments: &Arguments) -> Result<PathBuf> {
     })
 }
 
+/// The installer that the image carries.
+pub fn installer() -> Result<PathBuf> {
+    let cache = Cache::of_user()?;
+    let lock = cache.lock()?;
+    Ok(Recipe::read()?.installer(&cache, &lock)?.join("bin/coreos-installer"))
+}
+
 impl Recipe {
     fn read() -> Result<Self> {
         let directory = repository().join("images/lab");

@@ -47,6 +47,11 @@ pub fn lab() -> Result<PathBuf> {
     lab::image(&Arguments { kind: Kind::Lab, version: "1".to_owned(), agent: None, agent_units: None })
 }
 
+/// The installer of the lab image.
+pub fn installer() -> Result<PathBuf> {
+    lab::installer()
+}
+
 /// Where the logs of everything that is built go.
 pub fn logs() -> Result<PathBuf> {
     Ok(cache::Cache::of_user()?.logs())

@@ -210,14 +210,20 @@ pub fn installer_kargs(profile: &Profile, config: &InstallerConfig<'_>) -> Resul
     Ok(args)
 }
 
+/// The longest path of a disk.
+const DISK_LIMIT: usize = 255;
+
+/// True for the path of a disk under `/dev`: names as udev gives them, none empty, none that leads elsewhere.
+#[must_use]
+pub fn names_a_disk(path: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c);
+    let fits = |name: &str| !matches!(name, "" | "." | "..") && name.chars().all(plain);
+    path.len() <= DISK_LIMIT && path.strip_prefix("/dev/").is_some_and(|rest| rest.split('/').all(fits))
+}
+
 fn check(config: &InstallerConfig<'_>, hashed: bool) -> Result<(), ProfileError> {
-    let device = config.dest_device;
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:+@/".contains(c);
-    let inside = device
-        .strip_prefix("/dev/")
-        .is_some_and(|rest| rest.chars().all(plain) && rest.split('/').all(|part| !matches!(part, "" | "." | "..")));
-    if !inside {
-        return Err(ProfileError::Device(device.to_owned()));
+    if !names_a_disk(config.dest_device) {
+        return Err(ProfileError::Device(config.dest_device.to_owned()));
     }
     if let Some(url) = config.ignition_url
         && url.scheme() != "https"

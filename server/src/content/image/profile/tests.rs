@@ -179,3 +179,38 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn disks_are_named_as_udev_names_them() {
+    for good in [
+        "/dev/sda",
+        "/dev/nvme0n1",
+        "/dev/cciss/c0d0",
+        "/dev/mapper/mpatha",
+        "/dev/disk/by-id/nvme-eui.0025388b71b0c1d2",
+        "/dev/disk/by-id/scsi-SATA_WDC_WD40EFRX-68N_WD-WCC7K0",
+        "/dev/disk/by-id/usb-Generic_STORAGE_DEVICE_000000001206-0:0",
+        "/dev/disk/by-id/dm-uuid-mpath-3600508b400105e210000900000490000",
+        "/dev/disk/by-path/pci-0000:00:1f.2-ata-1.0",
+    ] {
+        assert!(names_a_disk(good), "{good}");
+    }
+    let bad = "|/|/dev|/dev/|dev/sda|//dev/sda|/dev//sda|/dev/sda/|/dev/../x|/dev/./sda|/dev/disk/..|/dev/s da| /dev/sda|\
+        /dev/sda |/dev/sda\n|/dev/sd\u{202e}a|/dev/sda;reboot|/dev/$(x)|/dev/'a'|/etc/passwd|/device/sda";
+    for bad in bad.split('|') {
+        assert!(!names_a_disk(bad), "{bad:?}");
+    }
+    assert!(!names_a_disk(&format!("/dev/{}", "d".repeat(DISK_LIMIT))));
+}
+
+proptest! {
+    /// Whatever is let through is below /dev as it is written.
+    #[test]
+    fn a_disk_is_below_dev(path in "/dev/[a-z./ \n-]{0,12}") {
+        if names_a_disk(&path) {
+            let parts: Vec<_> = std::path::Path::new(&path).components().collect();
+            prop_assert_eq!(parts.len() - 1, path.matches('/').count());
+            prop_assert!(parts[2..].iter().all(|part| matches!(part, std::path::Component::Normal(_))));
+        }
+    }
+}
