@@ -155,6 +155,7 @@ mod tests {
             reservations: Vec::new(),
             router_advertisements: true,
             conflict_probe: true,
+            require_lease: true,
         }
     }
 
