@@ -15,7 +15,9 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use nkd_api::ErrorBody;
-use nkd_api::agent::{EnrollRequest, EnrollResponse, RenewRequest, Report, ReportAnswer, ServerTime, TaskAnswer};
+use nkd_api::agent::{
+    EnrollRequest, EnrollResponse, KubeadmOrder, RenewRequest, Report, ReportAnswer, ServerTime, TaskAnswer,
+};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde::Serialize;
@@ -211,6 +213,16 @@ impl Client {
     /// As every call: [`CallError`].
     pub async fn install_config(&self, generation: u32) -> Result<Bytes, CallError> {
         self.call(self.get(&format!("/agent/v1/install-config?generation={generation}"))?, ANSWER).await
+    }
+
+    /// What a run of kubeadm needs. Holds keys.
+    ///
+    /// # Errors
+    /// As every call: [`CallError`].
+    pub async fn kubeadm(&self, operation: uuid::Uuid) -> Result<KubeadmOrder, CallError> {
+        let body = self.call(self.get(&format!("/agent/v1/kubeadm?operation={operation}"))?, ANSWER).await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| CallError::Answer { to: self.address(), reason: error.to_string() })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Tls> {

@@ -21,6 +21,7 @@ use crate::facts::{self, Root, net};
 use crate::files::FileError;
 use crate::identity::{self, Enrolling, Identity, Store, token_sha256};
 use crate::install::{self, Patience, Workplace};
+use crate::kubeadm;
 use crate::reboot::Reboot;
 use crate::state::{Action, Event, Failure, Now, Settings, State};
 use crate::status::{self, Status};
@@ -37,6 +38,8 @@ pub struct Options {
     pub root: PathBuf,
     /// Directory in memory.
     pub run_dir: PathBuf,
+    /// Directory in memory that outlives the agent.
+    pub orders: PathBuf,
     /// Status socket.
     pub socket: PathBuf,
     /// Where programs are looked for.
@@ -241,6 +244,17 @@ async fn perform(shared: &Shared, action: Action) -> Event {
                 let _ = shared.events.send(Event::Progress { step, percent });
             };
             Event::InstallEnded(install::install(&place, &shared.client, &task, progress).await)
+        }
+        Action::Kubeadm(task) => {
+            let place = kubeadm::Place {
+                state: shared.options.state.clone(),
+                orders: shared.options.orders.clone(),
+                path: shared.options.path.clone(),
+            };
+            let progress = |step: &str| {
+                let _ = shared.events.send(Event::KubeadmStep(step.to_owned()));
+            };
+            Event::KubeadmEnded(kubeadm::carry_out(&place, &shared.client, &task, progress).await)
         }
         Action::Reboot => Event::RebootFailed(shared.options.reboot.run().await),
         Action::Say(_) | Action::Remember(_) => Event::Tick,

@@ -7,6 +7,7 @@
 //! | `client`, `tls`, `clock` | the agent protocol, the pinned CA, the service's clock |
 //! | `identity`, `files` | key, certificate, token and journal on disk |
 //! | `install` | disk choice, image relay, installer |
+//! | `kubeadm` | a run of kubeadm in a unit of its own |
 //! | `facts` | what the machine says of itself |
 //! | `console`, `status`, `reboot`, `resolve` | the machine around it |
 
@@ -18,6 +19,7 @@ pub mod facts;
 mod files;
 mod identity;
 mod install;
+pub mod kubeadm;
 mod reboot;
 mod resolve;
 pub mod state;

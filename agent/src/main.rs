@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use nkd_agent::facts::{Root, gather, net};
-use nkd_agent::{Options, Patience, Reboot, chain, status};
+use nkd_agent::{Options, Patience, Reboot, chain, kubeadm, status};
 use nkd_api::agent::AGENT_CONFIG_PATH;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -15,6 +15,7 @@ nkd-agent: enrolls this machine with its nkd service, installs, reports
   nkd-agent run [--config FILE] [--state DIR] [--socket FILE] [--root DIR]
   nkd-agent status [-o text|json] [--socket FILE]
   nkd-agent facts [--root DIR]
+  nkd-agent kubeadm --order FILE [--state DIR]      (run by the agent, in a unit of its own)
   nkd-agent --version | --help
 
   --config FILE   what Ignition left for the agent (/etc/nkd/agent.json)
@@ -30,6 +31,7 @@ enum Command {
     Run(Box<Options>),
     Status { socket: PathBuf, json: bool },
     Facts(PathBuf),
+    Kubeadm { order: PathBuf, state: PathBuf },
     Print(String),
 }
 
@@ -40,17 +42,19 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
         state: "/var/lib/nkd-agent".into(),
         root: "/".into(),
         run_dir: "/run/nkd-agent".into(),
+        orders: "/run/nkd".into(),
         socket: status::SOCKET.into(),
         path: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
         reboot: Reboot::System,
         patience: Patience::default(),
     };
-    let mut json = false;
+    let (mut json, mut order) = (false, None);
     while let Some(flag) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{flag} takes a value"));
         match (command.as_str(), flag.as_str()) {
             ("run", "--config") => options.config = value()?.into(),
-            ("run", "--state") => options.state = value()?.into(),
+            ("kubeadm", "--order") => order = Some(PathBuf::from(value()?)),
+            ("run" | "kubeadm", "--state") => options.state = value()?.into(),
             ("run" | "status", "--socket") => options.socket = value()?.into(),
             ("run" | "facts", "--root") => options.root = value()?.into(),
             ("status", "-o") => {
@@ -67,6 +71,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
         "run" => Ok(Command::Run(Box::new(options))),
         "status" => Ok(Command::Status { socket: options.socket, json }),
         "facts" => Ok(Command::Facts(options.root)),
+        "kubeadm" => Ok(Command::Kubeadm { order: order.ok_or("`kubeadm` needs --order FILE")?, state: options.state }),
         "--version" | "-V" => Ok(Command::Print(format!("nkd-agent {}\n", env!("CARGO_PKG_VERSION")))),
         "--help" | "-h" | "help" => Ok(Command::Print(USAGE.to_owned())),
         other => Err(format!("`{other}` is not a command")),
@@ -98,6 +103,7 @@ fn execute(command: Command) -> Result<(), Box<dyn std::error::Error>> {
             let facts = gather(&Root::new(&root), &net::addresses());
             println!("{}", serde_json::to_string_pretty(&facts)?);
         }
+        Command::Kubeadm { order, state } => kubeadm::run(&order, &state)?,
         Command::Status { socket, json } => {
             let status = runtime
                 .block_on(status::ask(&socket))

@@ -69,6 +69,7 @@ impl Machine {
             state: self.path("state"),
             root: self.0.path().to_owned(),
             run_dir: self.path("run"),
+            orders: self.path("orders"),
             socket: self.path("socket"),
             path: format!("{}:/usr/bin:/bin", self.path("bin").display()),
             reboot: Reboot::Program(self.path("bin/reboot")),

@@ -6,6 +6,7 @@
 //! GET  /agent/v1/task?seen=R&wait=S              -> TaskAnswer          client certificate; answers at once when the
 //!                                                                       revision differs from R, else within S seconds (at most 60)
 //! GET  /agent/v1/install-config?generation=G     -> Ignition document   client certificate of purpose `install`
+//! GET  /agent/v1/kubeadm?operation=ID            -> KubeadmOrder        client certificate of purpose `node`
 //! POST /agent/v1/report           Report         -> ReportAnswer        client certificate
 //! GET  /agent/v1/time                            -> ServerTime          nobody in particular
 //! ```
@@ -158,6 +159,8 @@ pub enum Task {
         /// Shown on the console.
         reason: String,
     },
+    /// Make the node part of its cluster, or take it out.
+    Kubeadm(KubeadmTask),
     /// The node is as it should be.
     Run,
     /// Stop asking: the service refuses this node until an operator acts.
@@ -188,6 +191,89 @@ pub struct InstallTask {
     pub append_kargs: Vec<String>,
     /// `--firstboot-args` value; empty: not given.
     pub firstboot_args: String,
+}
+
+/// One run of kubeadm. What it needs is fetched apart, because it holds secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct KubeadmTask {
+    /// Identity of this run: the same one is not run twice, another one is another try.
+    pub operation: Uuid,
+    /// What is done.
+    pub action: KubeadmAction,
+}
+
+/// What kubeadm is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum KubeadmAction {
+    /// Make the first control plane.
+    Init,
+    /// Join as control plane or worker.
+    Join,
+    /// Leave, and remove everything that kubeadm made.
+    Reset,
+}
+
+/// Everything that a run of kubeadm needs.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct KubeadmOrder {
+    /// Identity of this run.
+    pub operation: Uuid,
+    /// What is done.
+    pub action: KubeadmAction,
+    /// kubeadm's configuration, YAML; empty for `reset`.
+    pub config: String,
+    /// `--skip-phases`.
+    pub skip_phases: Vec<String>,
+    /// `--ignore-preflight-errors`.
+    pub ignore_preflight_errors: Vec<String>,
+    /// Files to write before: certificates and keys of a control plane, the runtime's configuration.
+    pub files: Vec<NodeFile>,
+    /// Units to restart once the files are there, `containerd.service`.
+    pub restart: Vec<String>,
+    /// Scripts to run before, in this order.
+    pub before: Vec<String>,
+}
+
+/// A file on a node.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct NodeFile {
+    /// Absolute path.
+    pub path: String,
+    /// Permissions, `0o600`.
+    pub mode: u32,
+    /// Text.
+    pub contents: String,
+}
+
+/// How a run of kubeadm goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum KubeadmState {
+    /// It runs.
+    Running {
+        /// `files`, `hooks`, `reset`, or kubeadm's own phase: `preflight`, `certs`, `kubelet-start`, ...
+        step: String,
+    },
+    /// It ended well.
+    Done,
+    /// It ended badly.
+    Failed {
+        /// The step.
+        step: String,
+        /// One sentence.
+        reason: String,
+        /// Last lines of its log, at most 4 KiB, no secrets.
+        log_tail: String,
+    },
 }
 
 /// What the agent tells.
@@ -243,6 +329,13 @@ pub enum ReportEvent {
         /// Last lines of its log, at most 4 KiB, no secrets.
         log_tail: String,
     },
+    /// A run of kubeadm goes on or has ended.
+    Kubeadm {
+        /// Which run.
+        operation: Uuid,
+        /// How it goes.
+        progress: KubeadmState,
+    },
 }
 
 impl ReportEvent {
@@ -255,6 +348,7 @@ impl ReportEvent {
             Self::InstallProgress { .. } => "install-progress",
             Self::Installed { .. } => "installed",
             Self::Failed { .. } => "failed",
+            Self::Kubeadm { .. } => "kubeadm",
         }
     }
 
@@ -262,7 +356,7 @@ impl ReportEvent {
     #[must_use]
     pub fn generation(&self) -> Option<u32> {
         match self {
-            Self::Heartbeat { .. } | Self::Facts { .. } => None,
+            Self::Heartbeat { .. } | Self::Facts { .. } | Self::Kubeadm { .. } => None,
             Self::InstallProgress { generation, .. }
             | Self::Installed { generation }
             | Self::Failed { generation, .. } => Some(*generation),

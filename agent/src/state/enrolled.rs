@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nkd_api::agent::{InstallTask, Purpose, ReportEvent, Task, TaskAnswer};
+use nkd_api::agent::{InstallTask, KubeadmState, KubeadmTask, Purpose, ReportEvent, Task, TaskAnswer};
 use nkd_api::facts::Facts;
 
 use super::lane::{backoff, spread};
@@ -54,6 +54,22 @@ pub enum Work {
     },
     /// The installation failed, for good.
     Failed,
+    /// kubeadm runs.
+    Kubeadm {
+        /// What was asked.
+        task: KubeadmTask,
+        /// Which try to get it going.
+        attempt: u32,
+    },
+    /// kubeadm could not be run; it waits to try again.
+    KubeadmWaiting {
+        /// What was asked.
+        task: KubeadmTask,
+        /// The coming attempt.
+        attempt: u32,
+        /// When.
+        until: Duration,
+    },
 }
 
 /// An agent that holds a certificate.
@@ -71,6 +87,8 @@ pub struct Enrolled {
     failed: Vec<InstallTask>,
     /// The outcome of an earlier run of the agent in this boot.
     resumed: Option<Outcome>,
+    /// The last run of kubeadm whose end was told.
+    told: Option<uuid::Uuid>,
 }
 
 impl Enrolled {
@@ -86,6 +104,7 @@ impl Enrolled {
             work: Work::Idle,
             failed: Vec::new(),
             resumed,
+            told: None,
         }
     }
 
@@ -102,11 +121,15 @@ impl Enrolled {
             Work::Installing { .. } | Work::Waiting { .. } => "installing",
             Work::Installed { .. } => "installed",
             Work::Failed => "failed",
+            Work::Kubeadm { .. } | Work::KubeadmWaiting { .. } => "joining",
         }
     }
 
     pub(super) fn due(&self) -> Option<Duration> {
-        let until = if let Work::Waiting { until, .. } = self.work { Some(until) } else { None };
+        let until = match self.work {
+            Work::Waiting { until, .. } | Work::KubeadmWaiting { until, .. } => Some(until),
+            _ => None,
+        };
         // The renewal is judged by the other clock, at every step.
         [self.poll.due(), self.outbox.due(), self.facts.due(), Some(self.heartbeat), until].into_iter().flatten().min()
     }
@@ -170,6 +193,13 @@ impl Enrolled {
             }
             Event::Progress { step, percent } => self.take_progress(step, percent, now),
             Event::InstallEnded(result) => self.take_end(result, now, settings, voice),
+            Event::KubeadmStep(step) => {
+                if let Work::Kubeadm { task, .. } = &self.work {
+                    let (operation, progress) = (task.operation, KubeadmState::Running { step });
+                    self.outbox.push(ReportEvent::Kubeadm { operation, progress });
+                }
+            }
+            Event::KubeadmEnded(result) => self.take_kubeadm_end(result, now, settings, voice),
             _ => {}
         }
         Phase::Enrolled(self)
@@ -189,6 +219,12 @@ impl Enrolled {
             let (task, attempt) = (task.clone(), *attempt);
             self.work = Work::Installing { task: task.clone(), attempt, told: None };
             actions.push(Action::Install(task));
+        }
+        if let Work::KubeadmWaiting { task, attempt, until } = self.work.clone()
+            && until <= now.uptime
+        {
+            actions.push(Action::Kubeadm(task.clone()));
+            self.work = Work::Kubeadm { task, attempt };
         }
         if self.poll.take(now.uptime) {
             actions.push(Action::Poll { seen: self.revision.clone() });
@@ -221,9 +257,14 @@ impl Enrolled {
         let pace = self.poll.since().unwrap_or(now.uptime) + POLL_PACE;
         self.poll.succeeded(pace.max(now.uptime));
         self.revision = Some(answer.revision);
-        // An installer that runs is left to end, and its outcome is told first; then the task is asked for anew.
-        if matches!(self.work, Work::Installing { .. } | Work::Waiting { .. } | Work::Installed { .. }) {
-            return Phase::Enrolled(self);
+        // Work that runs is left to end, and its outcome is told first; then the task is asked for anew.
+        match (&self.work, &answer.task) {
+            (Work::Idle | Work::Stopped | Work::Failed, _) => {}
+            (Work::KubeadmWaiting { task, .. }, Task::Kubeadm(wanted)) if task == wanted => {
+                return Phase::Enrolled(self);
+            }
+            (Work::KubeadmWaiting { .. }, _) => self.work = Work::Idle,
+            _ => return Phase::Enrolled(self),
         }
         match answer.task {
             Task::Wait { reason } => {
@@ -244,6 +285,14 @@ impl Enrolled {
             Task::Reboot { reason } => {
                 voice.say(format!("restarting: {reason}"));
                 return Phase::Rebooting(Lane::at(now.uptime));
+            }
+            Task::Kubeadm(task) => {
+                self.leave_stop();
+                if self.told != Some(task.operation) {
+                    voice.say(format!("kubeadm {}", word(&task)));
+                    voice.act(Action::Kubeadm(task.clone()));
+                    self.work = Work::Kubeadm { task, attempt: 1 };
+                }
             }
             Task::Install(task) => {
                 self.leave_stop();
@@ -339,6 +388,38 @@ impl Enrolled {
         }
     }
 
+    fn take_kubeadm_end(
+        &mut self,
+        result: Result<KubeadmState, String>,
+        now: Now,
+        settings: Settings,
+        voice: &mut Voice<'_>,
+    ) {
+        let Work::Kubeadm { task, attempt } = self.work.clone() else {
+            return;
+        };
+        match result {
+            Ok(progress) => {
+                voice.say(match &progress {
+                    KubeadmState::Failed { step, reason, .. } => format!("kubeadm failed at `{step}`: {reason}"),
+                    _ => format!("kubeadm {} is done", word(&task)),
+                });
+                self.outbox.push(ReportEvent::Kubeadm { operation: task.operation, progress });
+                self.told = Some(task.operation);
+                self.work = Work::Idle;
+                self.ask_anew(now);
+            }
+            Err(reason) => {
+                let wait = spread(backoff(attempt, Duration::from_secs(30)), settings.jitter);
+                voice.say(format!("kubeadm could not be run, trying again in {} s: {reason}", wait.as_secs()));
+                let progress = KubeadmState::Running { step: format!("waits: {reason}") };
+                self.outbox.push(ReportEvent::Kubeadm { operation: task.operation, progress });
+                // The order may have changed meanwhile: the task is asked for anew as well.
+                self.work = Work::KubeadmWaiting { task, attempt: attempt + 1, until: now.uptime + wait };
+            }
+        }
+    }
+
     fn installed(&mut self, generation: u32, now: Now) {
         self.work = Work::Installed { generation };
         self.outbox.push(ReportEvent::Installed { generation });
@@ -363,5 +444,14 @@ impl Enrolled {
         if !self.poll.is_busy() {
             self.poll = Lane::at(now.uptime);
         }
+    }
+}
+
+/// What kubeadm does, in a word.
+fn word(task: &KubeadmTask) -> &'static str {
+    match task.action {
+        nkd_api::agent::KubeadmAction::Init => "init",
+        nkd_api::agent::KubeadmAction::Join => "join",
+        nkd_api::agent::KubeadmAction::Reset => "reset",
     }
 }

@@ -22,7 +22,7 @@ mod tests;
 
 use std::time::Duration;
 
-use nkd_api::agent::{InstallTask, Purpose, ReportEvent, TaskAnswer};
+use nkd_api::agent::{InstallTask, KubeadmState, KubeadmTask, Purpose, ReportEvent, TaskAnswer};
 use nkd_api::facts::Facts;
 use time::OffsetDateTime;
 
@@ -138,6 +138,10 @@ pub enum Event {
     },
     /// The installation ended.
     InstallEnded(Result<(), InstallFailure>),
+    /// kubeadm moves.
+    KubeadmStep(String),
+    /// kubeadm ended, well or badly; or it could not be run at all, which is worth another try.
+    KubeadmEnded(Result<KubeadmState, String>),
     /// The machine did not restart.
     RebootFailed(String),
 }
@@ -167,6 +171,8 @@ pub enum Action {
     GatherFacts,
     /// Write the disk.
     Install(InstallTask),
+    /// See to it that kubeadm runs, and follow it.
+    Kubeadm(KubeadmTask),
     /// Keep this in the journal before anything else.
     Remember(Outcome),
     /// Restart the machine.

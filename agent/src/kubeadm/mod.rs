@@ -1,0 +1,18 @@
+//! kubeadm on this node: `init`, `join`, `reset`.
+//!
+//! ```text
+//! agent ── order (in memory, 0600) ──▶ unit nkd-kubeadm-<operation> ── nkd-agent kubeadm ──▶ files, hooks, kubeadm
+//!   ▲                                                                        │
+//!   └────────────── journal: step, done, failed (/var/lib/nkd-agent) ◀───────┘
+//! ```
+//! kubeadm runs in a unit of its own, because it needs what the agent's sandbox forbids, and because it goes on when the
+//! agent is killed. After a power cut there is neither unit nor end in the journal: the next run removes what kubeadm
+//! left (`kubeadm reset`) and begins again.
+
+mod journal;
+mod run;
+mod watch;
+
+pub use journal::{Entry, Journal};
+pub use run::{RunError, run};
+pub use watch::{Place, carry_out};

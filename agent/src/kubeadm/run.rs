@@ -1,0 +1,268 @@
+//! The run itself, in its own unit: `nkd-agent kubeadm --order FILE`.
+#![expect(clippy::disallowed_methods, reason = "writes the node's files and runs kubeadm")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nkd_api::agent::{KubeadmAction, KubeadmOrder, KubeadmState, NodeFile};
+
+use super::{Entry, Journal};
+use crate::client::chain;
+use crate::files::{self, FileError};
+
+/// Bytes of kubeadm's output that are kept for the report.
+const LOG_TAIL: usize = 4096;
+/// kubeadm's configuration; in memory, because a join has its token in it.
+const CONFIG: &str = "/run/nkd/kubeadm.yaml";
+/// Where kubeadm and what it starts are looked for.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The run could not even begin or be written down.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A file of the agent.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// There is no order: it was carried out, or the machine was restarted.
+    #[error("the order {0} is not there")]
+    NoOrder(std::path::PathBuf),
+}
+
+/// A step ended badly.
+struct Failure {
+    step: String,
+    reason: String,
+    log_tail: String,
+}
+
+/// Carries an order out and writes down how it ended. The order's file is removed as soon as it is read: it holds keys.
+///
+/// # Errors
+/// When the order is not there or the journal cannot be written. How kubeadm fares stands in the journal.
+pub fn run(order: &Path, state: &Path) -> Result<(), RunError> {
+    let journal = Journal::new(state);
+    let path = order;
+    let order: KubeadmOrder = files::read_json(path)?.ok_or_else(|| RunError::NoOrder(path.to_owned()))?;
+    files::remove(path)?;
+    let touched = journal.read()?.is_some_and(|entry| entry.touched);
+    let mut diary = Diary { journal, entry: Entry { operation: order.operation, state: KubeadmState::Done, touched } };
+    let ended = carry_out(&order, &mut diary);
+    files::remove(Path::new(CONFIG))?;
+    diary.entry.state = match ended {
+        Ok(()) => KubeadmState::Done,
+        Err(Failure { step, reason, log_tail }) => KubeadmState::Failed { step, reason, log_tail },
+    };
+    // What ended well is never removed by the next order's beginning, unless that is a reset.
+    diary.entry.touched = diary.entry.state != KubeadmState::Done;
+    diary.journal.write(&diary.entry)?;
+    Ok(())
+}
+
+struct Diary {
+    journal: Journal,
+    entry: Entry,
+}
+
+impl Diary {
+    fn step(&mut self, step: &str) -> Result<(), Failure> {
+        self.entry.state = KubeadmState::Running { step: step.to_owned() };
+        self.journal.write(&self.entry).map_err(|error| failure(step, chain(&error)))
+    }
+}
+
+fn failure(step: &str, reason: impl Into<String>) -> Failure {
+    Failure { step: step.to_owned(), reason: reason.into(), log_tail: String::new() }
+}
+
+fn carry_out(order: &KubeadmOrder, diary: &mut Diary) -> Result<(), Failure> {
+    if diary.entry.touched || order.action == KubeadmAction::Reset {
+        diary.step("reset")?;
+        reset()?;
+        diary.entry.touched = false;
+    }
+    if order.action == KubeadmAction::Reset {
+        return Ok(());
+    }
+    diary.step("files")?;
+    for file in &order.files {
+        write(file).map_err(|error| failure("files", format!("{}: {error}", file.path)))?;
+    }
+    if !order.restart.is_empty() {
+        let mut words = vec!["restart"];
+        words.extend(order.restart.iter().map(String::as_str));
+        command("files", "systemctl", &words, |_| Ok(()))?;
+    }
+    for (number, script) in order.before.iter().enumerate() {
+        diary.step("hooks")?;
+        let path = format!("/run/nkd/hook-{number}");
+        let file = NodeFile { path: path.clone(), mode: 0o700, contents: script.clone() };
+        write(&file).map_err(|error| failure("hooks", format!("{path}: {error}")))?;
+        let interpreter = if script.starts_with("#!") { path.as_str() } else { "/bin/sh" };
+        let words = if script.starts_with("#!") { vec![] } else { vec!["-eu", path.as_str()] };
+        command("hooks", interpreter, &words, |_| Ok(()))
+            .map_err(|f| Failure { reason: format!("script {} of hooks.before: {}", number + 1, f.reason), ..f })?;
+    }
+    diary.entry.touched = true;
+    diary.step("preflight")?;
+    let config = NodeFile { path: CONFIG.into(), mode: 0o600, contents: order.config.clone() };
+    write(&config).map_err(|error| failure("files", format!("{CONFIG}: {error}")))?;
+    let verb = if order.action == KubeadmAction::Init { "init" } else { "join" };
+    let config = format!("--config={CONFIG}");
+    let skip = format!("--skip-phases={}", order.skip_phases.join(","));
+    let ignore = format!("--ignore-preflight-errors={}", order.ignore_preflight_errors.join(","));
+    let mut words = vec![verb, config.as_str()];
+    if !order.skip_phases.is_empty() {
+        words.push(&skip);
+    }
+    if !order.ignore_preflight_errors.is_empty() {
+        words.push(&ignore);
+    }
+    let mut last = "preflight".to_owned();
+    let ended = command(verb, "kubeadm", &words, |line| match phase(line) {
+        Some(phase) if phase != last => {
+            phase.clone_into(&mut last);
+            diary.step(phase)
+        }
+        _ => Ok(()),
+    });
+    ended.map_err(|failure| Failure { step: last, ..failure })
+}
+
+/// The phase that a line of kubeadm's output is about: `[certs] Generating ...`.
+fn phase(line: &str) -> Option<&str> {
+    let (phase, _) = line.strip_prefix('[')?.split_once(']')?;
+    let fits = |c: char| c.is_ascii_lowercase() || c == '-';
+    (!phase.is_empty() && phase.chars().all(fits)).then_some(phase)
+}
+
+/// Removes what kubeadm made: it has to begin from nothing.
+fn reset() -> Result<(), Failure> {
+    command("reset", "kubeadm", &["reset", "--force"], |_| Ok(()))?;
+    // kubeadm leaves these to the administrator.
+    for folder in ["/etc/cni/net.d", "/var/lib/etcd", "/etc/kubernetes/pki", "/etc/kubernetes/manifests"] {
+        match std::fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                // A mount point cannot be removed; its content can.
+                empty(Path::new(folder)).map_err(|error| failure("reset", format!("{folder}: {error}")))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn empty(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() { std::fs::remove_dir_all(&path)? } else { std::fs::remove_file(&path)? }
+    }
+    Ok(())
+}
+
+/// Writes a file in one step, its folders too.
+fn write(file: &NodeFile) -> std::io::Result<()> {
+    let path = Path::new(&file.path);
+    let sane = path.is_absolute() && !path.components().any(|c| matches!(c, std::path::Component::ParentDir));
+    if !sane {
+        return Err(std::io::Error::other("not an absolute path"));
+    }
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    let beside = path.with_extension("nkd-new");
+    let _ = std::fs::remove_file(&beside);
+    let mut target = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+    std::io::Write::write_all(&mut target, file.contents.as_bytes())?;
+    target.set_permissions(std::fs::Permissions::from_mode(file.mode & 0o7777))?;
+    target.sync_all()?;
+    std::fs::rename(&beside, path)
+}
+
+/// Runs a program to its end; every line of what it says is heard and goes to the journal of the system.
+fn command(
+    step: &str,
+    program: &str,
+    words: &[&str],
+    mut hear: impl FnMut(&str) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let (reader, writer) = std::io::pipe().map_err(|error| failure(step, error.to_string()))?;
+    let error_writer = writer.try_clone().map_err(|error| failure(step, error.to_string()))?;
+    let mut command = Command::new(program);
+    command.args(words).env_clear().env("PATH", PATH).env("HOME", "/root").env("LC_ALL", "C.UTF-8");
+    command.stdin(Stdio::null()).stdout(writer).stderr(error_writer);
+    let mut child = command.spawn().map_err(|error| failure(step, format!("`{program}` could not be run: {error}")))?;
+    // The pipe ends when the child and this command are gone.
+    drop(command);
+    let mut tail = String::new();
+    let mut lines = BufReader::new(reader);
+    let mut line = Vec::new();
+    while lines.by_ref().take(64 * 1024).read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+        let text = String::from_utf8_lossy(&line).into_owned();
+        print!("{text}");
+        tail.push_str(&text);
+        let excess = tail.ceil_char_boundary(tail.len().saturating_sub(LOG_TAIL));
+        tail.drain(..excess);
+        if let Err(failure) = hear(text.trim_end()) {
+            // The journal cannot be written: whoever reads it must not take this for a run that goes on.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(failure);
+        }
+        line.clear();
+    }
+    let status = child.wait().map_err(|error| failure(step, error.to_string()))?;
+    if status.success() {
+        return Ok(());
+    }
+    let reason = tail.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let told = tail.lines().find(|line| line.contains("[ERROR ") || line.starts_with("error")).unwrap_or(reason);
+    Err(Failure {
+        step: step.to_owned(),
+        reason: format!("`{program}` ended with {status}: {}", told.trim()),
+        log_tail: tail,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_are_read_from_what_kubeadm_says() {
+        assert_eq!(phase("[certs] Using certificateDir folder"), Some("certs"));
+        assert_eq!(phase("[kubelet-start] Starting the kubelet"), Some("kubelet-start"));
+        for other in ["", "[", "[]", "W0101 [x] y", "[ERROR Swap]: running", "Your Kubernetes control-plane"] {
+            assert_eq!(phase(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_fails_gives_its_reason_and_the_end_of_its_log() {
+        let mut heard = 0;
+        let result = command("x", "sh", &["-c", "seq 2000; echo '	[ERROR Swap]: swap is on' >&2; exit 3"], |_| {
+            heard += 1;
+            Ok(())
+        });
+        let failure = result.unwrap_err();
+        assert!(failure.reason.contains("swap is on"), "{}", failure.reason);
+        assert!(failure.log_tail.len() <= LOG_TAIL && failure.log_tail.ends_with("swap is on\n"));
+        assert_eq!(heard, 2001);
+        assert!(command("x", "no-such-program", &[], |_| Ok(())).unwrap_err().reason.contains("could not be run"));
+    }
+
+    #[test]
+    fn files_get_their_folders_and_modes_and_nothing_leaves_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/c.key");
+        let file = NodeFile { path: path.display().to_string(), mode: 0o600, contents: "secret".into() };
+        write(&file).unwrap();
+        write(&file).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "secret");
+        for bad in ["relative", "/etc/../x"] {
+            assert!(write(&NodeFile { path: bad.into(), ..file.clone() }).is_err(), "{bad}");
+        }
+    }
+}
