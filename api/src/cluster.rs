@@ -579,3 +579,19 @@ pub enum MemberState {
     /// It is being taken out.
     Leaving,
 }
+
+/// One entry of a cluster's history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterEvent {
+    /// Rising number within the service.
+    pub id: i64,
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// What happened.
+    pub message: String,
+    /// Who or what caused it: a user, `agent`, `service`.
+    pub cause: String,
+}

@@ -74,8 +74,9 @@ pub(super) async fn task(
     let deadline = tokio::time::sleep(Duration::from_secs(query.wait.min(MAX_WAIT)));
     tokio::pin!(deadline);
     let mut events = service.registry.subscribe();
+    // Only what comes now is a sign of life: a request that is held may be that of a machine whose power was cut.
+    let mut machine = enroll::admit(&service.registry, node).await?;
     loop {
-        let machine = enroll::admit(&service.registry, node).await?;
         let answer = current_task(&service, &machine, node, &connection)?;
         if query.seen.as_ref() != Some(&answer.revision) {
             return Ok(Json(answer));
@@ -92,6 +93,7 @@ pub(super) async fn task(
                 }
             }
         }
+        machine = service.registry.find(&Selector::Id(node.machine)).await?;
     }
 }
 

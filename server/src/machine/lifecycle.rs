@@ -9,7 +9,7 @@
 //! Invariants, each held by a property test: the generation only ever rises, and only by `Assign` (0 to 1) and
 //! `Reinstall`; `installed_generation` never exceeds it; a report about another generation changes nothing.
 
-use nkd_api::agent::{Purpose, ReportEvent};
+use nkd_api::agent::{KubeadmState, Purpose, ReportEvent};
 use nkd_api::machine::{Assignment, Identity, Machine, Phase, Step, StepState};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -97,6 +97,18 @@ pub enum Input {
     },
     /// Its agent reported.
     Reported(ReportEvent),
+    /// Its cluster waits for kubeadm to run on it.
+    Joining {
+        /// Cluster.
+        cluster: String,
+    },
+    /// Its node is Ready in its cluster, or no longer so.
+    NodeReady {
+        /// Cluster.
+        cluster: String,
+        /// Whether.
+        ready: bool,
+    },
     /// It was refused something that it may have after another boot.
     Refused {
         /// What, and why.
@@ -266,6 +278,20 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
             enrolled(&mut machine, purpose, generation, &mut log)?;
         }
         Input::Reported(event) => reported(&mut machine, event, &mut log)?,
+        Input::Joining { cluster } => {
+            machine.waiting = None;
+            begin(&mut machine, "kubeadm", now, "ordered");
+            log.say("kubeadm", format!("kubeadm is to make it part of {cluster}"), "cluster");
+            log.phase(&mut machine, Phase::Joining, "cluster");
+        }
+        Input::NodeReady { cluster, ready } => {
+            let phase = if ready { Phase::Ready } else { Phase::Joining };
+            if machine.phase != phase {
+                let word = if ready { "is Ready" } else { "is not Ready any more" };
+                log.say("node", format!("its node in {cluster} {word}"), "cluster");
+            }
+            log.phase(&mut machine, phase, "cluster");
+        }
         Input::Refused { reason } => {
             if machine.waiting.as_deref() != Some(&reason) {
                 log.say("refused", reason.clone(), "service");
@@ -515,6 +541,7 @@ fn reported(machine: &mut Machine, event: ReportEvent, log: &mut Log) -> Result<
             wanted_generation(machine, generation)?;
             installed(machine, generation, log);
         }
+        ReportEvent::Kubeadm { progress, .. } => kubeadm(machine, progress, log),
         ReportEvent::Failed { generation, mut step, mut reason, log_tail } => {
             wanted_generation(machine, generation)?;
             step.truncate(step.floor_char_boundary(REASON));
@@ -531,6 +558,27 @@ fn reported(machine: &mut Machine, event: ReportEvent, log: &mut Log) -> Result<
         }
     }
     Ok(())
+}
+
+/// kubeadm's progress on this machine. What it means for the cluster is the cluster's business.
+fn kubeadm(machine: &mut Machine, progress: KubeadmState, log: &mut Log) {
+    match progress {
+        KubeadmState::Running { mut step } => {
+            step.truncate(step.floor_char_boundary(REASON));
+            begin(machine, "kubeadm", log.now, &step);
+        }
+        KubeadmState::Done => {
+            finish(machine, "kubeadm", log.now, "");
+            log.say("kubeadm", "kubeadm is done", "agent");
+        }
+        KubeadmState::Failed { step, mut reason, log_tail } => {
+            reason.truncate(reason.floor_char_boundary(REASON));
+            fail(machine, &step, log.now, &reason);
+            let tail = last_chars(log_tail.trim_end(), LOG_TAIL);
+            log.say("kubeadm", format!("kubeadm failed at {step}: {reason}\n{tail}"), "agent");
+            machine.waiting = Some(reason);
+        }
+    }
 }
 
 fn installed(machine: &mut Machine, generation: u32, log: &mut Log) {

@@ -6,6 +6,7 @@
 
 mod access;
 mod backup;
+mod clusters;
 mod group;
 mod machines;
 mod seal;

@@ -143,6 +143,25 @@ async fn whoever_boots_as_a_machine_that_is_under_way_is_found_out() {
 }
 
 #[tokio::test]
+async fn a_request_that_outlives_its_machine_is_no_second_party() {
+    let place = Place::new();
+    let _service = place.start().await;
+    place.import().await;
+    let api = place.admin();
+    api.declare("n1", MAC).await;
+    let (_, _, before) = node::live(&place, MAC).await;
+    let (_, task) = before.call(&place, Method::GET, "/agent/v1/task", None).await;
+    let held = format!("/agent/v1/task?wait=30&seen={}", task["revision"].as_str().unwrap());
+    let (held, ()) = tokio::join!(before.call(&place, Method::GET, &held, None), async {
+        // Power is cut while the service holds the request, and the machine boots again.
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        node::live(&place, MAC).await;
+    });
+    assert_eq!(held.1["task"]["do"], "reboot", "{held:?}");
+    assert!(api.machine("n1").await["stopped"].is_null());
+}
+
+#[tokio::test]
 async fn power_fails_between_the_last_byte_on_the_disk_and_its_report() {
     let place = Place::new();
     let _service = place.start().await;

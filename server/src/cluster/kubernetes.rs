@@ -1,0 +1,189 @@
+//! A cluster's API server, as far as the service talks to it.
+#![expect(clippy::disallowed_methods, reason = "talks to API servers")]
+
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, Secret};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::GroupVersionKind;
+use kube::{Client, Config};
+use serde_json::json;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::plan::NodeView;
+
+/// How long one request may take.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Who owns the fields that we apply.
+const MANAGER: &str = "nkd";
+
+/// The API server did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum KubeError {
+    /// The kubeconfig or the client could not be made.
+    #[error("the client for the cluster's API cannot be made")]
+    Config(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The request failed.
+    #[error("{what}: the cluster's API server says no, or nothing")]
+    Request {
+        /// What was asked.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// A manifest does not read.
+    #[error("document {number} of the manifest {what}: {reason}")]
+    Manifest {
+        /// Which manifest.
+        what: String,
+        /// Number of the document, from 1.
+        number: usize,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A client of one cluster, with the rights of its administrator.
+pub struct Cluster {
+    client: Client,
+}
+
+fn request(what: impl Into<String>) -> impl FnOnce(kube::Error) -> KubeError {
+    let what = what.into();
+    move |source| KubeError::Request { what, source: Box::new(source) }
+}
+
+impl Cluster {
+    /// A client by this kubeconfig.
+    pub async fn connect(kubeconfig: &str) -> Result<Self, KubeError> {
+        let file = Kubeconfig::from_yaml(kubeconfig).map_err(|e| KubeError::Config(e.into()))?;
+        let mut config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+            .await
+            .map_err(|e| KubeError::Config(e.into()))?;
+        config.connect_timeout = Some(LIMIT);
+        config.read_timeout = Some(LIMIT);
+        config.write_timeout = Some(LIMIT);
+        // Clusters are on our own networks.
+        config.proxy_url = None;
+        Ok(Self { client: Client::try_from(config).map_err(|e| KubeError::Config(e.into()))? })
+    }
+
+    /// Its nodes.
+    pub async fn nodes(&self) -> Result<Vec<NodeView>, KubeError> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let list = nodes.list(&ListParams::default()).await.map_err(request("list nodes"))?;
+        let view = |node: Node| {
+            let conditions = node.status.and_then(|s| s.conditions).unwrap_or_default();
+            let ready = conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
+            NodeView { name: node.metadata.name.unwrap_or_default(), ready }
+        };
+        Ok(list.items.into_iter().map(view).collect())
+    }
+
+    /// Makes a bootstrap token for one node. The cluster removes it by itself when its time is over.
+    pub async fn create_token(
+        &self,
+        id: &str,
+        secret: &str,
+        node: &str,
+        until: OffsetDateTime,
+    ) -> Result<(), KubeError> {
+        let expiration = until.replace_nanosecond(0).unwrap_or(until).format(&Rfc3339).unwrap_or_default();
+        let token = json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": "bootstrap.kubernetes.io/token",
+            "metadata": {"name": format!("bootstrap-token-{id}"), "namespace": "kube-system"},
+            "stringData": {
+                "token-id": id,
+                "token-secret": secret,
+                "expiration": expiration,
+                "usage-bootstrap-authentication": "true",
+                "usage-bootstrap-signing": "true",
+                "auth-extra-groups": "system:bootstrappers:kubeadm:default-node-token",
+                "description": format!("nkd: for the node {node} alone, until it has joined"),
+            },
+        });
+        let token: Secret = serde_json::from_value(token).map_err(|e| KubeError::Config(e.into()))?;
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "kube-system");
+        secrets.create(&PostParams::default(), &token).await.map_err(request("create a bootstrap token"))?;
+        Ok(())
+    }
+
+    /// Removes a bootstrap token. One that is gone is no error.
+    pub async fn revoke_token(&self, id: &str) -> Result<(), KubeError> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "kube-system");
+        match secrets.delete(&format!("bootstrap-token-{id}"), &DeleteParams::default()).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            other => other.map(drop).map_err(request("revoke a bootstrap token")),
+        }
+    }
+
+    /// Applies every document of a manifest (server-side apply).
+    pub async fn apply(&self, what: &str, manifest: &str) -> Result<(), KubeError> {
+        for (index, object) in documents(what, manifest)?.into_iter().enumerate() {
+            let bad =
+                |reason: &str| KubeError::Manifest { what: what.into(), number: index + 1, reason: reason.into() };
+            let types = object.types.clone().ok_or_else(|| bad("apiVersion and kind are missing"))?;
+            let kind = GroupVersionKind::try_from(&types).map_err(|e| bad(&e.to_string()))?;
+            let name = object.metadata.name.clone().ok_or_else(|| bad("metadata.name is missing"))?;
+            let doing = format!("apply {} {name} of {what}", types.kind);
+            let (resource, capabilities) =
+                kube::discovery::pinned_kind(&self.client, &kind).await.map_err(request(doing.clone()))?;
+            let api: Api<DynamicObject> = match capabilities.scope {
+                kube::discovery::Scope::Cluster => Api::all_with(self.client.clone(), &resource),
+                kube::discovery::Scope::Namespaced => {
+                    let namespace = object.metadata.namespace.as_deref().unwrap_or("default");
+                    Api::namespaced_with(self.client.clone(), namespace, &resource)
+                }
+            };
+            let params = PatchParams::apply(MANAGER).force();
+            api.patch(&name, &params, &Patch::Apply(&object)).await.map_err(request(doing))?;
+        }
+        Ok(())
+    }
+}
+
+/// The objects of a manifest; lists are taken apart, empty documents left out.
+fn documents(what: &str, manifest: &str) -> Result<Vec<DynamicObject>, KubeError> {
+    let mut objects = Vec::new();
+    let parsed: Vec<serde_json::Value> = serde_saphyr::from_multiple(manifest).map_err(|e| KubeError::Manifest {
+        what: what.into(),
+        number: 1,
+        reason: e.to_string(),
+    })?;
+    for (index, value) in parsed.into_iter().enumerate() {
+        let items = match value.get("items") {
+            Some(serde_json::Value::Array(items)) if value["kind"].as_str().is_some_and(|k| k.ends_with("List")) => {
+                items.clone()
+            }
+            _ if value.is_null() => continue,
+            _ => vec![value],
+        };
+        for item in items {
+            let object = serde_json::from_value(item).map_err(|e| KubeError::Manifest {
+                what: what.into(),
+                number: index + 1,
+                reason: e.to_string(),
+            })?;
+            objects.push(object);
+        }
+    }
+    Ok(objects)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn manifests_are_read_document_by_document() {
+        let text = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n---\n# nothing\n---\nkind: List\napiVersion: v1\nitems:\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: b, namespace: a}}\n- {apiVersion: v1, kind: ConfigMap, metadata: {name: c}}\n";
+        let names: Vec<_> = documents("m", text).unwrap().into_iter().map(|o| o.metadata.name.unwrap()).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        assert!(documents("m", "a: [").unwrap_err().to_string().contains("document 1 of the manifest m"));
+    }
+}

@@ -1,0 +1,5 @@
+//! Clusters: what they are to be, who belongs to them, and how they come up.
+
+pub mod kubernetes;
+pub mod plan;
+pub mod record;

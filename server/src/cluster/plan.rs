@@ -1,0 +1,203 @@
+//! What is to be done next for a cluster (pure).
+//!
+//! ```text
+//! first control plane: Enrolled ── init ──▶ Joined ──▶ Ready          add-ons: cni ── all Ready ── hooks.after
+//! other control planes:              Enrolled ── join, one at a time ──▶ Joined ──▶ Ready
+//! workers:                           Enrolled ── join, all at once ────▶ Joined ──▶ Ready
+//! ```
+//! Everything is derived from the record and from what is seen now, so that a service that was killed goes on where it
+//! was. Never: a second `init` once a control plane has joined; two control planes joining at the same time; a join
+//! before the API answers.
+
+use std::time::Duration;
+
+use nkd_api::agent::KubeadmAction;
+use nkd_api::cluster::{MemberState, Role};
+use nkd_api::machine::{Machine, Phase};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::record::{MemberRecord, Record, is_in};
+
+/// A run that failed is tried again so many times.
+pub const TRIES: u32 = 5;
+/// Wait before the second try; each further one waits twice as long.
+const FIRST_WAIT: Duration = Duration::from_secs(10);
+/// The network plugin.
+pub const CNI: &str = "cni";
+
+/// What the cluster's API server says of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeView {
+    /// Name.
+    pub name: String,
+    /// Its condition Ready is true.
+    pub ready: bool,
+}
+
+/// What is seen now.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// The machines of its members, as far as they exist.
+    pub machines: &'a [Machine],
+    /// The nodes, if the API answers.
+    pub nodes: Option<&'a [NodeView]>,
+    /// Now.
+    pub now: OffsetDateTime,
+}
+
+/// One thing to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// A machine is to be taken for this member: declared, accepted and assigned.
+    Claim {
+        /// Index of the member.
+        member: usize,
+    },
+    /// Something about a member has changed by itself.
+    Note {
+        /// Index of the member.
+        member: usize,
+        /// Its state.
+        state: MemberState,
+        /// Why it waits.
+        detail: Option<String>,
+        /// Its address.
+        address: Option<std::net::IpAddr>,
+    },
+    /// kubeadm is to run.
+    Run {
+        /// Index of the member.
+        member: usize,
+        /// What.
+        action: KubeadmAction,
+    },
+    /// The bootstrap token of a member that has joined is to be revoked.
+    Revoke {
+        /// Index of the member.
+        member: usize,
+    },
+    /// An add-on is to be applied.
+    Apply {
+        /// `cni`, `after-1`, ...
+        addon: String,
+    },
+}
+
+/// The add-ons of a cluster in their order.
+#[must_use]
+pub fn addons(record: &Record) -> Vec<String> {
+    let spec = &record.cluster.spec;
+    let cni = spec.kubernetes.cni.iter().map(|_| CNI.to_owned());
+    cni.chain((1..=spec.hooks.after.len()).map(|n| format!("after-{n}"))).collect()
+}
+
+/// True when there is nothing left to do.
+#[must_use]
+pub fn is_complete(record: &Record) -> bool {
+    record.members.iter().all(|m| m.state == MemberState::Ready)
+        && addons(record).iter().all(|addon| record.applied.contains(addon))
+}
+
+/// What is to be done now; nothing when everything waits for somebody else.
+#[must_use]
+pub fn plan(record: &Record, seen: Seen<'_>) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (index, member) in record.members.iter().enumerate() {
+        match machine_of(member, seen.machines) {
+            None => steps.push(Step::Claim { member: index }),
+            Some(machine) => steps.extend(note(index, member, machine, seen)),
+        }
+        if is_in(member.state) && member.token.is_some() && seen.nodes.is_some() {
+            steps.push(Step::Revoke { member: index });
+        }
+    }
+    steps.extend(runs(record, seen));
+    if let (true, Some(_)) = (record.is_initialised(), seen.nodes) {
+        let all_ready = record.members.iter().all(|m| m.state == MemberState::Ready);
+        let next = addons(record).into_iter().find(|addon| !record.applied.contains(addon));
+        steps.extend(next.filter(|addon| addon == CNI || all_ready).map(|addon| Step::Apply { addon }));
+    }
+    steps
+}
+
+fn machine_of<'a>(member: &MemberRecord, machines: &'a [Machine]) -> Option<&'a Machine> {
+    let id = member.machine?;
+    machines.iter().find(|machine| machine.id == id)
+}
+
+/// What has changed about a member without our doing.
+fn note(index: usize, member: &MemberRecord, machine: &Machine, seen: Seen<'_>) -> Option<Step> {
+    let address = member.address.or(machine.address);
+    let (state, detail) = match member.state {
+        MemberState::Waiting if has_enrolled(machine) => (MemberState::Enrolled, None),
+        // Installed anew: whatever it was in the cluster, it is no more.
+        state if !has_enrolled(machine) && matches!(state, MemberState::Waiting | MemberState::Enrolled) => {
+            (MemberState::Waiting, Some(why_not_enrolled(machine)))
+        }
+        state @ (MemberState::Joined | MemberState::Ready) => match seen.nodes {
+            None => (state, member.detail.clone()),
+            Some(nodes) => match nodes.iter().find(|node| node.name == member.hostname) {
+                Some(node) if node.ready => (MemberState::Ready, None),
+                Some(_) => (MemberState::Joined, Some("the node is not Ready".to_owned())),
+                None => (MemberState::Joined, Some("the cluster does not know this node".to_owned())),
+            },
+        },
+        state => (state, member.detail.clone()),
+    };
+    let changed = (state, &detail, address) != (member.state, &member.detail, member.address);
+    changed.then_some(Step::Note { member: index, state, detail, address })
+}
+
+/// True when an agent speaks for the installed system of this machine.
+fn has_enrolled(machine: &Machine) -> bool {
+    machine.stopped.is_none()
+        && machine.installed_generation == Some(machine.generation)
+        && matches!(machine.phase, Phase::Enrolled | Phase::Joining | Phase::Ready | Phase::Updating)
+}
+
+fn why_not_enrolled(machine: &Machine) -> String {
+    match (&machine.stopped, &machine.waiting) {
+        (Some(reason), _) => format!("{} is stopped: {reason}", machine.name),
+        (None, Some(waiting)) => format!("{}: {waiting}", machine.phase.name()),
+        (None, None) => machine.phase.name().to_owned(),
+    }
+}
+
+/// Which runs of kubeadm may begin.
+fn runs(record: &Record, seen: Seen<'_>) -> Vec<Step> {
+    let may_run = |(_, member): &(usize, &MemberRecord)| match member.state {
+        MemberState::Enrolled => member.address.is_some(),
+        MemberState::Failed => member.failures < TRIES && is_due(member, seen.now),
+        _ => false,
+    };
+    let members = || record.members.iter().enumerate();
+    if !record.is_initialised() {
+        // Only ever the first one, so that a service that was killed never makes two clusters of one.
+        let first = members().find(|(_, m)| m.role == Role::ControlPlane).filter(may_run);
+        return first.map(|(member, _)| Step::Run { member, action: KubeadmAction::Init }).into_iter().collect();
+    }
+    if seen.nodes.is_none() {
+        return Vec::new();
+    }
+    let join = |(member, _): (usize, &MemberRecord)| Step::Run { member, action: KubeadmAction::Join };
+    let joining = members().any(|(_, m)| m.role == Role::ControlPlane && m.state == MemberState::Joining);
+    let control_plane = members().find(|(i, m)| m.role == Role::ControlPlane && !joining && may_run(&(*i, m)));
+    let workers = members().filter(|(i, m)| m.role == Role::Worker && may_run(&(*i, m)));
+    control_plane.into_iter().chain(workers).map(join).collect()
+}
+
+fn is_due(member: &MemberRecord, now: OffsetDateTime) -> bool {
+    let ended = member.run.and_then(|run| run.ended_at);
+    ended.is_none_or(|ended| now >= ended + FIRST_WAIT * 2u32.saturating_pow(member.failures.saturating_sub(1)))
+}
+
+/// The member that an operation belongs to.
+#[must_use]
+pub fn member_of_operation(record: &Record, operation: Uuid) -> Option<usize> {
+    record.members.iter().position(|m| m.run.is_some_and(|run| run.operation == operation))
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;
