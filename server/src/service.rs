@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::bringup::Orders;
 use crate::content::image::ImageStore;
 use crate::fleet::pki::Pki;
 use crate::http::FirstToken;
@@ -30,6 +31,8 @@ pub struct Service {
     pub require_lease: bool,
     /// The agent's binary and unit for images that do not carry it.
     pub agent_file: Option<AgentFile>,
+    /// What nodes are to do for their clusters.
+    pub orders: Orders,
     /// The running DHCP service, once it is bound.
     pub dhcp: OnceLock<dhcp::Handle>,
     /// The first user's token, until somebody uses it.

@@ -31,6 +31,7 @@ mod folder;
 mod machine;
 mod network;
 mod process;
+mod by_hand;
 mod programs;
 mod service;
 
@@ -47,6 +48,7 @@ pub use network::capture::Capture;
 pub use network::namespace::{HttpAnswer, Namespace};
 pub use network::{Host, Network};
 pub use process::{Output, Service};
+pub use by_hand::install_by_hand;
 pub use service::{Builds, Clock, DhcpMode, Nkd};
 
 /// A limit in seconds for a wait, as in `console.expect("login:", within(300))`. `NKD_VM_PATIENCE=3` makes all of them

@@ -16,6 +16,8 @@ pub enum DhcpMode {
     Server,
     /// Another server hands out addresses; it only says where to boot from.
     Proxy,
+    /// It says nothing by DHCP.
+    Off,
 }
 
 /// A running `nkd serve` with what is needed to talk to it.
@@ -70,6 +72,12 @@ impl Builds {
         };
         Ok(Self { program: of("NKD_PROGRAM")?, image: of("NKD_LAB_IMAGE")? })
     }
+
+    /// For tests that need no image.
+    pub fn program_from_environment() -> Result<Self, Error> {
+        let program = std::env::var_os("NKD_PROGRAM").map(PathBuf::from).filter(|p| p.exists());
+        Ok(Self { program: program.ok_or(Error::NotBuilt { variable: "NKD_PROGRAM" })?, image: PathBuf::new() })
+    }
 }
 
 impl Nkd {
@@ -96,6 +104,7 @@ impl Nkd {
                 settings
                     .push("dhcp.interface=[{name='br0', pool='192.0.2.100-192.0.2.199', gateway='192.0.2.1'}]".into());
             }
+            DhcpMode::Off => settings.push("dhcp.mode=off".into()),
             DhcpMode::Proxy => {
                 settings.push("dhcp.mode=proxy".into());
                 settings.push("dhcp.interface=[{name='br0'}]".into());

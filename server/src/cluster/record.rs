@@ -25,6 +25,9 @@ pub struct Record {
     pub applied: Vec<String>,
     /// What its API server said last.
     pub health: Health,
+    /// When its API server was asked last.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub asked_at: Option<OffsetDateTime>,
     /// Why it does not go on.
     pub waiting: Option<String>,
 }
@@ -79,7 +82,7 @@ impl Record {
     pub fn new(id: Uuid, cluster: Cluster, now: OffsetDateTime) -> Self {
         let members = members(&cluster);
         let (applied, health) = (Vec::new(), Health::Unknown);
-        Self { id, cluster, created_at: now, members, applied, health, waiting: None }
+        Self { id, cluster, created_at: now, members, applied, health, asked_at: None, waiting: None }
     }
 
     /// Its name.

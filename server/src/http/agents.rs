@@ -8,7 +8,7 @@ use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use nkd_api::agent::{
-    EnrollRequest, EnrollResponse, Purpose, RenewRequest, Report, ReportAnswer, ReportEvent, ServerTime, Task,
+    EnrollRequest, EnrollResponse, KubeadmOrder, Purpose, RenewRequest, Report, ReportAnswer, ReportEvent, ServerTime, Task,
     TaskAnswer,
 };
 use nkd_api::image::Image;
@@ -21,6 +21,7 @@ use time::OffsetDateTime;
 use super::auth::{Node, bearer};
 use super::extract::{Json, Query};
 use super::{ApiError, Connection};
+use crate::cluster::bringup;
 use crate::content::image::profile;
 use crate::fleet::config;
 use crate::fleet::pki::NodeIdentity;
@@ -105,7 +106,10 @@ fn current_task(
 ) -> Result<TaskAnswer> {
     let image = assigned_image(service, machine)?;
     let pair = image.as_ref().map(|(image, profile)| (&**image, profile));
-    let task = task::task(machine, node, pair, &service.addresses.boot_url(connection.local));
+    let task = match task::task(machine, node, pair, &service.addresses.boot_url(connection.local)) {
+        Task::Run => service.orders.of(machine.id).map_or(Task::Run, Task::Kubeadm),
+        task => task,
+    };
     Ok(TaskAnswer { revision: revision(&task), task })
 }
 
@@ -152,6 +156,13 @@ pub(super) async fn report(
         _ => RowEffects { report: Some(report.id), ..RowEffects::default() },
     };
     let kind = report.event.kind();
+    let run = match &report.event {
+        ReportEvent::Kubeadm { .. } if node.purpose != Purpose::Node => {
+            return Err(ApiError::forbidden("only an installed node reports about kubeadm"));
+        }
+        ReportEvent::Kubeadm { operation, progress } => Some((*operation, progress.clone())),
+        _ => None,
+    };
     let before = admitted(&service, node).await?;
     if task::standing(&before, node) != Standing::Current && node.generation == before.generation {
         return Err(ApiError::forbidden(format!("this boot of {} is over: start it again", before.name)));
@@ -163,8 +174,32 @@ pub(super) async fn report(
     }
     let machine = service.registry.apply(node.machine, Input::Reported(report.event), effects).await?;
     tracing::debug!(trace = %Trace::of(&machine), machine = %machine.name, kind, "report");
+    if let Some((operation, progress)) = run {
+        bringup::reported(&service, machine.id, operation, &progress).await?;
+    }
     let revision = current_task(&service, &machine, node, &connection)?.revision;
     Ok(Json(ReportAnswer { revision, server_time: OffsetDateTime::now_utc() }))
+}
+
+#[derive(Deserialize)]
+pub(super) struct OperationQuery {
+    operation: uuid::Uuid,
+}
+
+/// What a node needs for its run of kubeadm.
+pub(super) async fn kubeadm(
+    State(service): State<Arc<Service>>,
+    Node(node): Node,
+    Query(query): Query<OperationQuery>,
+) -> Result<Json<KubeadmOrder>> {
+    if node.purpose != Purpose::Node {
+        return Err(ApiError::forbidden("only an installed node gets this"));
+    }
+    let machine = admitted(&service, node).await?;
+    if task::standing(&machine, node) != Standing::Current {
+        return Err(ApiError::conflict(format!("this boot of {} is over: start it again", machine.name)));
+    }
+    Ok(Json(bringup::order(&service, node, query.operation).await?))
 }
 
 #[derive(Deserialize)]

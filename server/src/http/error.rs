@@ -162,6 +162,17 @@ impl From<ConfigError> for ApiError {
     }
 }
 
+impl From<BringUpError> for ApiError {
+    fn from(error: BringUpError) -> Self {
+        match error {
+            BringUpError::Store(store) => store.into(),
+            BringUpError::Registry(registry) => registry.into(),
+            BringUpError::Over => Self::conflict(error.to_string()),
+            other => Self::unavailable(chain(&other)),
+        }
+    }
+}
+
 impl From<EnrollError> for ApiError {
     fn from(error: EnrollError) -> Self {
         match error {
@@ -190,7 +201,7 @@ impl From<PlaneError> for ApiError {
 }
 
 /// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(source) = next {

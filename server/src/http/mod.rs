@@ -4,6 +4,7 @@
 
 mod agents;
 mod auth;
+mod clusters;
 mod error;
 mod extract;
 mod first_token;
@@ -23,6 +24,7 @@ use utoipa_axum::routes;
 
 pub use auth::bootstrap_admin;
 pub use error::ApiError;
+pub(crate) use error::chain;
 pub use first_token::FirstToken;
 pub use tls::{BindError, Connection, TlsServer};
 
@@ -62,6 +64,10 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(images::show, images::remove))
         .routes(routes!(images::collect_garbage))
         .routes(routes!(images::profiles))
+        .routes(routes!(clusters::list, clusters::apply))
+        .routes(routes!(clusters::show))
+        .routes(routes!(clusters::events))
+        .routes(routes!(clusters::kubeconfig))
         .routes(routes!(users::list, users::create))
         .routes(routes!(users::remove))
         .routes(routes!(users::rotate))
@@ -84,6 +90,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/agent/v1/renew", post(agents::renew))
         .route("/agent/v1/task", get(agents::task))
         .route("/agent/v1/report", post(agents::report))
+        .route("/agent/v1/kubeadm", get(agents::kubeadm))
         .route("/agent/v1/install-config", get(agents::install_config))
         .route("/ignition/v1/config", get(agents::ignition_config))
         .route(

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 pub use log::init as init_log;
 
+use crate::cluster::bringup::{self, Orders};
 use crate::content::image::catalog::CatalogError;
 use crate::content::image::{self, ImageStore};
 use crate::fleet::fingerprint::Fingerprint;
@@ -105,6 +106,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         discovery_image: settings.discovery_image.clone(),
         require_lease: settings.dhcp.mode == dhcp::Mode::Server && settings.dhcp.require_lease,
         agent_file: agent_file(&settings)?,
+        orders: Orders::default(),
         dhcp: OnceLock::new(),
         first_token: FirstToken::default(),
         stopping: stop.clone(),
@@ -180,6 +182,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     tasks.spawn(sightings.run(stop.clone()));
     tasks.spawn(health.run(stop.clone()));
     tasks.spawn(prune(store.clone(), stop.clone()));
+    tasks.spawn(bringup::run(Arc::clone(&service), stop.clone()));
     tasks.close();
 
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signal)?;

@@ -1,0 +1,489 @@
+//! Carries the plan out: takes machines, orders runs of kubeadm, applies add-ons, watches the API.
+#![expect(clippy::disallowed_methods, reason = "the edge where clock, randomness and the network come in")]
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nkd_api::agent::{KubeadmAction, KubeadmOrder, KubeadmState, KubeadmTask};
+use nkd_api::cluster::{Health, MemberState, Role, Source};
+use nkd_api::machine::Machine;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::claim::{self, ClaimError};
+use super::kubeadm::{self, Endpoint, KubeadmError, Node};
+use super::kubernetes::{Cluster as Api, KubeError};
+use super::pki::{Access, ClusterPki, PkiError};
+use super::plan::{self, Seen, Step};
+use super::record::{MemberRecord, Record, Run};
+use super::runtime;
+use crate::fleet::pki::NodeIdentity;
+use crate::fleet::secret::{self, NoRandomness};
+use crate::machine::RegistryError;
+use crate::machine::lifecycle::Input;
+use crate::service::Service;
+use crate::store::{RowEffects, StoreError};
+
+/// Between two looks at every cluster, unless something happens.
+const LOOK: Duration = Duration::from_secs(2);
+/// Between two questions to the API of a cluster that is complete.
+const HEALTH: time::Duration = time::Duration::seconds(10);
+/// Life of a bootstrap token, in case that nobody can revoke it.
+const TOKEN_LIFE: time::Duration = time::Duration::hours(1);
+/// Life of the service's own access to a cluster.
+const ACCESS_LIFE: time::Duration = time::Duration::hours(1);
+/// How long a manifest may take to arrive.
+const FETCH: Duration = Duration::from_secs(60);
+/// Tries when two writers meet.
+const TRIES: usize = 16;
+
+/// A cluster does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BringUpError {
+    /// Store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Machines.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Taking a machine.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// Certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// kubeadm's configuration.
+    #[error(transparent)]
+    Kubeadm(#[from] KubeadmError),
+    /// The cluster's API.
+    #[error(transparent)]
+    Kube(#[from] KubeError),
+    /// Randomness.
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
+    /// A sealed document is missing or does not read.
+    #[error("the {0} of this cluster is not in the store: restore a backup")]
+    Missing(&'static str),
+    /// A manifest by address could not be had.
+    #[error("the manifest {0} could not be fetched")]
+    Fetch(String, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A text is still a path.
+    #[error("`{0}` is a path on the operator's machine: apply the file with `nkd cluster apply`, which reads it")]
+    Path(String),
+    /// No such run, or not any more.
+    #[error("this run of kubeadm is over")]
+    Over,
+}
+
+/// What nodes are to do for their clusters, at hand for every agent that asks.
+#[derive(Debug, Default)]
+pub struct Orders(Mutex<HashMap<Uuid, KubeadmTask>>);
+
+impl Orders {
+    /// What this machine is to do.
+    #[must_use]
+    pub fn of(&self, machine: Uuid) -> Option<KubeadmTask> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&machine).cloned()
+    }
+
+    fn learn(&self, record: &Record) {
+        let mut orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for member in &record.members {
+            let Some(machine) = member.machine else { continue };
+            match member.run.filter(|run| run.ended_at.is_none() && member.state == MemberState::Joining) {
+                Some(run) => {
+                    orders.insert(machine, KubeadmTask { operation: run.operation, action: run.action });
+                }
+                None => drop(orders.remove(&machine)),
+            }
+        }
+    }
+}
+
+/// Looks after every cluster until the service ends.
+pub async fn run(service: Arc<Service>, stop: CancellationToken) {
+    let mut events = service.registry.subscribe();
+    loop {
+        match service.registry.store().clusters().await {
+            Ok(clusters) => {
+                let turns = clusters.into_iter().map(|(record, revision)| turn(&service, record, revision));
+                futures_util::future::join_all(turns).await;
+            }
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "clusters cannot be read"),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(LOOK) => {}
+            // Machines have moved: look at once, and not more than a few times a second.
+            _ = events.recv() => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+        events = events.resubscribe();
+    }
+}
+
+/// One look at one cluster, and everything that can be done now.
+async fn turn(service: &Arc<Service>, record: Record, revision: i64) {
+    let name = record.name().to_owned();
+    let mut work = Work { service: Arc::clone(service), record, revision };
+    if let Err(error) = work.turn().await {
+        if matches!(error, BringUpError::Store(StoreError::Stale)) {
+            // Somebody else wrote first: the next look sees it.
+            return;
+        }
+        let reason = crate::http::chain(&error);
+        if work.record.waiting.as_ref() != Some(&reason) {
+            tracing::warn!(cluster = name, reason, "a cluster waits");
+            work.record.waiting = Some(reason.clone());
+            if let Err(error) = work.save(vec![format!("waits: {reason}")]).await {
+                tracing::warn!(cluster = name, error = &error as &dyn std::error::Error, "a cluster was not saved");
+            }
+        }
+    }
+}
+
+struct Work {
+    service: Arc<Service>,
+    record: Record,
+    revision: i64,
+}
+
+impl Work {
+    async fn save(&mut self, said: Vec<String>) -> Result<(), StoreError> {
+        let now = OffsetDateTime::now_utc();
+        let store = self.service.registry.store();
+        self.revision = store.save_cluster(&self.record, self.revision, &said, "service", now).await?;
+        self.service.orders.learn(&self.record);
+        for message in said {
+            tracing::info!(cluster = self.record.name(), "{message}");
+        }
+        Ok(())
+    }
+
+    async fn turn(&mut self) -> Result<(), BringUpError> {
+        self.service.orders.learn(&self.record);
+        let mut machines = Vec::new();
+        for id in self.record.members.iter().filter_map(|m| m.machine) {
+            if let Some((machine, _)) = self.service.registry.store().machine(id).await? {
+                machines.push(machine);
+            }
+        }
+        let api = match self.record.is_initialised() && self.is_due() {
+            true => Some(self.api().await?),
+            false => None,
+        };
+        let nodes = match &api {
+            Some(api) => Some(api.nodes().await),
+            None => None,
+        };
+        let nodes = match nodes {
+            Some(answer) => {
+                self.judge(answer.as_deref().map_err(|e| crate::http::chain(e))).await?;
+                answer.ok()
+            }
+            None => None,
+        };
+        let seen = Seen { machines: &machines, nodes: nodes.as_deref(), now: OffsetDateTime::now_utc() };
+        let steps = plan::plan(&self.record, seen);
+        let went_on = !steps.is_empty();
+        for step in steps {
+            self.take(step, api.as_ref(), &machines).await?;
+        }
+        if went_on && self.record.waiting.take().is_some() {
+            self.save(Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    /// A complete cluster is not asked at every look.
+    fn is_due(&self) -> bool {
+        let now = OffsetDateTime::now_utc();
+        !plan::is_complete(&self.record) || self.record.asked_at.is_none_or(|at| now >= at + HEALTH)
+    }
+
+    /// What the answer says of the cluster's health; kept when it changes.
+    async fn judge(&mut self, answer: Result<&[plan::NodeView], String>) -> Result<(), StoreError> {
+        let now = OffsetDateTime::now_utc();
+        self.record.asked_at = Some(now);
+        let health = match (answer, &self.record.health) {
+            (Ok(nodes), _) => {
+                let away: Vec<String> =
+                    nodes.iter().filter(|n| !n.ready).map(|n| format!("the node {} is not Ready", n.name)).collect();
+                if away.is_empty() { Health::Healthy } else { Health::Degraded { reasons: away } }
+            }
+            (Err(_), Health::Unreachable { .. }) => return Ok(()),
+            (Err(reason), _) => Health::Unreachable { since: now, reason },
+        };
+        if health == self.record.health {
+            return Ok(());
+        }
+        let said = match &health {
+            Health::Healthy => "healthy".to_owned(),
+            Health::Degraded { reasons } => format!("degraded: {}", reasons.join("; ")),
+            Health::Unreachable { reason, .. } => format!("unreachable: {reason}"),
+            Health::Unknown => "unknown".to_owned(),
+        };
+        self.record.health = health;
+        self.save(vec![said]).await
+    }
+
+    async fn api(&self) -> Result<Api, BringUpError> {
+        let pki = pki(&self.service, &self.record).await?;
+        let endpoint = self.record.endpoint().ok_or(BringUpError::Missing("endpoint"))?;
+        let access = Access {
+            cluster: self.record.name(),
+            server: &format!("https://{endpoint}"),
+            user: "nkd",
+            group: "system:masters",
+            lifetime: ACCESS_LIFE,
+        };
+        Ok(Api::connect(&pki.kubeconfig(&access, OffsetDateTime::now_utc())?).await?)
+    }
+
+    async fn take(&mut self, step: Step, api: Option<&Api>, machines: &[Machine]) -> Result<(), BringUpError> {
+        let cluster = self.record.name().to_owned();
+        match step {
+            Step::Claim { member } => {
+                let id = claim::claim(&self.service, &self.record, member).await?;
+                let Some(id) = id else { return Ok(()) };
+                self.record.members[member].machine = Some(id);
+                let hostname = &self.record.members[member].hostname;
+                self.save(vec![format!("{hostname}: machine {id} is taken")]).await?;
+            }
+            Step::Note { member, state, detail, address } => {
+                let member = &mut self.record.members[member];
+                let before = std::mem::replace(&mut member.state, state);
+                (member.detail, member.address) = (detail, address);
+                let (hostname, machine) = (member.hostname.clone(), member.machine);
+                let said = (before != state).then(|| format!("{hostname}: {state:?}").to_lowercase());
+                self.save(said.into_iter().collect()).await?;
+                let ready = state == MemberState::Ready;
+                if let (Some(id), true) = (machine, before != state && (ready || before == MemberState::Ready)) {
+                    self.tell(id, Input::NodeReady { cluster, ready }).await?;
+                }
+            }
+            Step::Run { member, action } => self.order(member, action, api, machines).await?,
+            Step::Revoke { member } => {
+                let (Some(api), Some(token)) = (api, self.record.members[member].token.clone()) else { return Ok(()) };
+                api.revoke_token(&token).await?;
+                self.record.members[member].token = None;
+                let hostname = &self.record.members[member].hostname;
+                self.save(vec![format!("{hostname}: its bootstrap token is revoked")]).await?;
+            }
+            Step::Apply { addon } => {
+                let Some(api) = api else { return Ok(()) };
+                let manifest = self.manifest(&addon).await?;
+                api.apply(&addon, &manifest).await?;
+                self.record.applied.push(addon.clone());
+                self.save(vec![format!("applied {addon}")]).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Orders a run of kubeadm. A join's token is in the cluster before the order is durable, and the order before the
+    /// agent hears of it.
+    async fn order(
+        &mut self,
+        index: usize,
+        action: KubeadmAction,
+        api: Option<&Api>,
+        machines: &[Machine],
+    ) -> Result<(), BringUpError> {
+        let now = OffsetDateTime::now_utc();
+        let operation = Uuid::now_v7();
+        let hostname = self.record.members[index].hostname.clone();
+        let mut token = None;
+        if let (KubeadmAction::Join, Some(api)) = (action, api) {
+            if let Some(old) = &self.record.members[index].token {
+                api.revoke_token(old).await?;
+            }
+            let (id, secret) = bootstrap_token()?;
+            api.create_token(&id, &secret, &hostname, now + TOKEN_LIFE).await?;
+            let text = format!("{id}.{secret}");
+            let name = token_name(&self.record, operation);
+            self.service.registry.store().save_secrets(&[(&name, text.as_bytes())]).await?;
+            token = Some(id);
+        }
+        let member = &mut self.record.members[index];
+        member.run = Some(Run { operation, action, ordered_at: now, ended_at: None });
+        member.token = token;
+        member.state = MemberState::Joining;
+        member.detail = None;
+        let machine = member.machine;
+        let verb = if action == KubeadmAction::Init { "init" } else { "join" };
+        self.save(vec![format!("{hostname}: kubeadm {verb} is ordered")]).await?;
+        let cluster = self.record.name().to_owned();
+        match machine.filter(|id| machines.iter().any(|m| m.id == *id)) {
+            Some(id) => self.tell(id, Input::Joining { cluster }).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn tell(&self, machine: Uuid, input: Input) -> Result<(), BringUpError> {
+        self.service.registry.apply(machine, input, RowEffects::default()).await?;
+        Ok(())
+    }
+
+    async fn manifest(&self, addon: &str) -> Result<String, BringUpError> {
+        let spec = &self.record.cluster.spec;
+        let source = match addon.strip_prefix("after-").and_then(|n| n.parse::<usize>().ok()) {
+            Some(number) => spec.hooks.after.get(number - 1),
+            None => spec.kubernetes.cni.as_ref().map(|cni| &cni.manifest),
+        };
+        text(source.ok_or(BringUpError::Missing("manifest"))?).await
+    }
+}
+
+/// The text of a source.
+async fn text(source: &Source) -> Result<String, BringUpError> {
+    let location = match source {
+        Source::Inline { inline } => return Ok(inline.clone()),
+        Source::Location(location) => location,
+    };
+    if !location.starts_with("http://") && !location.starts_with("https://") {
+        return Err(BringUpError::Path(location.clone()));
+    }
+    let failed = |e: reqwest::Error| BringUpError::Fetch(location.clone(), e.into());
+    let client = reqwest::Client::builder().timeout(FETCH).build().map_err(failed)?;
+    let answer = client.get(location).send().await.and_then(reqwest::Response::error_for_status).map_err(failed)?;
+    answer.text().await.map_err(failed)
+}
+
+/// The certificates of a cluster.
+pub async fn pki(service: &Service, record: &Record) -> Result<ClusterPki, BringUpError> {
+    let document = service.registry.store().secret(&pki_name(record.id)).await?;
+    Ok(ClusterPki::from_document(&document.ok_or(BringUpError::Missing("PKI"))?)?)
+}
+
+/// Name of a cluster's certificates in the store.
+#[must_use]
+pub fn pki_name(cluster: Uuid) -> String {
+    format!("cluster/{cluster}/pki")
+}
+
+fn token_name(record: &Record, operation: Uuid) -> String {
+    format!("cluster/{}/join/{operation}", record.id)
+}
+
+/// Id and secret of a bootstrap token: 6 and 16 of a-z and 0-9, 82 random bits in the secret.
+fn bootstrap_token() -> Result<(String, String), NoRandomness> {
+    let text = |length| secret::new_word(length);
+    Ok((text(6)?, text(16)?))
+}
+
+/// The member's machine as kubeadm sees it.
+fn node(record: &Record, member: &MemberRecord) -> Result<Node, BringUpError> {
+    let pool = record.cluster.spec.pools.iter().find(|pool| pool.name == member.pool);
+    let mut labels = pool.map(|pool| pool.labels.clone()).unwrap_or_default();
+    labels.extend(member.wanted.labels.clone());
+    Ok(Node {
+        hostname: member.hostname.clone(),
+        address: member.address.ok_or(BringUpError::Missing("address"))?,
+        role: member.role,
+        pool: member.pool.clone(),
+        labels,
+        taints: pool.and_then(|pool| pool.taints.clone()),
+    })
+}
+
+/// What the node that holds this certificate needs for its run of kubeadm. Keys leave the store only here: to the node of
+/// a control plane, and only what kubeadm needs there.
+pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> Result<KubeadmOrder, BringUpError> {
+    let store = service.registry.store();
+    let clusters = store.clusters().await?;
+    let (record, _) = clusters.iter().find(|(r, _)| r.member_of(holder.machine).is_some()).ok_or(BringUpError::Over)?;
+    let member = record.member_of(holder.machine).ok_or(BringUpError::Over)?;
+    let run = member.run.filter(|run| run.operation == operation && run.ended_at.is_none()).ok_or(BringUpError::Over)?;
+    let pki = pki(service, record).await?;
+    let cluster = &record.cluster;
+    let endpoint: Endpoint = record.endpoint().ok_or(BringUpError::Missing("endpoint"))?.parse()?;
+    let own = node(record, member)?;
+    let (config, skip_phases) = match run.action {
+        KubeadmAction::Init => {
+            let control_planes: Vec<Node> = record
+                .members
+                .iter()
+                .filter(|m| m.role == Role::ControlPlane && m.address.is_some())
+                .map(|m| node(record, m))
+                .collect::<Result<_, _>>()?;
+            let init = kubeadm::Init { endpoint: &endpoint, control_planes: &control_planes };
+            (kubeadm::init(cluster, &own, &init)?, kubeadm::init_skip_phases(cluster))
+        }
+        KubeadmAction::Join => {
+            let token = store.secret(&token_name(record, operation)).await?.ok_or(BringUpError::Missing("token"))?;
+            let token = String::from_utf8_lossy(&token).into_owned();
+            let join = kubeadm::Join { endpoint: &endpoint, token: &token, ca_hash: &pki.ca_hash()? };
+            (kubeadm::join(cluster, &own, &join)?, kubeadm::join_skip_phases(cluster))
+        }
+        KubeadmAction::Reset => (String::new(), Vec::new()),
+    };
+    let mut files = runtime::files(cluster, cluster.spec.os.profile == "lab")?;
+    if member.role == Role::ControlPlane && run.action != KubeadmAction::Reset {
+        files.extend(pki.control_plane_files());
+    }
+    let direct: Vec<String> = record.members.iter().filter_map(|m| m.address).map(|ip| ip.to_string()).collect();
+    files.extend(runtime::proxy_drop_ins(cluster, &direct));
+    let mut before = Vec::new();
+    for script in &cluster.spec.hooks.before {
+        before.push(text(script).await?);
+    }
+    Ok(KubeadmOrder {
+        operation,
+        action: run.action,
+        config,
+        skip_phases,
+        ignore_preflight_errors: Vec::new(),
+        files,
+        restart: vec![format!("{}.service", runtime::unit(cluster))],
+        before,
+    })
+}
+
+/// A node tells how its run goes. Durable when this returns; told twice, it counts once.
+pub async fn reported(
+    service: &Service,
+    machine: Uuid,
+    operation: Uuid,
+    progress: &KubeadmState,
+) -> Result<(), BringUpError> {
+    let store = service.registry.store();
+    for _ in 0..TRIES {
+        let now = OffsetDateTime::now_utc();
+        let clusters = store.clusters().await?;
+        let Some((mut record, revision)) = clusters.into_iter().find(|(r, _)| r.member_of(machine).is_some()) else {
+            return Ok(());
+        };
+        let Some(index) = plan::member_of_operation(&record, operation) else { return Ok(()) };
+        let member = &mut record.members[index];
+        let Some(run) = member.run.as_mut().filter(|run| run.ended_at.is_none() && member.machine == Some(machine)) else {
+            return Ok(());
+        };
+        let mut said = Vec::new();
+        match progress {
+            KubeadmState::Running { step } => member.detail = Some(step.clone()),
+            KubeadmState::Done => {
+                run.ended_at = Some(now);
+                (member.state, member.failures, member.detail) = (MemberState::Joined, 0, None);
+                said.push(format!("{}: joined", member.hostname));
+            }
+            KubeadmState::Failed { step, reason, .. } => {
+                run.ended_at = Some(now);
+                member.state = MemberState::Failed;
+                member.failures += 1;
+                member.detail = Some(format!("{step}: {reason}"));
+                said.push(format!("{}: kubeadm failed at {step}: {reason}", member.hostname));
+            }
+        }
+        match store.save_cluster(&record, revision, &said, "agent", now).await {
+            Ok(_) => {
+                service.orders.learn(&record);
+                return Ok(());
+            }
+            Err(StoreError::Stale) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(StoreError::Stale.into())
+}

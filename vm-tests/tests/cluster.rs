@@ -1,0 +1,111 @@
+//! From enrolled nodes to a Ready cluster, with real kubeadm, kubelet, containerd and etcd in namespace machines.
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, of processes and files")]
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nkd_vm_tests::{Builds, DhcpMode, Error, Network, Nkd, Node, bridge_pods, install_by_hand, kubernetes_folder, within};
+use serde_json::Value;
+
+type Result<T = ()> = std::result::Result<T, Error>;
+
+const VERSION: &str = "v1.20.2";
+
+/// A service, and an image that nobody boots.
+fn service(net: &Network) -> Result<Nkd> {
+    let builds = Builds::program_from_environment()?;
+    let nkd = Nkd::start(net, &builds, DhcpMode::Off, &[])?;
+    let folder = net.folder().join("image");
+    std::fs::create_dir_all(&folder).unwrap();
+    for name in
+        ["lab-1-live-kernel-x86_64", "lab-1-live-initramfs.x86_64.img", "lab-1-live-rootfs.x86_64.img", "lab-1-metal.x86_64.raw"]
+    {
+        std::fs::write(folder.join(name), vec![7; 10_000]).unwrap();
+    }
+    nkd.nkd(net, &["image", "import", &folder.display().to_string(), "--name", "lab"])?;
+    Ok(nkd)
+}
+
+fn agent() -> Result<PathBuf> {
+    std::env::var_os("NKD_AGENT").map(PathBuf::from).filter(|p| p.exists()).ok_or(Error::NotBuilt { variable: "NKD_AGENT" })
+}
+
+fn file(net: &Network, workers: u8) -> String {
+    let worker = |n: u8| {
+        format!("    - {{mac: '52:54:00:00:01:{n:02x}', hostname: w{n}, ip: 192.0.2.{}/24}}\n", 20 + n)
+    };
+    let workers: String = (1..=workers).map(worker).collect();
+    let text = format!(
+        "apiVersion: nkd.io/v1alpha1\nkind: Cluster\nmetadata: {{name: rack7}}\nspec:\n  os: {{profile: lab, image: lab}}\n  kubernetes:\n    version: {VERSION}\n    skipPhases: [addon/coredns]\n    cni: {{manifest: ./cni.yaml}}\n    kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n  hooks: {{after: [./after.yaml]}}\n  pools:\n  - name: cp\n    role: control-plane\n    machines:\n    - {{mac: '52:54:00:00:00:01', hostname: cp1, ip: 192.0.2.11/24}}\n  - name: w\n    role: worker\n    machines:\n{workers}"
+    );
+    let map = |name: &str| {
+        format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: kube-system}}\ndata: {{a: b}}\n")
+    };
+    std::fs::write(net.folder().join("cni.yaml"), map("made-by-cni")).unwrap();
+    std::fs::write(net.folder().join("after.yaml"), map("made-after")).unwrap();
+    let path = net.folder().join("cluster.yaml");
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+fn wait_for(net: &Network, nkd: &Nkd, what: &str, limit: Duration, fits: impl Fn(&Value) -> bool) -> Result<Value> {
+    let end = Instant::now() + limit;
+    loop {
+        let status = nkd.json(net, &["cluster", "status", "rack7"])?;
+        if fits(&status) {
+            return Ok(status);
+        }
+        if Instant::now() >= end {
+            let events = nkd.nkd(net, &["cluster", "events", "rack7"])?;
+            return Err(Error::Unexpected { what: what.into(), got: format!("{status:#}\n{events}") });
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
+#[test]
+fn one_control_plane_and_one_worker_become_ready_with_no_hand_on_them() -> Result {
+    let (folder, agent) = (kubernetes_folder()?, agent()?);
+    let net = Network::create("cluster")?;
+    let nkd = service(&net)?;
+    let host = net.host("by-hand", Some("192.0.2.3/24"))?;
+    let told = nkd.nkd(&net, &["cluster", "apply", "-f", &file(&net, 1)])?;
+    assert!(told.contains("rack7"), "{told}");
+    wait_for(&net, &nkd, "machines are taken", within(20), |s| {
+        s["members"].as_array().unwrap().iter().all(|m| m["machine"].is_string())
+    })?;
+    let start = |name: &str, mac: &str, address: &str| -> Result<Node> {
+        let config = install_by_hand(&net, &host, mac)?;
+        let node = Node::named(name).address(address).mac(mac).kubernetes(&folder, VERSION).agent(&agent);
+        node.file("/etc/nkd/agent.json", 0o600, config).start(&net)
+    };
+    let mut cp = start("cp1", "52:54:00:00:00:01", "192.0.2.11/24")?;
+    let mut worker = start("w1", "52:54:00:00:01:01", "192.0.2.21/24")?;
+    for node in [&cp, &worker] {
+        node.expect_unit_active("containerd", within(60))?;
+        node.import_images(within(180))?;
+    }
+    bridge_pods(&mut [&mut cp, &mut worker])?;
+    let status = wait_for(&net, &nkd, "the cluster is Ready", within(400), |s| s["phase"] == "ready")?;
+    assert_eq!(status["health"]["state"], "healthy", "{status:#}");
+    assert_eq!(nkd.machine(&net, "w1")?["phase"]["name"], "ready");
+
+    // The way of an operator: a kubeconfig, and kubectl.
+    let config = nkd.nkd(&net, &["cluster", "kubeconfig", "rack7"])?;
+    let path = net.folder().join("kubeconfig");
+    std::fs::write(&path, config).unwrap();
+    let kubectl = |words: &[&str]| -> Result<String> {
+        let mut command = Command::new(folder.join("versions").join(VERSION).join("kubectl"));
+        command.arg("--kubeconfig").arg(&path).args(words);
+        Ok(host.run(command, within(60))?.success()?.text())
+    };
+    let nodes = kubectl(&["get", "nodes", "--no-headers"])?;
+    assert_eq!(nodes.lines().filter(|l| l.split_whitespace().nth(1) == Some("Ready")).count(), 2, "{nodes}");
+    // Applied before and after; and no token is left.
+    kubectl(&["-n", "kube-system", "get", "configmap", "made-by-cni", "made-after"])?;
+    let secrets = kubectl(&["-n", "kube-system", "get", "secrets"])?;
+    assert!(!secrets.contains("nkd: for the node") && !secrets.contains("bootstrap-token-"), "{secrets}");
+    Ok(())
+}
