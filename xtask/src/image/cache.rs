@@ -35,6 +35,11 @@ impl Cache {
         self.root.join("logs")
     }
 
+    /// Go's own cache; it removes by itself what nobody has used for days.
+    pub fn go_build(&self) -> PathBuf {
+        self.root.join("go-build")
+    }
+
     pub fn lock(&self) -> Result<Lock> {
         fs::create_dir_all(&self.root)?;
         let path = self.root.join("lock");

@@ -1,7 +1,9 @@
 //! `cargo xtask image`: build a node image, or find the one that the same inputs made earlier, and print where it is.
+//! Kubernetes for the tests is made the same way.
 
 mod cache;
 mod inputs;
+mod kubernetes;
 mod lab;
 mod nestos;
 
@@ -30,6 +32,8 @@ pub struct Arguments {
 enum Kind {
     /// The stand-in for NestOS, from Debian packages
     Lab,
+    /// What the tests run Kubernetes from: programs, container images, runtime tools
+    Kubernetes,
     /// The real thing: its recipe is checked, its base is needed to build it
     Nestos,
 }
@@ -37,6 +41,7 @@ enum Kind {
 pub fn run(arguments: &Arguments) -> Result<()> {
     match arguments.kind {
         Kind::Lab => println!("{}", lab::image(arguments)?.display()),
+        Kind::Kubernetes => println!("{}", kubernetes::image()?.display()),
         Kind::Nestos => nestos::check()?,
     }
     Ok(())
