@@ -30,6 +30,7 @@ mod error;
 mod folder;
 mod machine;
 mod network;
+mod node;
 mod process;
 mod programs;
 mod service;
@@ -46,6 +47,9 @@ pub use machine::spec::{BootOrder, Firmware, MachineSpec, Nic};
 pub use network::capture::Capture;
 pub use network::namespace::{HttpAnswer, Namespace};
 pub use network::{Host, Network};
+pub use node::containerd::{bridge_pods, kubernetes_folder};
+pub use node::spec::NodeSpec;
+pub use node::{Ending, Node};
 pub use process::{Output, Service};
 pub use service::{Builds, Clock, DhcpMode, Nkd};
 
