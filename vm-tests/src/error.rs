@@ -84,12 +84,12 @@ pub enum Error {
         wanted: &'static str,
     },
     /// A build that the tests run on is missing.
-    #[error(
-        "{variable} names no file: run this through `cargo xtask test` or `cargo xtask lab`, which build what it needs"
-    )]
+    #[error("{variable} names no file: {remedy}")]
     NotBuilt {
         /// The environment variable.
         variable: &'static str,
+        /// What builds it.
+        remedy: &'static str,
     },
     /// Something is not as it should be.
     #[error("expected: {what}; got: {got}")]

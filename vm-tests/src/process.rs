@@ -209,11 +209,16 @@ impl Drop for Service {
     }
 }
 
-/// Runs a process to its end, in a process group of its own that is killed at the limit.
-pub(crate) fn run(mut command: Command, limit: Duration) -> Result<Output, Error> {
+/// Runs a process to its end, in a process group of its own that is killed at the limit. Its standard input is empty.
+pub(crate) fn run(command: Command, limit: Duration) -> Result<Output, Error> {
+    run_on(Stdio::null(), command, limit)
+}
+
+/// The same with an input.
+pub(crate) fn run_on(input: Stdio, mut command: Command, limit: Duration) -> Result<Output, Error> {
     let line = line_of(&command);
     let start = || Error::io(format!("starting `{line}`"));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(start())?;
     let stdout = collect(child.stdout.take());
     let stderr = collect(child.stderr.take());

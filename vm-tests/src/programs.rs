@@ -10,9 +10,13 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("tcpdump", "tcpdump"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-img", "qemu-utils"),
+    ("unshare", "util-linux"),
+    ("nsenter", "util-linux"),
+    ("pivot_root", "util-linux"),
 ];
 
 const FILES: &[(&str, &str)] = &[
+    ("/lib/systemd/systemd", "systemd"),
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
     ("/usr/share/OVMF/OVMF_VARS_4M.fd", "ovmf"),
     ("/usr/lib/ipxe/qemu/pxe-virtio.rom", "ipxe-qemu"),

@@ -68,7 +68,9 @@ impl Builds {
     /// From the environment.
     pub fn from_environment() -> Result<Self, Error> {
         let of = |name: &'static str| {
-            std::env::var_os(name).map(PathBuf::from).filter(|p| p.exists()).ok_or(Error::NotBuilt { variable: name })
+            let remedy = "run this through `cargo xtask test` or `cargo xtask lab`, which build what it needs";
+            let file = std::env::var_os(name).map(PathBuf::from).filter(|p| p.exists());
+            file.ok_or(Error::NotBuilt { variable: name, remedy })
         };
         Ok(Self { program: of("NKD_PROGRAM")?, image: of("NKD_LAB_IMAGE")? })
     }

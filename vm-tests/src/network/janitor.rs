@@ -1,6 +1,6 @@
 //! Removes namespaces and what runs in them: ours when they are dropped, and those of programs that were killed.
 //!
-//! A namespace is called `nkd-<pid>-<n>`, or `nkd-<pid>-<n>-<host>`: whose it is stands in its name, so only what this
+//! A namespace is called `nkd-<pid>-<n>`, or `nkd-<pid>-<n>-<host or node>`: whose it is stands in its name, so only what this
 //! framework has started is ever ended.
 
 #![expect(clippy::disallowed_methods, reason = "ends processes, waits for them, reads folders")]
@@ -15,6 +15,7 @@ use nix::unistd::Pid;
 
 use super::ip;
 use crate::Error;
+use crate::node::cgroups;
 
 pub(crate) const PREFIX: &str = "nkd-";
 const RUNTIME: &str = "/run/nkd-vm";
@@ -46,6 +47,8 @@ pub(crate) fn sweep_once() -> Result<(), Error> {
 /// Ends every process in a namespace, SIGTERM first, and removes it. It cannot fail in a way that anyone could mend; what
 /// is left is said on standard error.
 pub(crate) fn remove(space: &str) {
+    // A node first: its systemd does not end by SIGTERM, and what it runs may be in namespaces of its own.
+    cgroups::end(space);
     if Path::new(NAMESPACES).join(space).exists() {
         for (signal, limit) in [(Signal::SIGTERM, Duration::from_secs(3)), (Signal::SIGKILL, Duration::from_secs(5))] {
             if end_all(space, signal, limit) {

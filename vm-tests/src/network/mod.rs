@@ -96,10 +96,7 @@ impl Network {
             }
         };
         let host = Host { here: Namespace::add(&format!("{}-{name}", self.name()), "eth0", ip, self.folder())? };
-        let port = format!("port{}", self.next_port());
-        self.ip(&format!("link add {port} type veth peer name eth0 netns {}", host.name()))?;
-        self.ip(&format!("link set {port} master {BRIDGE} up"))?;
-        host.ip("link set eth0 up")?;
+        self.plug(&format!("port{}", self.next_port()), &host, None)?;
         if let Some(address) = address {
             host.ip(&format!("addr add {address} brd + dev eth0"))?;
         }
@@ -115,7 +112,8 @@ impl Network {
         Ok((tap, number))
     }
 
-    fn next_port(&self) -> u32 {
+    /// A number that nothing else in this network has.
+    pub(crate) fn next_port(&self) -> u32 {
         self.ports.fetch_add(1, Ordering::Relaxed) + 1
     }
 }

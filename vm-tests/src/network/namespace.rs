@@ -42,7 +42,7 @@ impl HttpAnswer {
 }
 
 impl Namespace {
-    pub(super) fn add(
+    pub(crate) fn add(
         name: &str,
         interface: &'static str,
         address: Option<Ipv4Addr>,
@@ -57,6 +57,14 @@ impl Namespace {
                 Err(e)
             }
         }
+    }
+
+    /// Joins another namespace to the bridge of this one, by a cable with the end `port` here and `eth0` there.
+    pub(crate) fn plug(&self, port: &str, host: &Namespace, mac: Option<&str>) -> Result<(), Error> {
+        let mac = mac.map(|mac| format!("address {mac}")).unwrap_or_default();
+        self.ip(&format!("link add {port} type veth peer name eth0 {mac} netns {}", host.name))?;
+        self.ip(&format!("link set {port} master {} up", super::BRIDGE))?;
+        host.ip("link set eth0 up").map(|_| ())
     }
 
     fn prepare(&self) -> Result<(), Error> {
