@@ -121,6 +121,12 @@ impl Client {
         self.read(response).await
     }
 
+    /// An answer that is text.
+    pub(super) async fn text(&self, method: Method, path: &str) -> Result<String, ClientError> {
+        let response = self.send(method, path, None::<&()>).await?;
+        response.text().await.map_err(|source| ClientError::Answer { server: self.server.clone(), source })
+    }
+
     pub(super) async fn delete(&self, path: &str) -> Result<(), ClientError> {
         self.send(Method::DELETE, path, None::<&()>).await?;
         Ok(())
