@@ -267,7 +267,7 @@ fn an_old_token_and_a_power_cut_before_enrollment_only_cost_time() -> Result {
     nkd.wait_for_phase(&net, "late-1", "Booting", within(120))?;
     clock.jump("+2h")?;
     nkd.wait_until(&net, "late-1", "the old token is refused", within(400), |m| {
-        m["waiting"].as_str().is_some_and(|w| w.contains("its time is over"))
+        m["waiting"].as_str().is_some_and(|w| w.contains("whose time is over"))
     })?;
     nkd.wait_until(&net, "late-1", "Ignition took its configuration after another boot", within(400), |m| {
         m["steps"].as_array().is_some_and(|steps| steps.iter().any(|s| s["name"] == "live"))

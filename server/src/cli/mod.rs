@@ -1,6 +1,8 @@
 //! The command line: nouns and verbs, one file a noun.
 
 mod client;
+mod cluster;
+mod cluster_service;
 mod context;
 mod image;
 mod machine;
@@ -13,6 +15,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::cluster::load::LoadError;
 use crate::serve::{self, ServeError};
 use crate::settings::{Inputs, Settings, SettingsError, Sources};
 use crate::store::{BackupError, backup, restore};
@@ -43,6 +46,9 @@ enum Command {
     /// Node images: import, list, show, remove, gc
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
+    /// Clusters: apply, list, status, events, kubeconfig; their files: schema, template, check, import
+    #[command(subcommand, visible_alias = "clusters")]
+    Cluster(cluster::ClusterCommand),
     /// Users of the service and their roles
     #[command(subcommand, visible_alias = "users")]
     User(user::UserCommand),
@@ -121,6 +127,9 @@ pub enum CliError {
     /// Whom to trust.
     #[error(transparent)]
     Trust(#[from] trust::TrustError),
+    /// A cluster file that cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// An input that is wrong on its face.
     #[error("{0}")]
     Usage(String),
@@ -179,6 +188,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Machine(command) => machine::run(command, &context).await,
         Command::Rule(command) => rule::run(command, &context).await,
         Command::Image(command) => image::run(command, &context).await,
+        Command::Cluster(command) => cluster::run(command, &context).await,
         Command::User(command) => user::run(command, &context).await,
         Command::Audit(args) => user::audit(args, &context).await,
         Command::Login(args) => context::login(args, &context).await,

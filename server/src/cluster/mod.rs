@@ -2,8 +2,16 @@
 
 pub mod bringup;
 mod claim;
+pub mod diff;
+pub mod file;
 pub mod fits;
+pub mod import;
+pub mod kubeadm;
 pub mod kubernetes;
+pub mod load;
+pub mod pki;
 pub mod plan;
 pub mod record;
+pub mod runtime;
 pub mod snippets;
+pub mod template;

@@ -5,6 +5,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use nkd_api::{ErrorBody, Problem};
 
+use crate::cluster::bringup::BringUpError;
 use crate::fleet::config::ConfigError;
 use crate::fleet::enroll::EnrollError;
 use crate::fleet::pki::PkiError;
