@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::store::{Store, StoreError};
 
 /// Start of everything's validity.
-const VALID_FROM: OffsetDateTime = datetime!(2000-01-01 0:00 UTC);
+pub(crate) const VALID_FROM: OffsetDateTime = datetime!(2000-01-01 0:00 UTC);
 const CA_LIFE: Duration = Duration::days(20 * 365);
 const SERVER_LIFE: Duration = Duration::days(10 * 365);
 /// The server certificate is made anew at start when less than this is left.
@@ -247,7 +247,7 @@ fn params(common_name: &str, not_after: OffsetDateTime) -> Result<CertificatePar
 }
 
 #[expect(clippy::disallowed_methods, reason = "serial numbers are random (RFC 5280, 4.1.2.2)")]
-fn random_serial() -> Result<SerialNumber, PkiError> {
+pub(crate) fn random_serial() -> Result<SerialNumber, rcgen::Error> {
     let mut serial = [0u8; 16];
     aws_lc_rs::rand::fill(&mut serial).map_err(|_| rcgen::Error::RingUnspecified)?;
     serial[0] &= 0x7f;

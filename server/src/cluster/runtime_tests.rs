@@ -1,0 +1,91 @@
+//! Sandbox images and mirrors. The files as a whole are golden: `kubeadm_tests.rs`.
+
+use super::*;
+use crate::cluster::kubeadm::tests::cluster;
+
+#[test]
+fn mirrors_are_read_with_and_without_scheme_and_path() {
+    let mirror =
+        |plain, host: &str, path: Option<&str>| Mirror { plain, host: host.into(), path: path.map(Into::into) };
+    for (text, want) in [
+        ("m.example", mirror(false, "m.example", None)),
+        ("http://10.0.0.2:5000/", mirror(true, "10.0.0.2:5000", None)),
+        ("https://m.example/proxy/hub/", mirror(false, "m.example", Some("proxy/hub"))),
+        ("https://m.example/v2/proxy", mirror(false, "m.example", Some("proxy"))),
+        ("https://m.example/v2/", mirror(false, "m.example", None)),
+    ] {
+        assert_eq!(Mirror::parse(text), Some(want), "{text}");
+    }
+    for wrong in ["", "ftp://m", "https://", "/x", "m example", "m/../x", "m\"x", "u:p@m", "m?x"] {
+        assert_eq!(Mirror::parse(wrong), None, "{wrong}");
+    }
+}
+
+/// The name of a registry becomes a folder on the node.
+#[test]
+fn a_registry_is_a_host_and_nothing_else() {
+    for host in ["../../etc", "docker.io/x", "https://docker.io", ""] {
+        for runtime in ["containerd", "cri-o", "docker"] {
+            let mut cluster = cluster("v1.31.4", runtime);
+            cluster.spec.kubernetes.registries[0].host = host.into();
+            assert!(matches!(files(&cluster, false), Err(KubeadmError::Mirror(_))), "{host} {runtime}");
+        }
+    }
+}
+
+#[test]
+fn containerd_asks_mirrors_in_the_order_of_the_file() {
+    let mut cluster = cluster("v1.31.4", "containerd");
+    let registry = &mut cluster.spec.kubernetes.registries[0];
+    registry.host = "*".into();
+    registry.mirrors = ["https://z.example", "https://a.example", "https://m.example"].map(Into::into).into();
+    let files = files(&cluster, false).unwrap();
+    let hosts = files.iter().find(|file| file.path == "/etc/containerd/certs.d/_default/hosts.toml").unwrap();
+    let order: Vec<&str> = hosts.contents.lines().filter(|line| line.starts_with('[')).collect();
+    assert_eq!(order, ["z", "a", "m"].map(|name| format!("[host.\"https://{name}.example\"]")));
+    let parsed: toml::Table = toml::from_str(&hosts.contents).unwrap();
+    assert_eq!(parsed["host"].as_table().unwrap().len(), 3);
+}
+
+#[test]
+fn the_oom_score_is_restricted_only_when_asked() {
+    let cluster = cluster("v1.20.2", "containerd");
+    let plugin = |asked| {
+        let config: toml::Table = toml::from_str(&containerd_config(&cluster, asked).unwrap()).unwrap();
+        config["plugins"]["io.containerd.grpc.v1.cri"].as_table().unwrap().clone()
+    };
+    assert_eq!(plugin(true)["restrict_oom_score_adj"], true.into());
+    assert!(!plugin(false).contains_key("restrict_oom_score_adj"));
+    assert_eq!(plugin(false)["sandbox_image"], "registry.example/k8s/pause:3.2".into());
+}
+
+#[test]
+fn a_runtime_says_what_it_cannot_mirror() {
+    for (runtime, host, mirror) in [
+        ("cri-o", "*", "https://m.example"),
+        ("docker", "quay.io", "https://m.example"),
+        ("docker", "docker.io", "https://m.example/path"),
+        ("isulad", "*", "https://m.example"),
+    ] {
+        let mut cluster = cluster("v1.31.4", runtime);
+        let registry = &mut cluster.spec.kubernetes.registries[0];
+        registry.host = host.into();
+        registry.mirrors = vec![mirror.into()];
+        let refused = files(&cluster, false).err();
+        assert!(matches!(refused, Some(KubeadmError::Unsupported { .. })), "{runtime} {host}: {refused:?}");
+    }
+}
+
+#[test]
+fn the_pause_image_is_told_to_the_kubelets_that_listen() {
+    for (version, flag) in [("v1.26.9", true), ("v1.27.0", false)] {
+        let mut cluster = cluster(version, "containerd");
+        cluster.spec.kubernetes.pause_image = Some("registry.example/pause:9".into());
+        assert_eq!(sandbox_image(&cluster).unwrap(), "registry.example/pause:9");
+        let planes = [crate::cluster::kubeadm::tests::node("cp1", "10.0.0.11", nkd_api::cluster::Role::ControlPlane)];
+        let endpoint = "10.0.0.11".parse().unwrap();
+        let init = crate::cluster::kubeadm::Init { endpoint: &endpoint, control_planes: &planes };
+        let text = crate::cluster::kubeadm::init(&cluster, &planes[0], &init).unwrap();
+        assert_eq!(text.contains("pod-infra-container-image: registry.example/pause:9"), flag, "{version}");
+    }
+}
