@@ -223,7 +223,7 @@ contract! {
 contract! {
     /// Text that is written elsewhere: a path beside the cluster file, an http(s) address, or the text itself.
     #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-    #[serde(untagged)]
+    #[serde(untagged, deny_unknown_fields)]
     pub enum Source {
         /// A path (relative to the cluster file) or an http(s) address. The command line replaces a path by its text.
         Location(String),
@@ -357,7 +357,6 @@ contract! {
     pub struct PoolMachine {
         /// Hardware address of the interface that it boots from.
         #[serde(skip_serializing_if = "Option::is_none")]
-        #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
         pub mac: Option<MacAddr>,
         /// SMBIOS UUID.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -578,4 +577,26 @@ pub enum MemberState {
     Failed,
     /// It is being taken out.
     Leaving,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_says_nothing_that_is_not_read() {
+        let read = |text: &str| serde_json::from_str::<Source>(text);
+        assert_eq!(read("\"./cni.yaml\"").unwrap(), Source::Location("./cni.yaml".into()));
+        assert_eq!(read("{\"inline\": \"x\"}").unwrap(), Source::Inline { inline: "x".into() });
+        assert!(read("{\"inline\": \"x\", \"sha256\": \"y\"}").is_err());
+    }
+
+    #[cfg(feature = "schema")]
+    #[test]
+    fn the_schema_knows_the_form_of_a_hardware_address() {
+        let schema = serde_json::to_value(schemars::schema_for!(Cluster)).unwrap();
+        let mac = &schema["$defs"]["PoolMachine"]["properties"]["mac"];
+        assert_eq!(mac["format"], "mac", "{mac}");
+        assert_eq!(mac["type"], serde_json::json!(["string", "null"]), "{mac}");
+    }
 }
