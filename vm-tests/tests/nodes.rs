@@ -5,12 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use nkd_vm_tests::{Ending, Error, Network, Node, bridge_pods, kubernetes_folder, within};
+use nkd_vm_tests::{Ending, Error, Images, Network, Node, bridge_pods, kubernetes_folder, within};
 
 type Result<T = ()> = std::result::Result<T, Error>;
 
@@ -59,6 +59,34 @@ fn a_failure_is_told_with_what_the_node_said() -> Result {
     let twice = Node::named("cp1").address("192.0.2.12/24").start(&net);
     assert!(matches!(twice, Err(Error::Argument(_))), "{twice:?}");
     node.expect_unit_active("dbus.socket", within(10))
+}
+
+#[test]
+fn the_unit_of_the_agent_runs_as_it_is() -> Result {
+    let net = Network::create("nodes-agent")?;
+    let program = net.folder().join("agent");
+    // All that the unit must let through: its state, its runtime folder, its configuration, the network, systemctl.
+    let script = "#!/bin/sh -eu\ntouch /var/lib/nkd-agent/a /run/nkd-agent/a /etc/nkd/a\n! touch /usr/a /etc/a 2> /dev/null\n\
+        cat < /etc/nkd/agent.json\nsystemctl is-active dbus.socket\nexec sleep infinity\n";
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut node = Node::named("w1").address("192.0.2.21/24").agent(&program).start(&net)?;
+    let state = node.run(command(&["systemctl", "is-active", "nkd-agent"]), within(10))?;
+    assert_eq!(state.text(), "inactive\n", "without a configuration it does not run");
+    node.write_file("/etc/nkd/agent.json", 0o600, b"as it was told\n")?;
+    node.shell("systemctl start nkd-agent", within(20))?;
+    node.expect_unit_active("nkd-agent", within(20))?;
+    let said = || node.shell("journalctl --sync; journalctl --unit=nkd-agent --output=cat", within(10));
+    let limit = Instant::now() + within(20);
+    while !said()?.contains("as it was told\nactive\n") {
+        assert!(Instant::now() < limit, "{}", said()?);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // It lives, and so it does after the next boot.
+    assert_eq!(node.shell("systemctl show --property=NRestarts --value nkd-agent", within(10))?, "0\n");
+    node.power_cut()?;
+    node.power_on()?;
+    node.expect_unit_active("nkd-agent", within(20))
 }
 
 #[test]
@@ -225,7 +253,7 @@ fn a_hand_made_cluster_becomes_ready() -> Result {
     let (mut cp1, mut w1) = (first?, second?);
     bridge_pods(&mut [&mut cp1, &mut w1])?;
     said("two nodes are up");
-    cp1.import_images(within(180))?;
+    cp1.import_images(Images::ControlPlane, within(180))?;
     said("the images of the control plane are there");
 
     cp1.write_file("/etc/kubeadm.yaml", 0o600, INIT.as_bytes())?;
@@ -238,7 +266,7 @@ fn a_hand_made_cluster_becomes_ready() -> Result {
     let after = |key: &str| join.split_whitespace().skip_while(|word| *word != key).nth(1).unwrap().to_owned();
     let config = JOIN.replace("TOKEN", &after("--token"));
     let config = config.replace("HASH", &format!("{:?}", after("--discovery-token-ca-cert-hash")));
-    w1.import_images(within(180))?;
+    w1.import_images(Images::Worker, within(180))?;
     said("the images of the worker are there");
     w1.write_file("/etc/kubeadm.yaml", 0o600, config.as_bytes())?;
     w1.shell("kubeadm join --config /etc/kubeadm.yaml", within(180))?;
@@ -264,6 +292,14 @@ fn a_hand_made_cluster_becomes_ready() -> Result {
     w1.power_cut()?;
     w1.power_on()?;
     w1.expect_unit_active("kubelet", within(60))?;
+    // The kubelet tells of the boot that it lives in.
+    let boot = text(&w1, "/proc/sys/kernel/random/boot_id")?;
+    let told = "kubectl get node w1 -o 'jsonpath={.status.nodeInfo.bootID} {.status.conditions[-1].type}'";
+    let limit = Instant::now() + within(120);
+    while cp1.shell(told, within(20))? != format!("{boot} Ready") {
+        assert!(Instant::now() < limit, "{}", w1.logs()?);
+        std::thread::sleep(Duration::from_millis(500));
+    }
     cp1.shell("kubectl wait --for=condition=Ready --timeout=110s nodes/w1", within(120))?;
     said("the worker is back from a power cut");
     Ok(())
