@@ -48,7 +48,7 @@ pub use machine::spec::{BootOrder, Firmware, MachineSpec, Nic};
 pub use network::capture::Capture;
 pub use network::namespace::{HttpAnswer, Namespace};
 pub use network::{Host, Network};
-pub use node::containerd::{bridge_pods, kubernetes_folder};
+pub use node::containerd::{Images, bridge_pods, kubernetes_folder};
 pub use node::spec::NodeSpec;
 pub use node::{Ending, Node};
 pub use process::{Output, Service};

@@ -211,12 +211,11 @@ impl Drop for Service {
 
 /// Runs a process to its end, in a process group of its own that is killed at the limit. Its standard input is empty.
 pub(crate) fn run(command: Command, limit: Duration) -> Result<Output, Error> {
-    run_on(Stdio::null(), command, limit)
+    run_as(line_of(&command), Stdio::null(), command, limit)
 }
 
-/// The same with an input.
-pub(crate) fn run_on(input: Stdio, mut command: Command, limit: Duration) -> Result<Output, Error> {
-    let line = line_of(&command);
+/// The same with an input, and with the command line as messages are to show it.
+pub(crate) fn run_as(line: String, input: Stdio, mut command: Command, limit: Duration) -> Result<Output, Error> {
     let start = || Error::io(format!("starting `{line}`"));
     command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().map_err(start())?;
@@ -291,7 +290,8 @@ pub(crate) fn last_lines(log: &str) -> String {
     text
 }
 
-fn line_of(command: &Command) -> String {
+/// The command line, for messages.
+pub(crate) fn line_of(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }

@@ -46,19 +46,39 @@ pub fn kubernetes_folder() -> Result<PathBuf, Error> {
     folder.ok_or(Error::NotBuilt { variable: "NKD_KUBERNETES", remedy })
 }
 
+/// Which images a node wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Images {
+    /// All that there are.
+    ControlPlane,
+    /// Without those that only the control plane runs.
+    Worker,
+}
+
+/// What only the control plane runs.
+const CONTROL_PLANE: &[&str] = &["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
+
+impl Images {
+    fn wants(self, archive: &Path) -> bool {
+        let name = archive.file_stem().and_then(|name| name.to_str());
+        let tar = archive.extension().is_some_and(|extension| extension == "tar");
+        tar && (self == Self::ControlPlane || name.is_some_and(|name| !CONTROL_PLANE.contains(&name)))
+    }
+}
+
 impl Kubernetes {
     pub(super) fn version_folder(&self) -> PathBuf {
         self.folder.join("versions").join(&self.version)
     }
 
-    /// The archives of all images that a node of this version may want.
-    fn images(&self) -> Result<Vec<PathBuf>, Error> {
+    /// The archives of images for a node of this version.
+    fn images(&self, which: Images) -> Result<Vec<PathBuf>, Error> {
         let mut images = Vec::new();
         for folder in [self.folder.join("images"), self.version_folder().join("images")] {
             let listing = || Error::io(format!("listing {}", folder.display()));
             for entry in std::fs::read_dir(&folder).map_err(listing())? {
                 let path = entry.map_err(listing())?.path();
-                if path.extension().is_some_and(|extension| extension == "tar") {
+                if which.wants(&path) {
                     images.push(path);
                 }
             }
@@ -72,12 +92,12 @@ impl Kubernetes {
 
 impl Node {
     /// Brings the images of its version to containerd, some at a time, as if they had been pulled.
-    pub fn import_images(&self, limit: Duration) -> Result<(), Error> {
+    pub fn import_images(&self, which: Images, limit: Duration) -> Result<(), Error> {
         let kubernetes = self.spec.kubernetes.as_ref();
         let kubernetes =
             kubernetes.ok_or_else(|| Error::Argument(format!("{} is no node of Kubernetes", self.name())))?;
         // The largest last, so that they are taken first.
-        let mut images = kubernetes.images()?;
+        let mut images = kubernetes.images(which)?;
         images.sort_by_key(|image| image.metadata().map_or(0, |data| data.len()));
         let waiting = Mutex::new(images);
         let next = || waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop();
@@ -125,4 +145,19 @@ pub fn bridge_pods(nodes: &mut [&mut Node]) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_needs_no_control_plane() {
+        let wants = |which: Images, name: &str| which.wants(Path::new("/k").join(name).as_path());
+        for name in ["etcd.tar", "kube-apiserver.tar", "kube-proxy.tar", "pause.tar"] {
+            assert!(wants(Images::ControlPlane, name), "{name}");
+        }
+        assert!(wants(Images::Worker, "kube-proxy.tar") && !wants(Images::Worker, "kube-apiserver.tar"));
+        assert!(!wants(Images::ControlPlane, "manifest.json"));
+    }
 }

@@ -27,7 +27,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::network::{Namespace, Network, janitor};
-use crate::process::{Output, end_child, last_lines, run_on, wait_child};
+use crate::process::{Output, end_child, last_lines, line_of, run_as, wait_child};
 use crate::{Error, folder, programs, within};
 use cgroups::Cgroups;
 use console::Console;
@@ -309,7 +309,7 @@ impl Node {
     }
 
     pub(crate) fn run_on(&self, input: Stdio, command: Command, limit: Duration) -> Result<Output, Error> {
-        run_on(input, self.command(&command)?, limit)
+        run_as(format!("{}: {}", self.name(), line_of(&command)), input, self.command(&command)?, limit)
     }
 
     /// The same command, moved in here.
