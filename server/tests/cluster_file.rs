@@ -1,4 +1,6 @@
 //! `nkd cluster schema|template|check|import`, as an operator runs them.
+#![allow(clippy::disallowed_methods, reason = "tests start programs and open files")]
+#![allow(clippy::unwrap_used, reason = "clippy takes only the test functions themselves for tests")]
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

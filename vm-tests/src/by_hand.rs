@@ -40,7 +40,8 @@ pub fn install_by_hand(net: &Network, host: &Host, mac: &str) -> Result<Vec<u8>,
     request.args(["-keyout", &key, "-out", &csr]);
     host.run(request, within(20))?.success()?;
     let csr = std::fs::read_to_string(&csr).map_err(Error::io(csr))?;
-    let order = json!({"machine": live["machine"], "token": live["token"], "csr": csr, "facts": {"architecture": "x86_64"}});
+    let order =
+        json!({"machine": live["machine"], "token": live["token"], "csr": csr, "facts": {"architecture": "x86_64"}});
     let body = format!("@{}", write(&path("enroll.json"), &order)?);
     let post = ["-k", "-H", "Content-Type: application/json", "--data-binary"];
     let bought = answer(host, &[&post[..], &[&body, &format!("{API}/agent/v1/enroll")]].concat())?;

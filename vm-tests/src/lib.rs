@@ -26,18 +26,19 @@
 //!
 //! It wants root, `iproute2` and QEMU; what is missing is named in the error with its Debian package.
 
+mod by_hand;
 mod error;
 mod folder;
 mod machine;
 mod network;
 mod node;
 mod process;
-mod by_hand;
 mod programs;
 mod service;
 
 use std::time::Duration;
 
+pub use by_hand::install_by_hand;
 pub use error::{ConsoleFailure, Error};
 pub use machine::Machine;
 pub use machine::accel::Accelerator;
@@ -52,7 +53,6 @@ pub use node::containerd::{Images, bridge_pods, kubernetes_folder};
 pub use node::spec::NodeSpec;
 pub use node::{Ending, Node};
 pub use process::{Output, Service};
-pub use by_hand::install_by_hand;
 pub use service::{Builds, Clock, DhcpMode, Nkd};
 
 /// A limit in seconds for a wait, as in `console.expect("login:", within(300))`. `NKD_VM_PATIENCE=3` makes all of them

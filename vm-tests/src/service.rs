@@ -78,7 +78,9 @@ impl Builds {
     /// For tests that need no image.
     pub fn program_from_environment() -> Result<Self, Error> {
         let program = std::env::var_os("NKD_PROGRAM").map(PathBuf::from).filter(|p| p.exists());
-        Ok(Self { program: program.ok_or(Error::NotBuilt { variable: "NKD_PROGRAM" })?, image: PathBuf::new() })
+        let remedy = "run this through `cargo xtask test`, which builds what it needs";
+        let program = program.ok_or(Error::NotBuilt { variable: "NKD_PROGRAM", remedy })?;
+        Ok(Self { program, image: PathBuf::new() })
     }
 }
 

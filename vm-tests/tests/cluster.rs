@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nkd_vm_tests::{Builds, DhcpMode, Error, Network, Nkd, Node, bridge_pods, install_by_hand, kubernetes_folder, within};
+use nkd_vm_tests::{
+    Builds, DhcpMode, Error, Images, Network, Nkd, Node, bridge_pods, install_by_hand, kubernetes_folder, within,
+};
 use serde_json::Value;
 
 type Result<T = ()> = std::result::Result<T, Error>;
@@ -19,9 +21,12 @@ fn service(net: &Network) -> Result<Nkd> {
     let nkd = Nkd::start(net, &builds, DhcpMode::Off, &[])?;
     let folder = net.folder().join("image");
     std::fs::create_dir_all(&folder).unwrap();
-    for name in
-        ["lab-1-live-kernel-x86_64", "lab-1-live-initramfs.x86_64.img", "lab-1-live-rootfs.x86_64.img", "lab-1-metal.x86_64.raw"]
-    {
+    for name in [
+        "lab-1-live-kernel-x86_64",
+        "lab-1-live-initramfs.x86_64.img",
+        "lab-1-live-rootfs.x86_64.img",
+        "lab-1-metal.x86_64.raw",
+    ] {
         std::fs::write(folder.join(name), vec![7; 10_000]).unwrap();
     }
     nkd.nkd(net, &["image", "import", &folder.display().to_string(), "--name", "lab"])?;
@@ -29,13 +34,14 @@ fn service(net: &Network) -> Result<Nkd> {
 }
 
 fn agent() -> Result<PathBuf> {
-    std::env::var_os("NKD_AGENT").map(PathBuf::from).filter(|p| p.exists()).ok_or(Error::NotBuilt { variable: "NKD_AGENT" })
+    let remedy = "run this through `cargo xtask test`, which builds it";
+    let agent = std::env::var_os("NKD_AGENT").map(PathBuf::from).filter(|p| p.exists());
+    agent.ok_or(Error::NotBuilt { variable: "NKD_AGENT", remedy })
 }
 
 fn file(net: &Network, workers: u8) -> String {
-    let worker = |n: u8| {
-        format!("    - {{mac: '52:54:00:00:01:{n:02x}', hostname: w{n}, ip: 192.0.2.{}/24}}\n", 20 + n)
-    };
+    let worker =
+        |n: u8| format!("    - {{mac: '52:54:00:00:01:{n:02x}', hostname: w{n}, ip: 192.0.2.{}/24}}\n", 20 + n);
     let workers: String = (1..=workers).map(worker).collect();
     let text = format!(
         "apiVersion: nkd.io/v1alpha1\nkind: Cluster\nmetadata: {{name: rack7}}\nspec:\n  os: {{profile: lab, image: lab}}\n  kubernetes:\n    version: {VERSION}\n    skipPhases: [addon/coredns]\n    cni: {{manifest: ./cni.yaml}}\n    kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n  hooks: {{after: [./after.yaml]}}\n  pools:\n  - name: cp\n    role: control-plane\n    machines:\n    - {{mac: '52:54:00:00:00:01', hostname: cp1, ip: 192.0.2.11/24}}\n  - name: w\n    role: worker\n    machines:\n{workers}"
@@ -83,9 +89,9 @@ fn one_control_plane_and_one_worker_become_ready_with_no_hand_on_them() -> Resul
     };
     let mut cp = start("cp1", "52:54:00:00:00:01", "192.0.2.11/24")?;
     let mut worker = start("w1", "52:54:00:00:01:01", "192.0.2.21/24")?;
-    for node in [&cp, &worker] {
+    for (node, images) in [(&cp, Images::ControlPlane), (&worker, Images::Worker)] {
         node.expect_unit_active("containerd", within(60))?;
-        node.import_images(within(180))?;
+        node.import_images(images, within(180))?;
     }
     bridge_pods(&mut [&mut cp, &mut worker])?;
     let status = wait_for(&net, &nkd, "the cluster is Ready", within(400), |s| s["phase"] == "ready")?;

@@ -6,9 +6,9 @@ use clap::Subcommand;
 use nkd_api::Problem;
 use serde::Serialize;
 
+use super::CliError;
 use super::cluster_service::{self, AccessArgs};
 use super::context::ContextArgs;
-use super::CliError;
 use super::output::{OutputArgs, say};
 use crate::cluster::file::{self, Checked, Paths};
 use crate::cluster::import::import;

@@ -395,7 +395,8 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
     let clusters = store.clusters().await?;
     let (record, _) = clusters.iter().find(|(r, _)| r.member_of(holder.machine).is_some()).ok_or(BringUpError::Over)?;
     let member = record.member_of(holder.machine).ok_or(BringUpError::Over)?;
-    let run = member.run.filter(|run| run.operation == operation && run.ended_at.is_none()).ok_or(BringUpError::Over)?;
+    let run =
+        member.run.filter(|run| run.operation == operation && run.ended_at.is_none()).ok_or(BringUpError::Over)?;
     let pki = pki(service, record).await?;
     let cluster = &record.cluster;
     let endpoint: Endpoint = record.endpoint().ok_or(BringUpError::Missing("endpoint"))?.parse()?;
@@ -467,7 +468,8 @@ pub async fn reported(
         };
         let Some(index) = plan::member_of_operation(&record, operation) else { return Ok(()) };
         let member = &mut record.members[index];
-        let Some(run) = member.run.as_mut().filter(|run| run.ended_at.is_none() && member.machine == Some(machine)) else {
+        let Some(run) = member.run.as_mut().filter(|run| run.ended_at.is_none() && member.machine == Some(machine))
+        else {
             return Ok(());
         };
         let mut said = Vec::new();

@@ -35,7 +35,9 @@ pub enum ClaimError {
         cluster: String,
     },
     /// It holds another system.
-    #[error("the machine `{machine}` holds the image `{image}`: `nkd machine reinstall {machine}` after assigning `{wanted}`, or forget it")]
+    #[error(
+        "the machine `{machine}` holds the image `{image}`: `nkd machine reinstall {machine}` after assigning `{wanted}`, or forget it"
+    )]
     Other {
         /// Machine.
         machine: String,
@@ -54,7 +56,7 @@ pub async fn claim(service: &Service, record: &Record, index: usize) -> Result<O
     let clusters = registry.store().clusters().await?;
     let owner = |id: Uuid| clusters.iter().find(|(r, _)| r.member_of(id).is_some()).map(|(r, _)| r.name().to_owned());
     let machine = match named(registry, &member.wanted).await? {
-        Named::Known(machine) => machine,
+        Named::Known(machine) => *machine,
         Named::Nobody(identity) => registry.declare(Some(member.hostname.clone()), identity, &cause).await?,
         Named::Any => {
             let pool = record.cluster.spec.pools.iter().find(|pool| pool.name == member.pool);
@@ -77,7 +79,8 @@ pub async fn claim(service: &Service, record: &Record, index: usize) -> Result<O
         let (image, wanted) = (other.image.clone(), assignment.image);
         return Err(ClaimError::Other { machine: machine.name, image, wanted });
     }
-    let accept = Input::Accept { name: Some(member.hostname.clone()), labels: Default::default(), cause: cause.clone() };
+    let accept =
+        Input::Accept { name: Some(member.hostname.clone()), labels: Default::default(), cause: cause.clone() };
     registry.apply(machine.id, accept, RowEffects::default()).await?;
     if machine.installed_generation != Some(machine.generation) || machine.generation == 0 {
         registry.apply(machine.id, Input::Assign { assignment, cause }, RowEffects::default()).await?;
@@ -87,7 +90,7 @@ pub async fn claim(service: &Service, record: &Record, index: usize) -> Result<O
 
 enum Named {
     /// There is a record.
-    Known(Machine),
+    Known(Box<Machine>),
     /// It is named, and nobody has seen it.
     Nobody(Identity),
     /// Any machine will do.
@@ -104,7 +107,7 @@ async fn named(registry: &Registry, wanted: &PoolMachine) -> Result<Named, Claim
     for selector in selectors.into_iter().flatten() {
         asked = true;
         match registry.find(&selector).await {
-            Ok(machine) => return Ok(Named::Known(machine)),
+            Ok(machine) => return Ok(Named::Known(Box::new(machine))),
             Err(RegistryError::NotFound(_)) => {}
             Err(error) => return Err(error.into()),
         }

@@ -1,5 +1,4 @@
 //! A cluster's API server, as far as the service talks to it.
-#![expect(clippy::disallowed_methods, reason = "talks to API servers")]
 
 use std::time::Duration;
 

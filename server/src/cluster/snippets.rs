@@ -45,5 +45,6 @@ fn network(profile: &str, machine: &PoolMachine) -> Option<String> {
 }
 
 fn snippet(path: &str, mode: u32, text: &str) -> String {
-    json!({"storage": {"files": [{"path": path, "mode": mode, "overwrite": true, "contents": {"inline": text}}]}}).to_string()
+    json!({"storage": {"files": [{"path": path, "mode": mode, "overwrite": true, "contents": {"inline": text}}]}})
+        .to_string()
 }

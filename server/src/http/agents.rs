@@ -8,8 +8,8 @@ use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use nkd_api::agent::{
-    EnrollRequest, EnrollResponse, KubeadmOrder, Purpose, RenewRequest, Report, ReportAnswer, ReportEvent, ServerTime, Task,
-    TaskAnswer,
+    EnrollRequest, EnrollResponse, KubeadmOrder, Purpose, RenewRequest, Report, ReportAnswer, ReportEvent, ServerTime,
+    Task, TaskAnswer,
 };
 use nkd_api::image::Image;
 use nkd_api::machine::Machine;
@@ -267,15 +267,14 @@ pub(super) async fn ignition_config(
                 "this token was used before; the machine is stopped until an operator looks into it",
             ));
         }
-        TokenUse::Superseded { token, contested } => {
-            if contested {
-                let reason =
-                    "two parties boot as this machine: one asked for its configuration after another had taken its own";
-                service
-                    .registry
-                    .apply(token.machine, Input::Alarm { reason: reason.into() }, RowEffects::default())
-                    .await?;
-            }
+        TokenUse::Superseded { token, contested: true } => {
+            let reason =
+                "two parties boot as this machine: one asked for its configuration after another had taken its own";
+            let input = Input::Alarm { reason: reason.into() };
+            service.registry.apply(token.machine, input, RowEffects::default()).await?;
+            return Err(ApiError::forbidden(reason));
+        }
+        TokenUse::Superseded { token, contested: false } => {
             let reason = "another boot of this machine has replaced this token; start the machine again";
             return Err(refused(&service, token.machine, reason).await);
         }

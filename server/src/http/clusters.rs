@@ -64,7 +64,8 @@ pub(super) async fn apply(
     let given = record.cluster.spec.certificates.clone();
     // Making keys takes a while.
     let pki = tokio::task::spawn_blocking(move || ClusterPki::create(&given, now));
-    let pki = pki.await.map_err(|e| ApiError::unavailable(e.to_string()))?.map_err(|e| ApiError::invalid(e.to_string()))?;
+    let pki =
+        pki.await.map_err(|e| ApiError::unavailable(e.to_string()))?.map_err(|e| ApiError::invalid(e.to_string()))?;
     let document = pki.to_document().map_err(|e| ApiError::unavailable(e.to_string()))?;
     // The keys first: a cluster without them could not go on.
     store.save_secrets(&[(&bringup::pki_name(record.id), &document)]).await?;
@@ -74,7 +75,11 @@ pub(super) async fn apply(
 
 /// One cluster.
 #[utoipa::path(get, path = "/api/v1/clusters/{cluster}", tag = "clusters", responses((status = 200, body = ClusterStatus), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn show(State(service): App, _caller: Caller, Path(cluster): Path<String>) -> Result<Json<ClusterStatus>> {
+pub(super) async fn show(
+    State(service): App,
+    _caller: Caller,
+    Path(cluster): Path<String>,
+) -> Result<Json<ClusterStatus>> {
     Ok(Json(find(&service, &cluster).await?.status()))
 }
 
@@ -127,11 +132,15 @@ pub(super) async fn kubeconfig(
     let group = query.group.unwrap_or_else(|| "system:masters".into());
     for (name, text) in [("user", &user), ("group", &group)] {
         if text.is_empty() || text.len() > 64 || text.chars().any(|c| c.is_control() || c == ',') {
-            return Err(ApiError::invalid(format!("{name}: {text:?} cannot stand in a certificate: 1 to 64 characters, no comma")));
+            return Err(ApiError::invalid(format!(
+                "{name}: {text:?} cannot stand in a certificate: 1 to 64 characters, no comma"
+            )));
         }
     }
     let endpoint = record.endpoint().ok_or_else(|| {
-        ApiError::conflict(format!("the address of {cluster} is not known yet: its first control plane has not come up"))
+        ApiError::conflict(format!(
+            "the address of {cluster} is not known yet: its first control plane has not come up"
+        ))
     })?;
     caller.audit(&service, "cluster.kubeconfig", &cluster, &format!("{user} ({group}) for {hours} h")).await?;
     let pki = bringup::pki(&service, &record).await?;
@@ -147,7 +156,7 @@ pub(super) async fn kubeconfig(
 
 async fn find(service: &Service, name: &str) -> Result<Record> {
     let found = service.registry.store().cluster_by_name(name).await?;
-    found.map(|(record, _)| record).ok_or_else(|| {
-        ApiError::not_found(format!("no cluster `{name}`: `nkd cluster list` shows all"))
-    })
+    found
+        .map(|(record, _)| record)
+        .ok_or_else(|| ApiError::not_found(format!("no cluster `{name}`: `nkd cluster list` shows all")))
 }

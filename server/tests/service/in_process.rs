@@ -69,6 +69,7 @@ async fn bench_with(require_lease: bool) -> Bench {
         addresses: Addresses { advertise: None, boot_port: 1, api_port: 2 },
         discovery_image: None,
         require_lease,
+        orders: nkd_server::cluster::bringup::Orders::default(),
         agent_file: None,
         dhcp: std::sync::OnceLock::new(),
         first_token: FirstToken::default(),

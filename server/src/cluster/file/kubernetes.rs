@@ -178,7 +178,8 @@ fn registry(at: &str, registry: &Registry, hosts: &mut BTreeMap<String, String>,
     }
     for (i, mirror) in registry.mirrors.iter().enumerate() {
         let bare = mirror.split_once('/').map_or(mirror.as_str(), |(host, _)| host);
-        if syntax::web_address(mirror).is_none() && !(syntax::is_host(bare) && !mirror.contains("://")) {
+        let good = if mirror.contains("://") { syntax::web_address(mirror).is_some() } else { syntax::is_host(bare) };
+        if !good {
             found.problem(
                 &format!("{at}.mirrors[{i}]"),
                 format!("{} is not an address: write https://mirror.example:5000", shown(mirror)),
