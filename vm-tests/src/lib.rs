@@ -17,9 +17,33 @@
 //! # }
 //! ```
 //!
+//! Where firmware, kernel and disk do not matter, a [`Node`] is a machine that is up in a second: namespaces of its own with
+//! real systemd as the first process, on which containerd, the kubelet and kubeadm run.
+//!
+//! ```no_run
+//! use nkd_vm_tests::{Error, Images, Network, Node, bridge_pods, kubernetes_folder, within};
+//!
+//! # fn main() -> Result<(), Error> {
+//! let net = Network::create("cluster")?;
+//! let folder = kubernetes_folder()?;
+//! let mut cp1 = Node::named("cp1").address("192.0.2.11/24").kubernetes(&folder, "v1.20.2").start(&net)?;
+//! cp1.expect_unit_active("containerd", within(30))?;
+//! cp1.import_images(Images::ControlPlane, within(120))?;
+//! bridge_pods(&mut [&mut cp1])?;
+//! cp1.shell("kubeadm init --skip-phases=addon/coredns", within(240))?;
+//! cp1.power_cut()?;
+//! cp1.power_on()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A node leaves this computer as it was: it has devices, control groups and the kernel's settings of the network for
+//! itself, and can write none of the others. It wants control groups of version 1, and a folder that does not lie below
+//! `/usr`, `/etc`, `/var` or `/opt`, over which its own lie.
+//!
 //! A [`Network`] is a network namespace of its own with a bridge. A [`Machine`] is a QEMU guest on that bridge, a
-//! [`Host`] a further namespace on it, a [`Service`] a process inside one of them. All of them are torn down when
-//! they are dropped, in a panic too; what a killed program left behind is removed when the next one starts.
+//! [`Host`] a further namespace on it, a [`Service`] a process inside one of them. All of them, nodes too, are torn down
+//! when they are dropped, in a panic too; what a killed program left behind is removed when the next one starts.
 //!
 //! Every wait has a limit. Logs, screenshots and captures of a network are kept in its folder,
 //! `$NKD_VM_TEST_DIR/<name>` or `target/vm-tests/<name>`, until a network of that name is made again.
