@@ -1,6 +1,7 @@
 //! The nkd service: network boot, Ignition, machines, images and agents.
 
 pub mod cli;
+pub mod cluster;
 pub mod content;
 pub mod fleet;
 pub mod http;

@@ -1,6 +1,7 @@
 //! The command line: nouns and verbs, one file a noun.
 
 mod client;
+mod cluster;
 mod context;
 mod image;
 mod machine;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
+use crate::cluster::load::LoadError;
 use crate::serve::{self, ServeError};
 use crate::settings::{Inputs, Settings, SettingsError, Sources};
 use crate::store::{BackupError, backup, restore};
@@ -43,6 +45,9 @@ enum Command {
     /// Node images: import, list, show, remove, gc
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
+    /// Cluster files: schema, template, check, import
+    #[command(subcommand, visible_alias = "clusters")]
+    Cluster(cluster::ClusterCommand),
     /// Users of the service and their roles
     #[command(subcommand, visible_alias = "users")]
     User(user::UserCommand),
@@ -121,6 +126,9 @@ pub enum CliError {
     /// Whom to trust.
     #[error(transparent)]
     Trust(#[from] trust::TrustError),
+    /// A cluster file that cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
     /// An input that is wrong on its face.
     #[error("{0}")]
     Usage(String),
@@ -179,6 +187,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Machine(command) => machine::run(command, &context).await,
         Command::Rule(command) => rule::run(command, &context).await,
         Command::Image(command) => image::run(command, &context).await,
+        Command::Cluster(command) => cluster::run(command),
         Command::User(command) => user::run(command, &context).await,
         Command::Audit(args) => user::audit(args, &context).await,
         Command::Login(args) => context::login(args, &context).await,

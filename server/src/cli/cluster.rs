@@ -1,0 +1,122 @@
+//! `nkd cluster ...`
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use nkd_api::Problem;
+use serde::Serialize;
+
+use super::CliError;
+use super::output::{OutputArgs, say};
+use crate::cluster::file::{self, Checked, Paths};
+use crate::cluster::import::import;
+use crate::cluster::load;
+use crate::cluster::template::{Platform, template};
+use crate::machine::lifecycle::{NAME_RULE, valid_name};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ClusterCommand {
+    /// Print the JSON Schema of a cluster file, for editors
+    Schema,
+    /// Print a cluster file with comments, to begin with
+    Template {
+        /// Where its machines run
+        #[arg(long, value_enum)]
+        platform: Platform,
+        /// Name of the cluster
+        #[arg(long, default_value = "cluster")]
+        name: String,
+    },
+    /// Read a cluster file with the files that it names, and say everything that is wrong with it
+    Check {
+        /// Cluster file, YAML or JSON; - for standard input
+        #[arg(short, long)]
+        file: PathBuf,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Print a cluster file of openEuler's NestOS Kubernetes Deployer as a cluster file of ours
+    Import {
+        /// Its cluster_config.yaml; - for standard input
+        file: PathBuf,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+/// What a check says.
+#[derive(Serialize)]
+struct Report<'a> {
+    file: String,
+    #[serde(flatten)]
+    checked: &'a Checked,
+}
+
+pub(super) fn run(command: ClusterCommand) -> Result<(), CliError> {
+    match command {
+        ClusterCommand::Schema => {
+            say(&format!("{:#}\n", file::schema()));
+            Ok(())
+        }
+        ClusterCommand::Template { platform, name } => {
+            if !valid_name(&name) {
+                return Err(CliError::Usage(format!("cluster template: `{name}`: {NAME_RULE}")));
+            }
+            say(&template(platform, &name));
+            Ok(())
+        }
+        ClusterCommand::Check { file, output } => check(&file, output),
+        ClusterCommand::Import { file, output } => carry_over(&file, output),
+    }
+}
+
+fn check(path: &Path, output: OutputArgs) -> Result<(), CliError> {
+    let checked = load::load(path)?;
+    let file = path.display().to_string();
+    output.print(&Report { file: file.clone(), checked: &checked }, |_| {
+        let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        format!(
+            "{}{}{file}: {}, {}",
+            lines("", &checked.problems),
+            lines("warning: ", &checked.warnings),
+            count(checked.problems.len(), "problem"),
+            count(checked.warnings.len(), "warning"),
+        )
+    });
+    match checked.problems.len() {
+        0 => Ok(()),
+        _ => Err(CliError::Usage(format!(
+            "{file} is not good yet: put right what is named, and run `nkd cluster check -f {file}` again; `nkd cluster schema` lists all fields"
+        ))),
+    }
+}
+
+fn lines(mark: &str, problems: &[Problem]) -> String {
+    let line = |p: &Problem| match p.path.as_str() {
+        "" => format!("{mark}{}\n", p.message),
+        path => format!("{mark}{path}: {}\n", p.message),
+    };
+    problems.iter().map(line).collect()
+}
+
+fn carry_over(path: &Path, output: OutputArgs) -> Result<(), CliError> {
+    let name = path.display();
+    let document = file::parse(&load::text(path)?).map_err(|p| CliError::Usage(format!("{name}: {}", p.message)))?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let imported = import(&document, &|key| load::text(&folder.join(key)).map_err(|e| super::describe(&e)));
+    eprint!("{}{}", lines("problem: ", &imported.problems), lines("note: ", &imported.notes));
+    let Some(cluster) = imported.cluster else {
+        return Err(CliError::Usage(format!(
+            "{name} cannot be carried over: put right what is named as a problem, and import it again"
+        )));
+    };
+    let whole = serde_json::to_value(&cluster).unwrap_or_default();
+    eprint!("{}", lines("to complete: ", &file::check(whole, Paths::Allowed).problems));
+    if output.is_table() {
+        say(&serde_saphyr::to_string(&cluster).unwrap_or_default());
+    } else {
+        output.print(&cluster, |_| String::new());
+    }
+    eprintln!("complete the file, keep the files that it names where it says, and run `nkd cluster check -f FILE`");
+    Ok(())
+}
