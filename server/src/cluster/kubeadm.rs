@@ -4,6 +4,8 @@
 //! No certificate key is ever used: the service puts the authorities' files on each control plane itself, before kubeadm
 //! runs there.
 
+mod document;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -12,6 +14,13 @@ use std::str::FromStr;
 use nkd_api::cluster::{API_PORT, Cluster, Component, Role, Runtime};
 use serde::Serialize;
 use serde_json::{Map, Value};
+
+use self::document::{
+    ApiEndpoint, ApiServer, Arg, Args, BootstrapToken, BootstrapTokenDiscovery, ClusterConfiguration,
+    ControlPlaneComponent, Discovery, Etcd, InitConfiguration, JoinConfiguration, JoinControlPlane, LocalEtcd,
+    Networking, NodeRegistration, Taint, Timeouts,
+};
+use super::runtime::sandbox_image;
 
 /// A file for kubeadm or the runtime cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -199,167 +208,6 @@ impl Api {
     }
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct InitConfiguration<'a> {
-    api_version: &'static str,
-    kind: &'static str,
-    bootstrap_tokens: [BootstrapToken; 1],
-    node_registration: NodeRegistration<'a>,
-    #[serde(rename = "localAPIEndpoint")]
-    local_api_endpoint: ApiEndpoint,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeouts: Option<Timeouts>,
-}
-
-/// kubeadm always makes one, and prints it. Without a token of ours it is a random one; it ends at once, because each
-/// node gets its own later.
-#[derive(Serialize)]
-struct BootstrapToken {
-    description: &'static str,
-    ttl: &'static str,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ClusterConfiguration<'a> {
-    api_version: &'static str,
-    kind: &'static str,
-    cluster_name: &'a str,
-    kubernetes_version: &'a str,
-    control_plane_endpoint: String,
-    networking: Networking<'a>,
-    api_server: ApiServer,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    controller_manager: Option<ControlPlaneComponent>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    scheduler: Option<ControlPlaneComponent>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    etcd: Option<Etcd>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    image_repository: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Networking<'a> {
-    service_subnet: &'a str,
-    pod_subnet: &'a str,
-    dns_domain: &'a str,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ApiServer {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    extra_args: Option<Args>,
-    #[serde(rename = "certSANs")]
-    cert_sans: BTreeSet<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeout_for_control_plane: Option<&'static str>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ControlPlaneComponent {
-    extra_args: Args,
-}
-
-#[derive(Serialize)]
-struct Etcd {
-    local: LocalEtcd,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct LocalEtcd {
-    data_dir: &'static str,
-    extra_args: Args,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct JoinConfiguration<'a> {
-    api_version: &'static str,
-    kind: &'static str,
-    node_registration: NodeRegistration<'a>,
-    discovery: Discovery<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    control_plane: Option<JoinControlPlane>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeouts: Option<Timeouts>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Discovery<'a> {
-    bootstrap_token: BootstrapTokenDiscovery<'a>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeout: Option<&'static str>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct BootstrapTokenDiscovery<'a> {
-    token: &'a str,
-    api_server_endpoint: String,
-    ca_cert_hashes: [&'a str; 1],
-}
-
-#[derive(Serialize)]
-struct JoinControlPlane {
-    #[serde(rename = "localAPIEndpoint")]
-    local_api_endpoint: ApiEndpoint,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ApiEndpoint {
-    advertise_address: IpAddr,
-    bind_port: u16,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct NodeRegistration<'a> {
-    name: &'a str,
-    cri_socket: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    taints: Option<Vec<Taint<'a>>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kubelet_extra_args: Option<Args>,
-}
-
-#[derive(Serialize)]
-struct Taint<'a> {
-    key: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    value: &'a str,
-    effect: &'a str,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Timeouts {
-    control_plane_component_health_check: &'static str,
-    discovery: &'static str,
-    tls_bootstrap: &'static str,
-}
-
-/// A map up to v1beta3, a list from v1beta4 on.
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Args {
-    Map(BTreeMap<String, String>),
-    List(Vec<Arg>),
-}
-
-#[derive(Serialize)]
-struct Arg {
-    name: String,
-    value: String,
-}
-
 /// The file for `kubeadm init` on the first control plane: InitConfiguration, ClusterConfiguration,
 /// KubeletConfiguration and KubeProxyConfiguration, as YAML.
 pub fn init(cluster: &Cluster, node: &Node, init: &Init<'_>) -> Result<String, KubeadmError> {
@@ -512,8 +360,8 @@ fn node_registration<'a>(cluster: &Cluster, node: &'a Node, minor: u32) -> Resul
     if !labels.is_empty() {
         args.push(("node-labels", labels.join(",")));
     }
-    if let Some(image) = kubernetes.pause_image.as_ref().filter(|_| minor <= LAST_POD_INFRA) {
-        args.push(("pod-infra-container-image", image.clone()));
+    if minor <= LAST_POD_INFRA {
+        args.push(("pod-infra-container-image", sandbox_image(cluster)?));
     }
     let taints = node.taints.as_ref().map(|taints| taints.iter().map(|taint| parse_taint(taint)).collect());
     Ok(NodeRegistration {

@@ -1,8 +1,8 @@
 //! The certificate authorities of a cluster, as kubeadm wants them: cluster, etcd and front proxy (X.509, RFC 5280), and
 //! the key pair that signs service account tokens (RFC 7519).
 //!
-//! Authorities that the service makes are ECDSA P-256. The service account key is RSA 2048: `kubeadm join
-//! --control-plane` of 1.20 and older refuses any other one. Everything is valid from a fixed date in the past, because
+//! Authorities that the service makes are ECDSA P-256. The service account key is RSA 2048: the pre-flight check of
+//! `kubeadm join --control-plane` refused any other one until 1.25.2 (kubernetes/kubernetes#112508). Everything is valid from a fixed date in the past, because
 //! kubeadm gives its own certificates the start of their authority, and the clock of a node may be years off.
 
 use base64::Engine as _;
@@ -370,7 +370,7 @@ fn service_account(given: &GivenPair, say: &mut Say<'_>) -> Option<Pair> {
     }
     let key = key?;
     if key.algorithm() != &PKCS_RSA_SHA256 {
-        say.that("key", "is not RSA: kubeadm 1.20 and older join no control plane with another one");
+        say.that("key", "is not RSA: kubeadm before 1.25.2 joins no control plane with another one");
     }
     if public?.as_ref() != key.subject_public_key_info() {
         say.that("key", "does not belong to the public key in `certificate`");

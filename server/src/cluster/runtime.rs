@@ -15,13 +15,11 @@ use super::kubeadm::{FIRST_CRI_DOCKERD, KubeadmError, cgroup_driver, minor};
 const HEAD: &str = "# Written by nkd; changes are lost.\n";
 const CERTS_D: &str = "/etc/containerd/certs.d";
 
-/// Every file of the runtime on a node of this cluster. `restrict_oom_score_adj` is for machines in name spaces, whose
-/// containerd may not lower the score of a process.
-pub fn files(cluster: &Cluster, restrict_oom_score_adj: bool) -> Result<Vec<NodeFile>, KubeadmError> {
+/// Every file of the runtime on a node of this cluster. `lab`: as [`containerd_config`] has it.
+pub fn files(cluster: &Cluster, lab: bool) -> Result<Vec<NodeFile>, KubeadmError> {
     match cluster.spec.kubernetes.runtime {
         Runtime::Containerd => {
-            let mut files =
-                vec![file("/etc/containerd/config.toml", containerd_config(cluster, restrict_oom_score_adj)?)];
+            let mut files = vec![file("/etc/containerd/config.toml", containerd_config(cluster, lab)?)];
             for registry in &cluster.spec.kubernetes.registries {
                 files.extend(certs_d(registry)?);
             }
@@ -30,6 +28,17 @@ pub fn files(cluster: &Cluster, restrict_oom_score_adj: bool) -> Result<Vec<Node
         Runtime::Crio => crio(cluster),
         Runtime::Docker => docker(cluster),
         Runtime::Isulad => isulad(cluster),
+    }
+}
+
+/// Name of the runtime's systemd service, without `.service`.
+#[must_use]
+pub fn unit(cluster: &Cluster) -> &'static str {
+    match cluster.spec.kubernetes.runtime {
+        Runtime::Containerd => "containerd",
+        Runtime::Crio => "crio",
+        Runtime::Isulad => "isulad",
+        Runtime::Docker => "docker",
     }
 }
 
@@ -67,8 +76,17 @@ struct CriPlugin {
     sandbox_image: String,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     restrict_oom_score_adj: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    disable_apparmor: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cni: Option<CriCni>,
     containerd: CriContainerd,
     registry: CriRegistry,
+}
+
+#[derive(Serialize)]
+struct CriCni {
+    bin_dir: &'static str,
 }
 
 #[derive(Serialize)]
@@ -93,13 +111,16 @@ struct CriRegistry {
     config_path: &'static str,
 }
 
-/// `/etc/containerd/config.toml`.
-pub fn containerd_config(cluster: &Cluster, restrict_oom_score_adj: bool) -> Result<String, KubeadmError> {
+/// `/etc/containerd/config.toml`. `lab`: the node is a Debian, perhaps one made of name spaces: its plugins are in
+/// `/usr/lib/cni`, there is no AppArmor, and its containerd may not lower the OOM score of a process.
+pub fn containerd_config(cluster: &Cluster, lab: bool) -> Result<String, KubeadmError> {
     let options = RuncOptions { systemd_cgroup: cgroup_driver(cluster) == "systemd" };
     let runc = CriRuntime { runtime_type: "io.containerd.runc.v2", options };
     let cri = CriPlugin {
         sandbox_image: sandbox_image(cluster)?,
-        restrict_oom_score_adj,
+        restrict_oom_score_adj: lab,
+        disable_apparmor: lab,
+        cni: lab.then_some(CriCni { bin_dir: "/usr/lib/cni" }),
         containerd: CriContainerd { runtimes: [("runc", runc)].into() },
         registry: CriRegistry { config_path: CERTS_D },
     };
@@ -398,15 +419,9 @@ pub fn proxy_drop_ins(cluster: &Cluster, direct: &[String]) -> Vec<NodeFile> {
         }
     }
     set("NO_PROXY", &without.join(","));
-    let runtime = match kubernetes.runtime {
-        Runtime::Containerd => "containerd",
-        Runtime::Crio => "crio",
-        Runtime::Isulad => "isulad",
-        Runtime::Docker => "docker",
-    };
     // 0600: an address of a proxy may hold a password.
     let path = |unit| format!("/etc/systemd/system/{unit}.service.d/10-nkd-proxy.conf");
-    [runtime, "kubelet"].map(|unit| NodeFile { path: path(unit), mode: 0o600, contents: text.clone() }).into()
+    [unit(cluster), "kubelet"].map(|unit| NodeFile { path: path(unit), mode: 0o600, contents: text.clone() }).into()
 }
 
 fn file(path: &str, contents: String) -> NodeFile {

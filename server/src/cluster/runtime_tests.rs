@@ -48,14 +48,15 @@ fn containerd_asks_mirrors_in_the_order_of_the_file() {
 }
 
 #[test]
-fn the_oom_score_is_restricted_only_when_asked() {
+fn the_lab_has_its_own_score_and_plugins() {
     let cluster = cluster("v1.20.2", "containerd");
-    let plugin = |asked| {
-        let config: toml::Table = toml::from_str(&containerd_config(&cluster, asked).unwrap()).unwrap();
+    let plugin = |lab| {
+        let config: toml::Table = toml::from_str(&containerd_config(&cluster, lab).unwrap()).unwrap();
         config["plugins"]["io.containerd.grpc.v1.cri"].as_table().unwrap().clone()
     };
     assert_eq!(plugin(true)["restrict_oom_score_adj"], true.into());
-    assert!(!plugin(false).contains_key("restrict_oom_score_adj"));
+    assert_eq!(plugin(true)["cni"]["bin_dir"], "/usr/lib/cni".into());
+    assert!(!plugin(false).contains_key("restrict_oom_score_adj") && !plugin(false).contains_key("cni"));
     assert_eq!(plugin(false)["sandbox_image"], "registry.example/k8s/pause:3.2".into());
 }
 
