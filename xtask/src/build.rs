@@ -60,6 +60,17 @@ pub fn nkd() -> Result<PathBuf> {
     Ok(target().join("debug/nkd"))
 }
 
+/// Builds the agent as the tests of namespace machines use it.
+pub fn agent() -> Result<PathBuf> {
+    cargo(&["build", "--package", "nkd-agent"])?;
+    Ok(target().join("debug/nkd-agent"))
+}
+
+/// Builds Kubernetes for the tests, or finds what the same inputs made earlier.
+pub fn kubernetes() -> Result<PathBuf> {
+    image::kubernetes()
+}
+
 /// Builds the lab image, or finds the one that the same inputs made earlier.
 pub fn lab_image() -> Result<PathBuf> {
     image::lab()

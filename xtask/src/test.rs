@@ -40,6 +40,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         tier("namespace", &[&words[..], &only, &filter].concat(), &[])?;
         let words = ["test", "--package", "nkd-vm-tests", "--lib", "--test", "framework", "--", "--test-threads=1"];
         tier("framework", &[&words[..], &filter[..]].concat(), &[])?;
+        let (program, agent, kubernetes) = (build::nkd()?, build::agent()?, build::kubernetes()?);
+        let environment = [
+            ("NKD_PROGRAM", program.as_os_str()),
+            ("NKD_AGENT", agent.as_os_str()),
+            ("NKD_KUBERNETES", kubernetes.as_os_str()),
+        ];
+        let words =
+            ["test", "--package", "nkd-server", "--test", "kubeadm_accepts", "--", "--ignored", "--test-threads=1"];
+        tier("kubeadm", &[&words[..], &filter[..]].concat(), &environment)?;
+        let words =
+            ["test", "--package", "nkd-vm-tests", "--test", "nodes", "--test", "cluster", "--", "--test-threads=1"];
+        tier("nodes", &[&words[..], &filter[..]].concat(), &environment)?;
     }
     if chosen(Tier::Vm) {
         let program = build::nkd()?;

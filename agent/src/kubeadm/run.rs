@@ -90,6 +90,8 @@ fn carry_out(order: &KubeadmOrder, diary: &mut Diary) -> Result<(), Failure> {
         write(file).map_err(|error| failure("files", format!("{}: {error}", file.path)))?;
     }
     if !order.restart.is_empty() {
+        // Drop-ins may be among the files.
+        command("files", "systemctl", &["daemon-reload"], |_| Ok(()))?;
         let mut words = vec!["restart"];
         words.extend(order.restart.iter().map(String::as_str));
         command("files", "systemctl", &words, |_| Ok(()))?;
@@ -135,6 +137,19 @@ fn phase(line: &str) -> Option<&str> {
     let (phase, _) = line.strip_prefix('[')?.split_once(']')?;
     let fits = |c: char| c.is_ascii_lowercase() || c == '-';
     (!phase.is_empty() && phase.chars().all(fits)).then_some(phase)
+}
+
+/// A line of kubeadm's output without the tokens and keys that it tells people to copy.
+fn without_secrets(line: &str) -> String {
+    let mut hide = false;
+    line.split_inclusive(char::is_whitespace)
+        .map(|word| {
+            let secret = std::mem::replace(&mut hide, matches!(word.trim_end(), "--token" | "--certificate-key"));
+            let end = &word[word.trim_end().len()..];
+            if secret { format!("(hidden){end}") } else { word.to_owned() }
+        })
+        .collect::<String>()
+        .replace("--token ", "--token=")
 }
 
 /// Removes what kubeadm made: it has to begin from nothing.
@@ -199,7 +214,7 @@ fn command(
     let mut lines = BufReader::new(reader);
     let mut line = Vec::new();
     while lines.by_ref().take(64 * 1024).read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
-        let text = String::from_utf8_lossy(&line).into_owned();
+        let text = without_secrets(&String::from_utf8_lossy(&line));
         print!("{text}");
         tail.push_str(&text);
         let excess = tail.ceil_char_boundary(tail.len().saturating_sub(LOG_TAIL));
@@ -236,6 +251,14 @@ mod tests {
         for other in ["", "[", "[]", "W0101 [x] y", "[ERROR Swap]: running", "Your Kubernetes control-plane"] {
             assert_eq!(phase(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn tokens_are_not_repeated() {
+        let line = "  kubeadm join 192.0.2.11:6443 --token glovzh.nujrtvqzutff1k8j --certificate-key 0011 \\\n";
+        let shown = without_secrets(line);
+        assert_eq!(shown, "  kubeadm join 192.0.2.11:6443 --token=(hidden) --certificate-key (hidden) \\\n");
+        assert_eq!(without_secrets("[certs] Using\tx\n"), "[certs] Using\tx\n");
     }
 
     #[test]

@@ -4,7 +4,7 @@ set -euo pipefail
 . "$here/stages/lib.bash"
 sys=$out/sys
 programs=(usr/bin/{containerd,containerd-shim-runc-v2,ctr,etcd,etcdctl} usr/sbin/{runc,conntrack,ethtool,xtables-nft-multi})
-plugins=$(cd "$root" && find usr/lib/cni "usr/lib/$multiarch/xtables" -type f | sort)
+plugins=$(cd "$root" && find usr/lib/cni "usr/lib/$multiarch/xtables" ! -type d | sort)
 c_library=$(dpkg-deb --fsys-tarfile "$packages"/node/libc6_*.deb | tar -t | xargs -n1 basename | sort -u)
 # others FILE...: the libraries they need beside the C library
 others() { libraries "$@" | awk -F/ 'NR == FNR { own[$1]; next } !($NF in own)' <(echo "$c_library") -; }

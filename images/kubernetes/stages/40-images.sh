@@ -46,7 +46,7 @@ image images/etcd.tar "$registry/etcd:3.4.13-0" '"Cmd":["etcd"]' "$etcd"
 
 # Each rule that kube-proxy writes loads a plugin.
 proxy=$(tree kube-proxy)
-plugins=$(cd "$root" && find "usr/lib/$multiarch/xtables" -type f | sort)
+plugins=$(cd "$root" && find "usr/lib/$multiarch/xtables" ! -type d | sort)
 # shellcheck disable=SC2086  # paths without spaces
 with_libraries "$proxy" usr/sbin/xtables-nft-multi usr/sbin/conntrack $plugins
 xtables_names "$proxy/usr/sbin"

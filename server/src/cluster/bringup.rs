@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nkd_api::agent::{KubeadmAction, KubeadmOrder, KubeadmState, KubeadmTask};
-use nkd_api::cluster::{Health, MemberState, Role, Runtime, Source};
+use nkd_api::cluster::{Health, MemberState, Role, Source};
 use nkd_api::machine::Machine;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
@@ -437,19 +437,9 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
         skip_phases,
         ignore_preflight_errors: Vec::new(),
         files,
-        restart: vec![unit(cluster.spec.kubernetes.runtime).to_owned()],
+        restart: vec![runtime::unit(cluster).to_owned()],
         before,
     })
-}
-
-/// The runtime's unit on a node.
-fn unit(runtime: Runtime) -> &'static str {
-    match runtime {
-        Runtime::Containerd => "containerd.service",
-        Runtime::Crio => "crio.service",
-        Runtime::Isulad => "isulad.service",
-        Runtime::Docker => "docker.service",
-    }
 }
 
 /// A node tells how its run goes. Durable when this returns; told twice, it counts once.

@@ -52,6 +52,11 @@ pub fn lab() -> Result<PathBuf> {
     lab::image(&Arguments { kind: Kind::Lab, version: "1".to_owned(), agent: None, agent_units: None })
 }
 
+/// Kubernetes for the tests.
+pub fn kubernetes() -> Result<PathBuf> {
+    kubernetes::image()
+}
+
 /// The installer of the lab image.
 pub fn installer() -> Result<PathBuf> {
     lab::installer()
