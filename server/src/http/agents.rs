@@ -261,16 +261,22 @@ pub(super) async fn ignition_config(
     let token = match store.use_token(&hash, Scope::Config, Some(&peer), OffsetDateTime::now_utc()).await? {
         TokenUse::Granted(token) => token,
         TokenUse::Reused(token, at) => {
-            let reason = format!("its {} configuration was asked for twice, first at {at}", token.purpose.as_str());
+            let reason = format!(
+                "its {} configuration was asked for twice, first at {at}, now from {}",
+                token.purpose.as_str(),
+                connection.peer.ip().to_canonical()
+            );
             service.registry.apply(token.machine, Input::Alarm { reason }, RowEffects::default()).await?;
             return Err(ApiError::forbidden(
                 "this token was used before; the machine is stopped until an operator looks into it",
             ));
         }
         TokenUse::Superseded { token, contested: true } => {
-            let reason =
-                "two parties boot as this machine: one asked for its configuration after another had taken its own";
-            let input = Input::Alarm { reason: reason.into() };
+            let reason = format!(
+                "two parties boot as this machine: {} asked for its configuration after another had taken its own",
+                connection.peer.ip().to_canonical()
+            );
+            let input = Input::Alarm { reason: reason.clone() };
             service.registry.apply(token.machine, input, RowEffects::default()).await?;
             return Err(ApiError::forbidden(reason));
         }
@@ -291,7 +297,12 @@ pub(super) async fn ignition_config(
     let boot = store.boot(token.boot).await?;
     let boot =
         boot.ok_or_else(|| ApiError::forbidden("the configuration of this boot is gone; start the machine again"))?;
-    let input = Input::ConfigFetched { purpose: token.purpose, generation: token.generation, boot: boot.id };
+    let input = Input::ConfigFetched {
+        purpose: token.purpose,
+        generation: token.generation,
+        boot: boot.id,
+        from: connection.peer.ip().to_canonical(),
+    };
     let effects = RowEffects { supersede: Supersede::OtherBoots(boot.id), ..RowEffects::default() };
     match service.registry.apply(token.machine, input, effects).await {
         Err(RegistryError::Refused(refused @ Refused::Installed { .. })) => {

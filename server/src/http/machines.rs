@@ -425,7 +425,7 @@ pub(super) async fn release(State(service): App, caller: Caller, Path(machine): 
     let input = Input::Release { cause: caller.0.name.clone() };
     // What was given out is worthless, but for the token on a disk that holds its system.
     let supersede = match machine.current_boot {
-        Some(boot) if machine.installed_generation == Some(machine.generation) => Supersede::OtherBoots(boot),
+        Some(boot) if machine.installed_generation == Some(machine.generation) => Supersede::AllBut(boot),
         _ => Supersede::All,
     };
     Ok(Json(service.registry.apply(machine.id, input, RowEffects { supersede, ..RowEffects::default() }).await?))

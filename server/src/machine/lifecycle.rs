@@ -85,6 +85,8 @@ pub enum Input {
         generation: u32,
         /// The boot.
         boot: Uuid,
+        /// Who took it.
+        from: IpAddr,
     },
     /// Its agent bought a certificate.
     Enrolled {
@@ -261,7 +263,7 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
             }
             booted(&mut machine, taken, &mut log);
         }
-        Input::ConfigFetched { purpose, generation, boot } => {
+        Input::ConfigFetched { purpose, generation, boot, from } => {
             live_generation(&machine, purpose, generation)?;
             if purpose != Purpose::Discovery && machine.installed_generation == Some(generation) {
                 return Err(Refused::Installed { name: machine.name, generation });
@@ -269,7 +271,8 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
             machine.current_boot = Some(boot);
             finish(&mut machine, "boot", now, "");
             begin(&mut machine, "live", now, "the live system starts");
-            log.say("config", format!("Ignition took the {} configuration", purpose.as_str()), "ignition");
+            let message = format!("Ignition took the {} configuration, from {from}", purpose.as_str());
+            log.say("config", message, "ignition");
         }
         Input::Enrolled { purpose, generation, boot } => {
             if machine.current_boot != Some(boot) {
@@ -298,6 +301,8 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
                 machine.waiting = Some(reason);
             }
         }
+        // Said once: whoever goes on trying must not fill the history.
+        Input::Alarm { .. } if machine.stopped.is_some() => {}
         Input::Alarm { reason } => {
             machine.stopped = Some(reason.clone());
             machine.waiting =

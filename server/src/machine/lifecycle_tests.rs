@@ -65,7 +65,12 @@ fn from_first_packet_to_enrolled_with_every_step_timed() {
     life.happens(accepted()).happens(assigned());
     assert_eq!((life.machine.phase.name(), life.machine.generation), ("Assigned", 1));
     life.happens(Input::Booted(BootTaken::LiveInstall { generation: 1 }))
-        .happens(Input::ConfigFetched { purpose: Purpose::Install, generation: 1, boot: BOOT })
+        .happens(Input::ConfigFetched {
+            purpose: Purpose::Install,
+            generation: 1,
+            boot: BOOT,
+            from: std::net::Ipv4Addr::LOCALHOST.into(),
+        })
         .happens(Input::Enrolled { purpose: Purpose::Install, generation: 1, boot: BOOT })
         .happens(Input::Reported(ReportEvent::InstallProgress { generation: 1, step: "write".into(), percent: 50 }));
     assert_eq!(life.machine.phase, Phase::Installing);
@@ -103,7 +108,12 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     // Nobody has taken the configuration of this boot.
     let node = || Input::Enrolled { purpose: Purpose::Node, generation: 1, boot: BOOT };
     assert!(matches!(life.refuses(node()), Refused::OtherBoot(_)));
-    let fetched = |boot| Input::ConfigFetched { purpose: Purpose::Install, generation: 1, boot };
+    let fetched = |boot| Input::ConfigFetched {
+        purpose: Purpose::Install,
+        generation: 1,
+        boot,
+        from: std::net::Ipv4Addr::LOCALHOST.into(),
+    };
     life.happens(fetched(BOOT)).happens(fetched(Uuid::from_u128(0xb2)));
     assert!(matches!(life.refuses(node()), Refused::OtherBoot(_)));
     life.happens(fetched(BOOT));
@@ -120,18 +130,33 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
 fn a_node_that_comes_from_its_disk_is_proof_of_the_installation_whose_report_was_lost() {
     let mut life = Life::new();
     life.happens(accepted()).happens(assigned());
-    life.happens(Input::ConfigFetched { purpose: Purpose::Install, generation: 1, boot: BOOT });
+    life.happens(Input::ConfigFetched {
+        purpose: Purpose::Install,
+        generation: 1,
+        boot: BOOT,
+        from: std::net::Ipv4Addr::LOCALHOST.into(),
+    });
     life.happens(Input::Enrolled { purpose: Purpose::Node, generation: 1, boot: BOOT });
     assert_eq!((life.machine.phase.name(), life.machine.installed_generation), ("Enrolled", Some(1)));
     assert!(life.kinds.contains(&"installed"));
     // From then on another live boot of this generation is somebody else's.
-    let other = Input::ConfigFetched { purpose: Purpose::Install, generation: 1, boot: Uuid::from_u128(0xb2) };
+    let other = Input::ConfigFetched {
+        purpose: Purpose::Install,
+        generation: 1,
+        boot: Uuid::from_u128(0xb2),
+        from: std::net::Ipv4Addr::LOCALHOST.into(),
+    };
     assert!(matches!(life.refuses(other), Refused::Installed { generation: 1, .. }));
     // Releasing keeps the certificate of the system on the disk, and ends that of an installation under way.
     life.happens(Input::Alarm { reason: "x".into() }).happens(Input::Release { cause: "ann".into() });
     assert_eq!(life.machine.current_boot, Some(BOOT));
     life.happens(Input::Reinstall { cause: "ann".into() });
-    life.happens(Input::ConfigFetched { purpose: Purpose::Install, generation: 2, boot: BOOT });
+    life.happens(Input::ConfigFetched {
+        purpose: Purpose::Install,
+        generation: 2,
+        boot: BOOT,
+        from: std::net::Ipv4Addr::LOCALHOST.into(),
+    });
     life.happens(Input::Alarm { reason: "x".into() }).happens(Input::Release { cause: "ann".into() });
     assert_eq!(life.machine.current_boot, None);
 }

@@ -72,8 +72,14 @@ fn inputs() -> impl Strategy<Value = Input> {
         Just(Input::Booted(BootTaken::LocalDisk)),
         Just(Input::Booted(BootTaken::Discovery)),
         Just(Input::Booted(BootTaken::NotNow { reason: "test".into() })),
-        (generation.clone(), boot())
-            .prop_map(|(generation, boot)| { Input::ConfigFetched { purpose: Purpose::Install, generation, boot } }),
+        (generation.clone(), boot()).prop_map(|(generation, boot)| {
+            Input::ConfigFetched {
+                purpose: Purpose::Install,
+                generation,
+                boot,
+                from: std::net::Ipv4Addr::LOCALHOST.into(),
+            }
+        }),
         (
             generation.clone(),
             prop_oneof![Just(Purpose::Node), Just(Purpose::Install), Just(Purpose::Discovery)],

@@ -1,6 +1,7 @@
 //! `/metrics`, `/healthz` and `/readyz`, on loopback unless told otherwise.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
@@ -34,6 +35,7 @@ pub(super) struct Health {
 
 struct Watched {
     store: Store,
+    state_dir: PathBuf,
     machines: Family<PhaseLabel, Gauge>,
     metrics: Registry,
 }
@@ -46,11 +48,16 @@ struct PhaseLabel {
 
 impl Health {
     #[expect(clippy::disallowed_methods, reason = "opens the listening socket")]
-    pub(super) async fn bind(address: SocketAddr, store: Store, mut metrics: Registry) -> Result<Self, BindError> {
+    pub(super) async fn bind(
+        address: SocketAddr,
+        store: Store,
+        state_dir: &Path,
+        mut metrics: Registry,
+    ) -> Result<Self, BindError> {
         let machines = Family::<PhaseLabel, Gauge>::default();
         metrics.register("nkd_machines", "Machines by phase", machines.clone());
         let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
-        Ok(Self { listener, state: Arc::new(Watched { store, machines, metrics }) })
+        Ok(Self { listener, state: Arc::new(Watched { store, state_dir: state_dir.to_owned(), machines, metrics }) })
     }
 
     pub(super) async fn run(self, stop: CancellationToken) {
@@ -66,8 +73,16 @@ impl Health {
     }
 }
 
+/// Room that has to be left on the disk of the state: below it, no machine can be given a boot.
+const ROOM: u64 = 1 << 20;
+
 async fn ready(State(watched): State<Arc<Watched>>) -> impl IntoResponse {
+    let room = rustix::fs::statvfs(&watched.state_dir).map(|disk| disk.f_bavail * disk.f_frsize);
     match watched.store.ready().await {
+        Ok(()) if room.is_ok_and(|room| room < ROOM) => {
+            let folder = watched.state_dir.display();
+            (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: the disk of {folder} is full\n"))
+        }
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {error}\n")),
     }

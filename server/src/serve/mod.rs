@@ -140,7 +140,8 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     )
     .await?;
     let _ = service.dhcp.set(dhcp.handle());
-    let health = health::Health::bind(settings.http.metrics_listen, store.clone(), metrics).await?;
+    let health =
+        health::Health::bind(settings.http.metrics_listen, store.clone(), &settings.state_dir, metrics).await?;
     let token = state::first_admin(&settings.state_dir, &store, &service.first_token).await?;
 
     let fingerprint = Fingerprint::of_pem(pki.ca_pem()).ok_or(PkiError::Stored("CA certificate"))?;
@@ -230,6 +231,8 @@ fn certificate_names(settings: &Settings) -> Result<(Vec<String>, Vec<IpAddr>), 
             Err(_) => names.push(extra.clone()),
         }
     }
+    // An address of this host that no interface shows, 127.0.7.1.
+    addresses.extend(Some(settings.http.api_listen.ip()).filter(|ip| !ip.is_unspecified()));
     addresses.sort();
     addresses.dedup();
     names.dedup();

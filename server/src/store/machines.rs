@@ -50,16 +50,18 @@ pub struct Change<'a> {
     pub effects: RowEffects,
 }
 
-/// Which unused tokens of a machine are worthless from now on.
+/// Which tokens of a machine are worthless from now on.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Supersede {
     /// None.
     #[default]
     Nothing,
-    /// All: an operator gave an order.
-    All,
-    /// Those of every other boot: this one has fetched its configuration.
+    /// The unused ones of every other boot: this one has fetched its configuration. Whoever comes with one is found out.
     OtherBoots(Uuid),
+    /// All of them: an operator gave an order. They are as if they had never been issued, and accuse nobody any more.
+    All,
+    /// The same for those of every boot but the one whose system is on the disk.
+    AllBut(Uuid),
 }
 
 impl Store {
@@ -272,21 +274,17 @@ impl Write for SaveMachine {
             }
         }
         save_keys(tx, machine).await?;
-        let kept = match effects.supersede {
+        let statement = match effects.supersede {
             Supersede::Nothing => None,
-            Supersede::All => Some(None),
-            Supersede::OtherBoots(boot) => Some(Some(boot)),
+            Supersede::OtherBoots(boot) => Some((
+                "UPDATE token SET superseded = ?1 WHERE machine = ?2 AND used IS NULL AND superseded IS NULL AND boot <> ?3",
+                boot,
+            )),
+            Supersede::All => Some(("DELETE FROM token WHERE machine = ?2", Uuid::nil())),
+            Supersede::AllBut(boot) => Some(("DELETE FROM token WHERE machine = ?2 AND boot <> ?3", boot)),
         };
-        if let Some(kept) = kept {
-            sqlx::query(
-                "UPDATE token SET superseded = ?1 WHERE machine = ?2 AND used IS NULL AND superseded IS NULL
-                 AND (?3 IS NULL OR boot <> ?3)",
-            )
-            .bind(millis(*now))
-            .bind(&id)
-            .bind(kept.map(|boot| boot.to_string()))
-            .execute(&mut **tx)
-            .await?;
+        if let Some((statement, boot)) = statement {
+            sqlx::query(statement).bind(millis(*now)).bind(&id).bind(boot.to_string()).execute(&mut **tx).await?;
         }
         if let Some(boot) = &effects.boot {
             super::tokens::insert_boot(tx, boot, seal).await?;
