@@ -3,6 +3,8 @@
 use nkd_api::cluster::MachineMatch;
 use nkd_api::machine::Machine;
 
+use super::file::syntax;
+
 /// True when every given field fits. A machine that has told no facts fits no condition on them.
 #[must_use]
 pub fn fits(wanted: &MachineMatch, machine: &Machine) -> bool {
@@ -15,31 +17,16 @@ pub fn fits(wanted: &MachineMatch, machine: &Machine) -> bool {
         },
         (Some(_), None) => false,
     };
-    let number = |wanted: &Option<String>, have: Option<u64>| match wanted {
-        None => true,
-        Some(wanted) => at_least(wanted).zip(have).is_some_and(|(least, have)| have >= least),
-    };
-    number(&wanted.memory, facts.map(|f| f.memory_bytes))
-        && number(&wanted.cpus, facts.map(|f| f.cpus.into()))
+    // The kernel manages a little less memory than is built in: a sixteenth is forgiven.
+    let enough = |bytes: u64| facts.is_some_and(|f| f.memory_bytes >= bytes - bytes / 16);
+    let memory = wanted.memory.as_deref().map(syntax::least_memory);
+    let cpus = wanted.cpus.as_deref().map(syntax::least_cpus);
+    memory.is_none_or(|least| least.is_ok_and(enough))
+        && cpus.is_none_or(|least| least.is_ok_and(|least| facts.is_some_and(|f| f.cpus >= least)))
         && text(&wanted.architecture, &machine.identity.architecture)
         && text(&wanted.vendor, &machine.identity.vendor)
         && text(&wanted.product, &machine.identity.product)
         && wanted.labels.iter().all(|(key, value)| machine.labels.get(key) == Some(value))
-}
-
-/// `>=8Gi`, `>=4`: the number. Memory is what the kernel manages, a little less than what is built in: a sixteenth is
-/// forgiven where a unit is given.
-#[must_use]
-pub fn at_least(text: &str) -> Option<u64> {
-    let text = text.strip_prefix(">=")?.trim();
-    let units = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40)];
-    match units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, shift))) {
-        Some((number, shift)) => {
-            let bytes = number.trim().parse::<u64>().ok()?.checked_mul(1 << shift)?;
-            Some(bytes - bytes / 16)
-        }
-        None => text.parse().ok(),
-    }
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use nkd_api::Problem;
 use nkd_api::agent::NodeFile;
 use nkd_api::cluster::{Certificates, KeyPair as GivenPair, Source};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_RSA_SHA256, PublicKeyData as _, RsaKeySize,
+    BasicConstraints, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_RSA_SHA256,
+    PublicKeyData as _, RsaKeySize,
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, SubjectPublicKeyInfoDer};
@@ -22,7 +22,7 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime};
 use x509_parser::certificate::X509Certificate;
 
-use crate::fleet::pki::{VALID_FROM, random_serial};
+use crate::fleet::pki::{VALID_FROM, params};
 
 const CA_LIFE: Duration = Duration::days(20 * 365);
 
@@ -385,17 +385,6 @@ fn new_authority(name: &str, now: OffsetDateTime) -> Result<Pair, PkiError> {
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(Pair { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() })
-}
-
-fn params(common_name: &str, not_after: OffsetDateTime) -> Result<CertificateParams, rcgen::Error> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, common_name);
-    params.not_before = VALID_FROM;
-    params.not_after = not_after;
-    params.serial_number = Some(random_serial()?);
-    params.use_authority_key_identifier_extension = true;
-    Ok(params)
 }
 
 fn issuer(pair: &Pair) -> Option<Issuer<'static, KeyPair>> {

@@ -1,12 +1,17 @@
 //! What the service keeps of a cluster.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use nkd_api::agent::KubeadmAction;
-use nkd_api::cluster::{Cluster, ClusterPhase, ClusterStatus, Health, Member, MemberState, Pool, PoolMachine, Role};
+use nkd_api::cluster::{
+    API_PORT, Cluster, ClusterPhase, ClusterStatus, Health, Member, MemberState, Pool, PoolMachine, Role,
+};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
+
+use super::file;
+use super::kubeadm::Endpoint;
 
 /// A cluster with its members.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -106,11 +111,10 @@ impl Record {
     /// Host and port of the API: as the operator says, or the first control plane's.
     #[must_use]
     pub fn endpoint(&self) -> Option<String> {
-        let port = nkd_api::cluster::API_PORT;
         match &self.cluster.spec.endpoint {
-            Some(endpoint) if has_port(endpoint) => Some(endpoint.clone()),
-            Some(endpoint) => Some(format!("{endpoint}:{port}")),
-            None => self.first()?.address.map(|ip| std::net::SocketAddr::new(ip, port).to_string()),
+            // Checked when the file was applied.
+            Some(endpoint) => endpoint.parse::<Endpoint>().ok().map(|endpoint| endpoint.to_string()),
+            None => self.first()?.address.map(|ip| SocketAddr::new(ip, API_PORT).to_string()),
         }
     }
 
@@ -166,26 +170,17 @@ pub fn is_in(state: MemberState) -> bool {
     matches!(state, MemberState::Joined | MemberState::Ready | MemberState::Leaving)
 }
 
-fn has_port(endpoint: &str) -> bool {
-    endpoint
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']')))
-}
-
 /// The members that a file asks for, control planes first, each pool in its order.
 fn members(cluster: &Cluster) -> Vec<MemberRecord> {
     let mut pools: Vec<&Pool> = cluster.spec.pools.iter().collect();
     pools.sort_by_key(|pool| pool.role);
     let mut members = Vec::new();
     for pool in pools {
-        let listed = pool.machines.len();
-        let count = pool.count.and_then(|c| usize::try_from(c).ok()).unwrap_or(listed).max(listed);
-        for number in 0..count {
+        for number in 0..file::pool_size(pool) {
             let wanted = pool.machines.get(number).cloned().unwrap_or_default();
-            let made = format!("{}-{}-{}", cluster.metadata.name, pool.name, number + 1);
             let address = wanted.ip.as_deref().and_then(|ip| ip.split('/').next()?.parse().ok());
             members.push(MemberRecord {
-                hostname: wanted.hostname.clone().unwrap_or(made),
+                hostname: file::hostname(&cluster.metadata.name, pool, number),
                 pool: pool.name.clone(),
                 role: pool.role,
                 wanted,

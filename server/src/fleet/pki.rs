@@ -235,7 +235,8 @@ pub fn request_key(csr_pem: &str) -> Result<[u8; 32], PkiError> {
     Ok(Sha256::digest(request.public_key.subject_public_key_info()).into())
 }
 
-fn params(common_name: &str, not_after: OffsetDateTime) -> Result<CertificateParams, PkiError> {
+/// What every certificate that the service makes has in common: one name, a random serial, valid long since.
+pub(crate) fn params(common_name: &str, not_after: OffsetDateTime) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
@@ -247,7 +248,7 @@ fn params(common_name: &str, not_after: OffsetDateTime) -> Result<CertificatePar
 }
 
 #[expect(clippy::disallowed_methods, reason = "serial numbers are random (RFC 5280, 4.1.2.2)")]
-pub(crate) fn random_serial() -> Result<SerialNumber, rcgen::Error> {
+fn random_serial() -> Result<SerialNumber, rcgen::Error> {
     let mut serial = [0u8; 16];
     aws_lc_rs::rand::fill(&mut serial).map_err(|_| rcgen::Error::RingUnspecified)?;
     serial[0] &= 0x7f;
