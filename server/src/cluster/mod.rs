@@ -9,6 +9,7 @@ pub mod import;
 pub mod kubeadm;
 pub mod kubernetes;
 pub mod load;
+pub mod order;
 pub mod pki;
 pub mod plan;
 pub mod record;

@@ -21,7 +21,7 @@ use time::OffsetDateTime;
 use super::auth::{Node, bearer};
 use super::extract::{Json, Query};
 use super::{ApiError, Connection};
-use crate::cluster::bringup;
+use crate::cluster::order;
 use crate::content::image::profile;
 use crate::fleet::config;
 use crate::fleet::pki::NodeIdentity;
@@ -175,7 +175,7 @@ pub(super) async fn report(
     let machine = service.registry.apply(node.machine, Input::Reported(report.event), effects).await?;
     tracing::debug!(trace = %Trace::of(&machine), machine = %machine.name, kind, "report");
     if let Some((operation, progress)) = run {
-        bringup::reported(&service, machine.id, operation, &progress).await?;
+        order::reported(&service, machine.id, operation, &progress).await?;
     }
     let revision = current_task(&service, &machine, node, &connection)?.revision;
     Ok(Json(ReportAnswer { revision, server_time: OffsetDateTime::now_utc() }))
@@ -199,7 +199,7 @@ pub(super) async fn kubeadm(
     if task::standing(&machine, node) != Standing::Current {
         return Err(ApiError::conflict(format!("this boot of {} is over: start it again", machine.name)));
     }
-    Ok(Json(bringup::order(&service, node, query.operation).await?))
+    Ok(Json(order::order(&service, node, query.operation).await?))
 }
 
 #[derive(Deserialize)]

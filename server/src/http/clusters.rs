@@ -15,8 +15,8 @@ use uuid::Uuid;
 use super::ApiError;
 use super::auth::Caller;
 use super::extract::{Json, Path, Query};
-use crate::cluster::bringup;
 use crate::cluster::file::{self, Paths};
+use crate::cluster::order;
 use crate::cluster::pki::{Access, ClusterPki};
 use crate::cluster::record::Record;
 use crate::service::Service;
@@ -68,7 +68,7 @@ pub(super) async fn apply(
         pki.await.map_err(|e| ApiError::unavailable(e.to_string()))?.map_err(|e| ApiError::invalid(e.to_string()))?;
     let document = pki.to_document().map_err(|e| ApiError::unavailable(e.to_string()))?;
     // The keys first: a cluster without them could not go on.
-    store.save_secrets(&[(&bringup::pki_name(record.id), &document)]).await?;
+    store.save_secrets(&[(&order::pki_name(record.id), &document)]).await?;
     store.save_cluster(&record, 0, &["applied".to_owned()], &caller.0.name, now).await?;
     Ok(Json(record.status()))
 }
@@ -143,7 +143,7 @@ pub(super) async fn kubeconfig(
         ))
     })?;
     caller.audit(&service, "cluster.kubeconfig", &cluster, &format!("{user} ({group}) for {hours} h")).await?;
-    let pki = bringup::pki(&service, &record).await?;
+    let pki = order::pki(&service, &record).await?;
     let access = Access {
         cluster: record.name(),
         server: &format!("https://{endpoint}"),

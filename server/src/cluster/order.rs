@@ -1,0 +1,171 @@
+//! What a node is told and what it tells: the order of a run with everything that kubeadm needs, and how the run goes.
+#![expect(clippy::disallowed_methods, reason = "the edge where the clock and the network come in")]
+
+use std::time::Duration;
+
+use nkd_api::agent::{KubeadmAction, KubeadmOrder, KubeadmState};
+use nkd_api::cluster::{MemberState, Role, Source};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::bringup::BringUpError;
+use super::kubeadm::{self, Endpoint, Node};
+use super::pki::ClusterPki;
+use super::record::{MemberRecord, Record};
+use super::{plan, runtime};
+use crate::fleet::pki::NodeIdentity;
+use crate::service::Service;
+use crate::store::StoreError;
+
+/// How long a manifest may take to arrive.
+const FETCH: Duration = Duration::from_secs(60);
+/// Tries when two writers meet.
+const TRIES: usize = 16;
+
+/// The text of a source.
+pub(super) async fn text(source: &Source) -> Result<String, BringUpError> {
+    let location = match source {
+        Source::Inline { inline } => return Ok(inline.clone()),
+        Source::Location(location) => location,
+    };
+    if !location.starts_with("http://") && !location.starts_with("https://") {
+        return Err(BringUpError::Path(location.clone()));
+    }
+    let failed = |e: reqwest::Error| BringUpError::Fetch(location.clone(), e.into());
+    let client = reqwest::Client::builder().timeout(FETCH).build().map_err(failed)?;
+    let answer = client.get(location).send().await.and_then(reqwest::Response::error_for_status).map_err(failed)?;
+    answer.text().await.map_err(failed)
+}
+
+/// The certificates of a cluster.
+pub async fn pki(service: &Service, record: &Record) -> Result<ClusterPki, BringUpError> {
+    let document = service.registry.store().secret(&pki_name(record.id)).await?;
+    Ok(ClusterPki::from_document(&document.ok_or(BringUpError::Missing("PKI"))?)?)
+}
+
+/// Name of a cluster's certificates in the store.
+#[must_use]
+pub fn pki_name(cluster: Uuid) -> String {
+    format!("cluster/{cluster}/pki")
+}
+
+pub(super) fn token_name(record: &Record, operation: Uuid) -> String {
+    format!("cluster/{}/join/{operation}", record.id)
+}
+
+/// The member's machine as kubeadm sees it.
+fn node(record: &Record, member: &MemberRecord) -> Result<Node, BringUpError> {
+    let pool = record.cluster.spec.pools.iter().find(|pool| pool.name == member.pool);
+    let mut labels = pool.map(|pool| pool.labels.clone()).unwrap_or_default();
+    labels.extend(member.wanted.labels.clone());
+    Ok(Node {
+        hostname: member.hostname.clone(),
+        address: member.address.ok_or(BringUpError::Missing("address"))?,
+        role: member.role,
+        pool: member.pool.clone(),
+        labels,
+        taints: pool.and_then(|pool| pool.taints.clone()),
+    })
+}
+
+/// What the node that holds this certificate needs for its run of kubeadm. Keys leave the store only here: to the node of
+/// a control plane, and only what kubeadm needs there.
+pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> Result<KubeadmOrder, BringUpError> {
+    let store = service.registry.store();
+    let clusters = store.clusters().await?;
+    let (record, _) = clusters.iter().find(|(r, _)| r.member_of(holder.machine).is_some()).ok_or(BringUpError::Over)?;
+    let member = record.member_of(holder.machine).ok_or(BringUpError::Over)?;
+    let run =
+        member.run.filter(|run| run.operation == operation && run.ended_at.is_none()).ok_or(BringUpError::Over)?;
+    let pki = pki(service, record).await?;
+    let cluster = &record.cluster;
+    let endpoint: Endpoint = record.endpoint().ok_or(BringUpError::Missing("endpoint"))?.parse()?;
+    let own = node(record, member)?;
+    let (config, skip_phases) = match run.action {
+        KubeadmAction::Init => {
+            let control_planes: Vec<Node> = record
+                .members
+                .iter()
+                .filter(|m| m.role == Role::ControlPlane && m.address.is_some())
+                .map(|m| node(record, m))
+                .collect::<Result<_, _>>()?;
+            let init = kubeadm::Init { endpoint: &endpoint, control_planes: &control_planes };
+            (kubeadm::init(cluster, &own, &init)?, kubeadm::init_skip_phases(cluster))
+        }
+        KubeadmAction::Join => {
+            let token = store.secret(&token_name(record, operation)).await?.ok_or(BringUpError::Missing("token"))?;
+            let token = String::from_utf8_lossy(&token).into_owned();
+            let join = kubeadm::Join { endpoint: &endpoint, token: &token, ca_hash: &pki.ca_hash()? };
+            (kubeadm::join(cluster, &own, &join)?, kubeadm::join_skip_phases(cluster))
+        }
+        KubeadmAction::Reset => (String::new(), Vec::new()),
+    };
+    let mut files = runtime::files(cluster, cluster.spec.os.profile == "lab")?;
+    if member.role == Role::ControlPlane && run.action != KubeadmAction::Reset {
+        files.extend(pki.control_plane_files());
+    }
+    let direct: Vec<String> = record.members.iter().filter_map(|m| m.address).map(|ip| ip.to_string()).collect();
+    files.extend(runtime::proxy_drop_ins(cluster, &direct));
+    let mut before = Vec::new();
+    for script in &cluster.spec.hooks.before {
+        before.push(text(script).await?);
+    }
+    Ok(KubeadmOrder {
+        operation,
+        action: run.action,
+        config,
+        skip_phases,
+        ignore_preflight_errors: Vec::new(),
+        files,
+        restart: vec![runtime::unit(cluster).to_owned()],
+        before,
+    })
+}
+
+/// A node tells how its run goes. Durable when this returns; told twice, it counts once.
+pub async fn reported(
+    service: &Service,
+    machine: Uuid,
+    operation: Uuid,
+    progress: &KubeadmState,
+) -> Result<(), BringUpError> {
+    let store = service.registry.store();
+    for _ in 0..TRIES {
+        let now = OffsetDateTime::now_utc();
+        let clusters = store.clusters().await?;
+        let Some((mut record, revision)) = clusters.into_iter().find(|(r, _)| r.member_of(machine).is_some()) else {
+            return Ok(());
+        };
+        let Some(index) = plan::member_of_operation(&record, operation) else { return Ok(()) };
+        let member = &mut record.members[index];
+        let Some(run) = member.run.as_mut().filter(|run| run.ended_at.is_none() && member.machine == Some(machine))
+        else {
+            return Ok(());
+        };
+        let mut said = Vec::new();
+        match progress {
+            KubeadmState::Running { step } => member.detail = Some(step.clone()),
+            KubeadmState::Done => {
+                run.ended_at = Some(now);
+                (member.state, member.failures, member.detail) = (MemberState::Joined, 0, None);
+                said.push(format!("{}: joined", member.hostname));
+            }
+            KubeadmState::Failed { step, reason, .. } => {
+                run.ended_at = Some(now);
+                member.state = MemberState::Failed;
+                member.failures += 1;
+                member.detail = Some(format!("{step}: {reason}"));
+                said.push(format!("{}: kubeadm failed at {step}: {reason}", member.hostname));
+            }
+        }
+        match store.save_cluster(&record, revision, &said, "agent", now).await {
+            Ok(_) => {
+                service.orders.learn(&record);
+                return Ok(());
+            }
+            Err(StoreError::Stale) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(StoreError::Stale.into())
+}
