@@ -161,6 +161,11 @@ pub enum Task {
     },
     /// Make the node part of its cluster, or take it out.
     Kubeadm(KubeadmTask),
+    /// Make the disk that this system runs from unbootable, tell it, and restart.
+    Wipe {
+        /// Generation of this system.
+        generation: u32,
+    },
     /// The node is as it should be.
     Run,
     /// Stop asking: the service refuses this node until an operator acts.
@@ -318,6 +323,11 @@ pub enum ReportEvent {
         /// Generation.
         generation: u32,
     },
+    /// The disk that the system runs from boots no more. Sent before the restart.
+    Wiped {
+        /// Generation.
+        generation: u32,
+    },
     /// A step ended badly.
     Failed {
         /// Generation.
@@ -347,6 +357,7 @@ impl ReportEvent {
             Self::Facts { .. } => "facts",
             Self::InstallProgress { .. } => "install-progress",
             Self::Installed { .. } => "installed",
+            Self::Wiped { .. } => "wiped",
             Self::Failed { .. } => "failed",
             Self::Kubeadm { .. } => "kubeadm",
         }
@@ -359,6 +370,7 @@ impl ReportEvent {
             Self::Heartbeat { .. } | Self::Facts { .. } | Self::Kubeadm { .. } => None,
             Self::InstallProgress { generation, .. }
             | Self::Installed { generation }
+            | Self::Wiped { generation }
             | Self::Failed { generation, .. } => Some(*generation),
         }
     }

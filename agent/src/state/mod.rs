@@ -142,6 +142,8 @@ pub enum Event {
     KubeadmStep(String),
     /// kubeadm ended, well or badly; or it could not be run at all, which is worth another try.
     KubeadmEnded(Result<KubeadmState, String>),
+    /// The disk of this system boots no more, or still does, and why.
+    WipeEnded(Result<(), String>),
     /// The machine did not restart.
     RebootFailed(String),
 }
@@ -173,6 +175,8 @@ pub enum Action {
     Install(InstallTask),
     /// See to it that kubeadm runs, and follow it.
     Kubeadm(KubeadmTask),
+    /// Make the disk of this system unbootable.
+    Wipe,
     /// Keep this in the journal before anything else.
     Remember(Outcome),
     /// Restart the machine.
