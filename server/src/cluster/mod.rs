@@ -3,6 +3,7 @@
 pub mod bringup;
 mod claim;
 pub mod diff;
+pub mod etcd;
 pub mod file;
 pub mod fits;
 pub mod import;
@@ -12,6 +13,7 @@ pub mod load;
 pub mod order;
 pub mod pki;
 pub mod plan;
+pub mod quorum;
 pub mod record;
 pub mod runtime;
 pub mod snippets;
