@@ -17,6 +17,7 @@ pub mod order;
 mod part;
 pub mod pki;
 pub mod plan;
+pub mod precheck;
 pub mod quorum;
 pub mod record;
 pub mod runtime;
