@@ -20,6 +20,7 @@ mod outbox;
 #[cfg(test)]
 mod tests;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use nkd_api::agent::{InstallTask, KubeadmState, KubeadmTask, Purpose, ReportEvent, TaskAnswer};
@@ -173,6 +174,8 @@ pub enum Action {
     Install(InstallTask),
     /// See to it that kubeadm runs, and follow it.
     Kubeadm(KubeadmTask),
+    /// See to it that the balancer of this node knows these API servers, if there is one.
+    Balance(Vec<SocketAddr>),
     /// Keep this in the journal before anything else.
     Remember(Outcome),
     /// Restart the machine.

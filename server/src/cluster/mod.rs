@@ -1,5 +1,6 @@
 //! Clusters: what they are to be, who belongs to them, and how they come up.
 
+mod balancer;
 pub mod bringup;
 mod claim;
 pub mod diff;
@@ -12,6 +13,7 @@ pub mod load;
 pub mod order;
 pub mod pki;
 pub mod plan;
+pub mod reach;
 pub mod record;
 pub mod runtime;
 pub mod snippets;
