@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::balance;
 use crate::client::{CallError, Client, chain};
 use crate::clock::Clock;
 use crate::console;
@@ -260,6 +261,18 @@ async fn perform(shared: &Shared, action: Action) -> Event {
             let root = shared.root.clone();
             let ended = tokio::task::spawn_blocking(move || install::wipe_system(&root)).await;
             Event::WipeEnded(ended.unwrap_or_else(|error| Err(error.to_string())))
+        }
+        Action::Balance(servers) => {
+            // Beside agent.json; there is none on a node of a cluster with an endpoint of its own.
+            let path = shared.options.config.with_file_name("balancer.json");
+            match balance::keep(&path, &servers) {
+                Ok(true) => console::say("the API servers of this node's cluster are others now"),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "the balancer is not told: tried again at the next answer")
+                }
+            }
+            Event::Tick
         }
         Action::Reboot => Event::RebootFailed(shared.options.reboot.run().await),
         Action::Say(_) | Action::Remember(_) => Event::Tick,

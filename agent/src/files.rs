@@ -1,9 +1,9 @@
-//! Private files, written so that a power cut leaves the old one or the new one.
+//! Files of the agent, nearly all of them private, written so that a power cut leaves the old one or the new one.
 #![expect(clippy::disallowed_methods, reason = "reads and writes files")]
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// A file could not be read or written.
@@ -71,6 +71,20 @@ pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T
 /// # Errors
 /// When the system says no; the old file is still there then.
 pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    replace(path, content, 0o600)
+}
+
+/// Writes a JSON file that everybody may read, in one step.
+///
+/// # Errors
+/// As [`write_private`].
+pub fn write_public_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
+    let text =
+        serde_json::to_vec_pretty(value).map_err(|source| FileError::Content { path: path.to_owned(), source })?;
+    replace(path, &text, 0o644)
+}
+
+fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
     let beside = path.with_extension("new");
     let write = || -> io::Result<()> {
         match fs::remove_file(&beside) {
@@ -79,6 +93,7 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), FileError> {
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
         file.write_all(content)?;
+        file.set_permissions(Permissions::from_mode(mode))?;
         file.sync_all()?;
         fs::rename(&beside, path)?;
         if let Some(parent) = path.parent() {

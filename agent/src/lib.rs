@@ -8,9 +8,11 @@
 //! | `identity`, `files` | key, certificate, token and journal on disk |
 //! | `install` | disk choice, image relay, installer |
 //! | `kubeadm` | a run of kubeadm in a unit of its own |
+//! | `balance` | the balancer towards the API servers of the node's cluster, in a unit of its own |
 //! | `facts` | what the machine says of itself |
 //! | `console`, `status`, `reboot`, `resolve` | the machine around it |
 
+pub mod balance;
 mod client;
 mod clock;
 mod console;

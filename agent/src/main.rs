@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use nkd_agent::balance::{self, Balancer};
 use nkd_agent::facts::{Root, gather, net};
 use nkd_agent::{Options, Patience, Reboot, chain, kubeadm, status};
 use nkd_api::agent::AGENT_CONFIG_PATH;
@@ -15,10 +16,11 @@ nkd-agent: enrolls this machine with its nkd service, installs, reports
   nkd-agent run [--config FILE] [--state DIR] [--socket FILE] [--root DIR]
   nkd-agent status [-o text|json] [--socket FILE]
   nkd-agent facts [--root DIR]
+  nkd-agent balance [--config FILE]                 (in a unit of its own)
   nkd-agent kubeadm --order FILE [--state DIR]      (run by the agent, in a unit of its own)
   nkd-agent --version | --help
 
-  --config FILE   what Ignition left for the agent (/etc/nkd/agent.json)
+  --config FILE   what Ignition left for the agent (/etc/nkd/agent.json), or the balancer's (/etc/nkd/balancer.json)
   --state DIR     key, certificate and journal (/var/lib/nkd-agent)
   --socket FILE   local status (/run/nkd-agent.sock)
   --root DIR      where /sys, /proc and /dev are (/)
@@ -32,6 +34,7 @@ enum Command {
     Status { socket: PathBuf, json: bool },
     Facts(PathBuf),
     Kubeadm { order: PathBuf, state: PathBuf },
+    Balance(balance::Options),
     Print(String),
 }
 
@@ -48,11 +51,13 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
         reboot: Reboot::System,
         patience: Patience::default(),
     };
+    let mut balancer = balance::Options::default();
     let (mut json, mut order) = (false, None);
     while let Some(flag) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{flag} takes a value"));
         match (command.as_str(), flag.as_str()) {
             ("run", "--config") => options.config = value()?.into(),
+            ("balance", "--config") => balancer.config = value()?.into(),
             ("kubeadm", "--order") => order = Some(PathBuf::from(value()?)),
             ("run" | "kubeadm", "--state") => options.state = value()?.into(),
             ("run" | "status", "--socket") => options.socket = value()?.into(),
@@ -72,6 +77,7 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
         "status" => Ok(Command::Status { socket: options.socket, json }),
         "facts" => Ok(Command::Facts(options.root)),
         "kubeadm" => Ok(Command::Kubeadm { order: order.ok_or("`kubeadm` needs --order FILE")?, state: options.state }),
+        "balance" => Ok(Command::Balance(balancer)),
         "--version" | "-V" => Ok(Command::Print(format!("nkd-agent {}\n", env!("CARGO_PKG_VERSION")))),
         "--help" | "-h" | "help" => Ok(Command::Print(USAGE.to_owned())),
         other => Err(format!("`{other}` is not a command")),
@@ -115,19 +121,30 @@ fn execute(command: Command) -> Result<(), Box<dyn std::error::Error>> {
             }
         }
         Command::Run(options) => {
-            tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).without_time().init();
-            runtime.block_on(serve(*options))?;
+            log();
+            runtime.block_on(until_told(nkd_agent::run(*options)))?;
+        }
+        Command::Balance(options) => {
+            log();
+            runtime.block_on(until_told(async { Balancer::bind(options).await?.run().await }))?;
         }
     }
     Ok(())
 }
 
-/// Runs the agent until it is told to end.
-async fn serve(options: Options) -> Result<(), Box<dyn std::error::Error>> {
+fn log() {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).without_time().init();
+}
+
+/// Works until it is told to end.
+async fn until_told<E>(work: impl Future<Output = Result<(), E>>) -> Result<(), Box<dyn std::error::Error>>
+where
+    E: std::error::Error + 'static,
+{
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
-        result = nkd_agent::run(options) => result?,
+        result = work => result?,
         _ = term.recv() => {}
         _ = interrupt.recv() => {}
     }

@@ -12,6 +12,8 @@
 //! ```
 //! Errors are [`crate::ErrorBody`]. 503 and transport errors are worth a retry, everything else is final.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -140,6 +142,25 @@ pub struct TaskAnswer {
     pub revision: String,
     /// The task.
     pub task: Task,
+    /// The API servers of its cluster, for the balancer on the node; empty: nothing to be changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<String>))]
+    pub api_servers: Vec<SocketAddr>,
+}
+
+/// Where the balancer finds this file on a node: `/etc/nkd/balancer.json`. Nothing in it is secret.
+pub const BALANCER_CONFIG_PATH: &str = "/etc/nkd/balancer.json";
+/// The unit of the balancer.
+pub const BALANCER_UNIT: &str = "nkd-balancer.service";
+
+/// What the balancer on a node is told. It comes with an order of kubeadm; the agent keeps `backends` as the service says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BalancerConfig {
+    /// The authority of the cluster, PEM: a backend that cannot show a certificate of it for its own address is not used.
+    pub ca: String,
+    /// The API servers, `192.0.2.11:6443`.
+    pub backends: Vec<SocketAddr>,
 }
 
 /// What the agent is to do.
@@ -239,7 +260,7 @@ pub struct KubeadmOrder {
     pub ignore_preflight_errors: Vec<String>,
     /// Files to write before: certificates and keys of a control plane, the runtime's configuration.
     pub files: Vec<NodeFile>,
-    /// Units to restart once the files are there, `containerd.service`.
+    /// Units to enable and restart once the files are there, `containerd.service`.
     pub restart: Vec<String>,
     /// Scripts to run before, in this order.
     pub before: Vec<String>,

@@ -16,6 +16,8 @@ use crate::MacAddr;
 pub const API_VERSION: &str = "nkd.io/v1alpha1";
 /// Port of the Kubernetes API when an endpoint does not say.
 pub const API_PORT: u16 = 6443;
+/// Port of the balancer that every node of a cluster without an endpoint of its own has on its loopback address.
+pub const BALANCER_PORT: u16 = 7443;
 
 macro_rules! contract {
     ($(#[$meta:meta])* $vis:vis $kind:ident $name:ident $body:tt) => {
@@ -67,8 +69,8 @@ contract! {
         /// Kubernetes.
         pub kubernetes: Kubernetes,
         /// Where clients and nodes reach the Kubernetes API, `10.0.0.10:6443` or `api.rack7.example:6443`: a load balancer or
-        /// address of the operator's. Not given: the first control plane's address, and on every node a local balancer
-        /// towards all control planes.
+        /// address of the operator's. Not given: nodes reach it through a balancer of their own towards all control planes,
+        /// clients at any control plane's address.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub endpoint: Option<String>,
         /// SSH access.
@@ -483,9 +485,9 @@ pub struct ClusterStatus {
     pub waiting: Option<String>,
     /// What its API server says.
     pub health: Health,
-    /// Where its API is reached.
+    /// Where its API is reached from outside: the endpoint of the file, or every control plane that is in.
     #[serde(default)]
-    pub endpoint: Option<String>,
+    pub endpoints: Vec<String>,
     /// Its nodes.
     pub members: Vec<Member>,
     /// When it was applied first.

@@ -87,3 +87,5 @@ pub struct AgentFile {
 
 /// The agent's unit, for images that do not carry it.
 pub const AGENT_UNIT: &str = include_str!("../../agent/dist/nkd-agent.service");
+/// The unit of its balancer, likewise.
+pub const BALANCER_UNIT: &str = include_str!("../../agent/dist/nkd-balancer.service");

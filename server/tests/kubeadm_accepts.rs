@@ -10,7 +10,7 @@ use std::process::Command;
 
 use base64::Engine as _;
 use nkd_api::cluster::{Certificates, Cluster, KeyPair, Role, Source};
-use nkd_server::cluster::pki::{Access, ClusterPki};
+use nkd_server::cluster::pki::{Access, ClusterPki, NamedEndpoint};
 use nkd_server::cluster::{kubeadm, runtime};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -338,9 +338,11 @@ fn signs_everything(host: &Host, given: &Certificates) {
         assert!(line.is_some_and(|line| line.contains(&year)), "{name} {year}: {}", said.out);
     }
 
+    let endpoints = [endpoint("rack7", "api.rack7.example:6443")];
     let access = Access {
         cluster: "rack7",
-        server: "https://api.rack7.example:6443",
+        endpoints: &endpoints,
+        current: 0,
         user: "ada",
         group: "system:masters",
         lifetime: Duration::days(1),
@@ -353,16 +355,22 @@ fn signs_everything(host: &Host, given: &Certificates) {
     host.openssl(&format!("verify -x509_strict -purpose sslclient -CAfile {ca} client.crt"));
 }
 
-/// The kubeconfig is one that the real client reads.
+fn endpoint(name: &str, address: &str) -> NamedEndpoint {
+    NamedEndpoint { name: name.into(), address: address.into() }
+}
+
+/// The kubeconfig is one that the real client reads, with the context that was chosen.
 #[test]
 #[ignore = "needs root and NKD_KUBERNETES"]
 fn kubectl_reads_the_kubeconfig() {
     let host = Host::new();
     let now = OffsetDateTime::now_utc();
     let pki = ClusterPki::create(&Certificates::default(), now).unwrap();
+    let endpoints = [endpoint("rack7-cp1", "10.0.0.11:6443"), endpoint("rack7-cp2", "10.0.0.12:6443")];
     let access = Access {
         cluster: "rack7",
-        server: "https://api.rack7.example:6443",
+        endpoints: &endpoints,
+        current: 1,
         user: "ada",
         group: "system:masters",
         lifetime: Duration::days(1),
@@ -379,7 +387,7 @@ fn kubectl_reads_the_kubeconfig() {
         "--output",
         "jsonpath={.clusters[0].cluster.server} {.contexts[0].context.cluster} {.users[0].name}",
     ]);
-    assert_eq!(said.out, "https://api.rack7.example:6443 rack7 ada@rack7");
+    assert_eq!(said.out, "https://10.0.0.12:6443 rack7-cp2 ada@rack7");
 }
 
 /// containerd prints the configuration that it would run with.

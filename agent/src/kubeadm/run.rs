@@ -6,7 +6,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use nkd_api::agent::{KubeadmAction, KubeadmOrder, KubeadmState, NodeFile};
+use nkd_api::agent::{BALANCER_CONFIG_PATH, KubeadmAction, KubeadmOrder, KubeadmState, NodeFile};
 
 use super::{Entry, Journal};
 use crate::client::chain;
@@ -83,7 +83,8 @@ fn carry_out(order: &KubeadmOrder, diary: &mut Diary) -> Result<(), Failure> {
         diary.entry.touched = false;
     }
     if order.action == KubeadmAction::Reset {
-        return Ok(());
+        // The balancer ends when it sees that.
+        return files::remove(Path::new(BALANCER_CONFIG_PATH)).map_err(|error| failure("reset", chain(&error)));
     }
     diary.step("files")?;
     for file in &order.files {
@@ -92,9 +93,12 @@ fn carry_out(order: &KubeadmOrder, diary: &mut Diary) -> Result<(), Failure> {
     if !order.restart.is_empty() {
         // Drop-ins may be among the files.
         command("files", "systemctl", &["daemon-reload"], |_| Ok(()))?;
-        let mut words = vec!["restart"];
-        words.extend(order.restart.iter().map(String::as_str));
-        command("files", "systemctl", &words, |_| Ok(()))?;
+        // Enabled: what the cluster needs is there after a restart of the machine too.
+        for verb in ["enable", "restart"] {
+            let mut words = vec![verb];
+            words.extend(order.restart.iter().map(String::as_str));
+            command("files", "systemctl", &words, |_| Ok(()))?;
+        }
     }
     for (number, script) in order.before.iter().enumerate() {
         diary.step("hooks")?;

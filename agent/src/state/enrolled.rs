@@ -273,6 +273,10 @@ impl Enrolled {
         let pace = self.poll.since().unwrap_or(now.uptime) + POLL_PACE;
         self.poll.succeeded(pace.max(now.uptime));
         self.revision = Some(answer.revision);
+        // At every answer: a run of kubeadm may have written an older list meanwhile.
+        if !answer.api_servers.is_empty() {
+            voice.act(Action::Balance(answer.api_servers));
+        }
         // Work that runs is left to end, and its outcome is told first; then the task is asked for anew.
         match (&self.work, &answer.task) {
             (Work::Idle | Work::Stopped | Work::Failed, _) => {}

@@ -20,6 +20,7 @@ mod outbox;
 #[cfg(test)]
 mod tests;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use nkd_api::agent::{InstallTask, KubeadmState, KubeadmTask, Purpose, ReportEvent, TaskAnswer};
@@ -177,6 +178,8 @@ pub enum Action {
     Kubeadm(KubeadmTask),
     /// Make the disk of this system unbootable.
     Wipe,
+    /// See to it that the balancer of this node knows these API servers, if there is one.
+    Balance(Vec<SocketAddr>),
     /// Keep this in the journal before anything else.
     Remember(Outcome),
     /// Restart the machine.

@@ -41,7 +41,7 @@ fn broken(step: &'static str, retry: bool) -> InstallFailure {
 }
 
 fn answer(revision: &str, task: Task) -> Event {
-    Event::Task(TaskAnswer { revision: revision.into(), task })
+    Event::Task(TaskAnswer { revision: revision.into(), task, api_servers: Vec::new() })
 }
 
 /// An agent at work, which remembers what it was told to do.
@@ -126,6 +126,22 @@ fn a_blank_machine_enrolls_installs_reports_and_only_then_restarts() {
     assert_eq!(agent.word(), "rebooting");
     agent.event(Event::RebootFailed("busy".into()));
     assert!(agent.later(30, Event::Tick).contains(&Action::Reboot));
+}
+
+/// Whatever the agent does about its task, the balancer hears of every list, and never of an empty one.
+#[test]
+fn the_balancer_is_told_at_every_answer() {
+    let mut agent = Agent::enrolled(Purpose::Node);
+    let run = KubeadmTask { operation: uuid::Uuid::from_u128(1), action: nkd_api::agent::KubeadmAction::Join };
+    let servers: Vec<SocketAddr> = vec!["192.0.2.11:6443".parse().unwrap()];
+    for (revision, task) in [("a", Task::Kubeadm(run.clone())), ("b", Task::Kubeadm(run)), ("c", Task::Run)] {
+        let answer = TaskAnswer { revision: revision.into(), task, api_servers: servers.clone() };
+        let actions = agent.event(Event::Task(answer));
+        assert!(actions.contains(&Action::Balance(servers.clone())), "{revision}: {actions:?}");
+        agent.later(2, Event::Tick);
+    }
+    let actions = agent.event(answer("d", Task::Run));
+    assert!(!actions.iter().any(|action| matches!(action, Action::Balance(_))), "{actions:?}");
 }
 
 #[test]

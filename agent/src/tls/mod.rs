@@ -23,7 +23,7 @@ use crate::identity::Identity;
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// The CA is not PEM, or empty.
-    #[error("the CA certificate in agent.json cannot be used: {0}")]
+    #[error("the CA certificate cannot be used: {0}")]
     Ca(String),
     /// The client certificate or its key.
     #[error("the certificate or key in the state directory cannot be used: {0}")]

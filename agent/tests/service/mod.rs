@@ -261,7 +261,7 @@ impl Service {
         let changed = receiver.wait_for(|(revision, _)| seen.as_deref() != Some(&revision.to_string()));
         let _ = tokio::time::timeout(Duration::from_secs(5), changed).await.map(drop);
         let (revision, task) = self.task.borrow().clone();
-        TaskAnswer { revision: revision.to_string(), task }
+        TaskAnswer { revision: revision.to_string(), task, api_servers: Vec::new() }
     }
 }
 

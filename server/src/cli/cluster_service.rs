@@ -25,7 +25,7 @@ pub(super) async fn list(client: &Client, output: OutputArgs) -> Result<(), CliE
                 word(&c.phase),
                 health(&c.health),
                 format!("{ready}/{}", c.members.len()),
-                c.endpoint.clone().unwrap_or_else(|| "-".into()),
+                if c.endpoints.is_empty() { "-".into() } else { c.endpoints.join(",") },
                 age(c.created_at, now),
             ]
         };
@@ -100,8 +100,12 @@ fn text(status: &ClusterStatus) -> String {
     };
     let members = table(&["NODE", "POOL", "ROLE", "STATE", "ADDRESS", "DETAIL"], status.members.iter().map(row));
     let waiting = status.waiting.as_ref().map(|w| format!("waits: {w}\n")).unwrap_or_default();
+    let reached = match status.endpoints.is_empty() {
+        true => String::new(),
+        false => format!("reached at {}\n", status.endpoints.join(", ")),
+    };
     format!(
-        "{}: {}, Kubernetes {}, {}\n{waiting}\n{members}",
+        "{}: {}, Kubernetes {}, {}\n{reached}{waiting}\n{members}",
         status.name,
         word(&status.phase),
         status.version,

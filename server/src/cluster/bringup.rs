@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "the edge where clock, randomness and the network come in")]
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use nkd_api::agent::{KubeadmAction, KubeadmTask};
 use nkd_api::cluster::{Health, MemberState};
 use nkd_api::machine::Machine;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -16,9 +18,10 @@ use super::claim::{self, ClaimError};
 use super::etcd::EtcdError;
 use super::kubeadm::KubeadmError;
 use super::kubernetes::{Cluster as Api, KubeError};
-use super::order::{pki, text, token_name};
-use super::pki::{Access, PkiError};
+use super::order::{text, token_name};
+use super::pki::PkiError;
 use super::plan::{self, Seen, Step};
+use super::reach;
 use super::record::{Record, Run};
 use crate::fleet::secret::{self, NoRandomness};
 use crate::machine::RegistryError;
@@ -32,8 +35,6 @@ const LOOK: Duration = Duration::from_secs(2);
 const HEALTH: time::Duration = time::Duration::seconds(10);
 /// Life of a bootstrap token, in case that nobody can revoke it.
 const TOKEN_LIFE: time::Duration = time::Duration::hours(1);
-/// Life of the service's own access to a cluster.
-const ACCESS_LIFE: time::Duration = time::Duration::hours(1);
 
 /// A cluster does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -76,24 +77,52 @@ pub enum BringUpError {
     Over,
 }
 
-/// What nodes are to do for their clusters, at hand for every agent that asks.
+/// What nodes are to do for their clusters and to know of them, at hand for every agent that asks.
 #[derive(Debug, Default)]
-pub struct Orders(Mutex<HashMap<Uuid, KubeadmTask>>);
+pub struct Orders {
+    tasks: Mutex<HashMap<Uuid, KubeadmTask>>,
+    /// The API servers of each machine's cluster; whoever holds a question of an agent hears of changes.
+    api_servers: watch::Sender<HashMap<Uuid, Vec<SocketAddr>>>,
+}
 
 impl Orders {
     /// What this machine is to do.
     #[must_use]
     pub fn of(&self, machine: Uuid) -> Option<KubeadmTask> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&machine).cloned()
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).get(&machine).cloned()
+    }
+
+    /// The API servers that the balancer of this machine is to know; none: as it is.
+    #[must_use]
+    pub fn api_servers(&self, machine: Uuid) -> Vec<SocketAddr> {
+        self.api_servers.borrow().get(&machine).cloned().unwrap_or_default()
+    }
+
+    /// Hears when the API servers of any machine change.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<HashMap<Uuid, Vec<SocketAddr>>> {
+        self.api_servers.subscribe()
     }
 
     /// A machine has left its cluster.
     pub(super) fn forget(&self, machine: Uuid) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&machine);
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).remove(&machine);
+        self.api_servers.send_if_modified(|known| known.remove(&machine).is_some());
     }
 
     pub(super) fn learn(&self, record: &Record) {
-        let mut orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let servers = record.api_servers();
+        self.api_servers.send_if_modified(|known| {
+            let mut changed = false;
+            for machine in record.members.iter().filter_map(|m| m.machine) {
+                changed |= match servers.is_empty() {
+                    true => known.remove(&machine).is_some(),
+                    false => known.insert(machine, servers.clone()).as_ref() != Some(&servers),
+                };
+            }
+            changed
+        });
+        let mut orders = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         for member in &record.members {
             let Some(machine) = member.machine else { continue };
             let may_run = match member.leaving {
@@ -246,16 +275,7 @@ impl Work {
     }
 
     async fn api(&self) -> Result<Api, BringUpError> {
-        let pki = pki(&self.service, &self.record).await?;
-        let endpoint = self.record.endpoint().ok_or(BringUpError::Missing("endpoint"))?;
-        let access = Access {
-            cluster: self.record.name(),
-            server: &format!("https://{endpoint}"),
-            user: "nkd",
-            group: "system:masters",
-            lifetime: ACCESS_LIFE,
-        };
-        Ok(Api::connect(&pki.kubeconfig(&access, OffsetDateTime::now_utc())?).await?)
+        Ok(reach::reach(&self.service, &self.record).await?.1)
     }
 
     async fn take(&mut self, step: Step, api: Option<&Api>, machines: &[Machine]) -> Result<(), BringUpError> {

@@ -57,7 +57,7 @@ pub enum KubeadmError {
     #[error("the configuration of the runtime cannot be written as TOML")]
     Toml(#[from] toml::ser::Error),
     /// Writing JSON failed.
-    #[error("the configuration of the runtime cannot be written as JSON")]
+    #[error("the configuration of the runtime or the balancer cannot be written as JSON")]
     Json(#[from] serde_json::Error),
 }
 

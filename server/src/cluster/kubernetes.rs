@@ -77,6 +77,12 @@ impl Cluster {
         self.client.clone()
     }
 
+    /// Whether the API server is ready, in its own words.
+    pub async fn ready(&self) -> Result<(), KubeError> {
+        let question = http::Request::get("/readyz").body(Vec::new()).map_err(|e| KubeError::Config(e.into()))?;
+        self.client.request_text(question).await.map(drop).map_err(request("ask whether it is ready"))
+    }
+
     /// Its nodes.
     pub async fn nodes(&self) -> Result<Vec<NodeView>, KubeError> {
         let nodes: Api<Node> = Api::all(self.client.clone());

@@ -1,5 +1,6 @@
 //! Clusters: what they are to be, who belongs to them, and how they come up.
 
+mod balancer;
 pub mod bringup;
 pub mod change;
 mod claim;
@@ -19,6 +20,7 @@ pub mod pki;
 pub mod plan;
 pub mod precheck;
 pub mod quorum;
+pub mod reach;
 pub mod record;
 pub mod runtime;
 pub mod snippets;

@@ -3,16 +3,16 @@
 
 use std::time::Duration;
 
-use nkd_api::agent::{KubeadmAction, KubeadmOrder, KubeadmState};
+use nkd_api::agent::{BALANCER_UNIT, KubeadmAction, KubeadmOrder, KubeadmState};
 use nkd_api::cluster::{MemberState, Role, Source};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::bringup::BringUpError;
-use super::kubeadm::{self, Endpoint, Node};
+use super::kubeadm::{self, KubeadmError, Node};
 use super::pki::ClusterPki;
 use super::record::{MemberRecord, Record, labels};
-use super::{plan, runtime};
+use super::{balancer, plan, runtime};
 use crate::fleet::pki::NodeIdentity;
 use crate::service::Service;
 use crate::store::StoreError;
@@ -83,7 +83,7 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
         member.run.filter(|run| run.operation == operation && run.ended_at.is_none()).ok_or(BringUpError::Over)?;
     let pki = pki(service, record).await?;
     let cluster = &record.cluster;
-    let endpoint: Endpoint = record.endpoint().ok_or(BringUpError::Missing("endpoint"))?.parse()?;
+    let endpoint = record.node_endpoint()?;
     let own = node(record, member)?;
     let (config, skip_phases) = match run.action {
         KubeadmAction::Init => {
@@ -108,6 +108,11 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
     if member.role == Role::ControlPlane && run.action != KubeadmAction::Reset {
         files.extend(pki.control_plane_files());
     }
+    let mut restart = vec![runtime::unit(cluster).to_owned()];
+    if let Some(file) = balancer::file(record, run.action, own.address, pki.ca_pem()).map_err(KubeadmError::from)? {
+        files.push(file);
+        restart.push(BALANCER_UNIT.to_owned());
+    }
     let direct: Vec<String> = record.members.iter().filter_map(|m| m.address).map(|ip| ip.to_string()).collect();
     files.extend(runtime::proxy_drop_ins(cluster, &direct));
     let mut before = Vec::new();
@@ -121,7 +126,7 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
         skip_phases,
         ignore_preflight_errors: Vec::new(),
         files,
-        restart: vec![runtime::unit(cluster).to_owned()],
+        restart,
         before,
     })
 }

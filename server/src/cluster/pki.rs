@@ -62,13 +62,24 @@ pub struct Expiry {
     pub left: Duration,
 }
 
+/// A way to a cluster's API from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedEndpoint {
+    /// Its name in a kubeconfig: `rack7`, or `rack7-cp1` when there are several.
+    pub name: String,
+    /// Host and port, `10.0.0.10:6443`.
+    pub address: String,
+}
+
 /// Who a kubeconfig is for.
 #[derive(Debug, Clone, Copy)]
 pub struct Access<'a> {
     /// Name of the cluster.
     pub cluster: &'a str,
-    /// Address of its API, `https://10.0.0.10:6443`.
-    pub server: &'a str,
+    /// Where its API is reached.
+    pub endpoints: &'a [NamedEndpoint],
+    /// Which of them is used unless the user says otherwise.
+    pub current: usize,
     /// User name (CN).
     pub user: &'a str,
     /// Group (O), `system:masters`. One: rcgen writes an attribute of a subject once.
@@ -187,24 +198,29 @@ impl ClusterPki {
         .ok_or(PkiError::Stored("ca"))
     }
 
-    /// A kubeconfig with a new key and a client certificate of the cluster's authority.
+    /// A kubeconfig with a new key and a client certificate of the cluster's authority, and a context for each endpoint.
     pub fn kubeconfig(&self, access: &Access<'_>, now: OffsetDateTime) -> Result<String, PkiError> {
         let subject = (access.user, Some(access.group));
         let (certificate, key) = client("ca", &self.cluster, subject, access.lifetime, now)?;
-        let context = format!("{}@{}", access.user, access.cluster);
+        let user = format!("{}@{}", access.user, access.cluster);
+        let context = |endpoint: &NamedEndpoint| format!("{}@{}", access.user, endpoint.name);
+        let cluster = |endpoint: &NamedEndpoint| {
+            serde_json::json!({"name": endpoint.name, "cluster": {
+                "server": format!("https://{}", endpoint.address),
+                "certificate-authority-data": BASE64.encode(&self.cluster.certificate),
+            }})
+        };
+        let entry = |endpoint: &NamedEndpoint| serde_json::json!({"name": context(endpoint), "context": {"cluster": endpoint.name, "user": user}});
         Ok(serde_saphyr::to_string(&serde_json::json!({
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": access.cluster, "cluster": {
-                "server": access.server,
-                "certificate-authority-data": BASE64.encode(&self.cluster.certificate),
-            }}],
-            "users": [{"name": context, "user": {
+            "clusters": access.endpoints.iter().map(cluster).collect::<Vec<_>>(),
+            "users": [{"name": user, "user": {
                 "client-certificate-data": BASE64.encode(certificate),
                 "client-key-data": BASE64.encode(key),
             }}],
-            "contexts": [{"name": context, "context": {"cluster": access.cluster, "user": context}}],
-            "current-context": context,
+            "contexts": access.endpoints.iter().map(entry).collect::<Vec<_>>(),
+            "current-context": access.endpoints.get(access.current).map(context),
         }))?)
     }
 

@@ -91,7 +91,8 @@ fn openssl_agrees_with_authorities_hash_and_kubeconfig() {
 
     let access = Access {
         cluster: "rack7",
-        server: "https://10.0.0.10:6443",
+        endpoints: &endpoints(&["rack7-cp1 10.0.0.10:6443", "rack7-cp2 10.0.0.11:6443"]),
+        current: 1,
         user: "kubernetes-admin",
         group: "system:masters",
         lifetime: Duration::days(3650),
@@ -109,18 +110,31 @@ fn openssl_agrees_with_authorities_hash_and_kubeconfig() {
     let cluster = &config["clusters"][0];
     assert_eq!(decoded(&cluster["cluster"]["certificate-authority-data"]), pki.ca_pem().as_bytes());
     assert_eq!(cluster["cluster"]["server"], "https://10.0.0.10:6443");
-    let context = &config["contexts"][0];
+    assert_eq!(config["clusters"][1]["cluster"]["server"], "https://10.0.0.11:6443");
+    assert_eq!(config["contexts"].as_array().unwrap().len(), 2);
+    let context = &config["contexts"][1];
     assert_eq!(context["name"], config["current-context"]);
-    assert_eq!(context["context"]["cluster"], cluster["name"]);
+    assert_eq!(context["name"], "kubernetes-admin@rack7-cp2");
+    assert_eq!(context["context"]["cluster"], config["clusters"][1]["name"]);
     assert_eq!(context["context"]["user"], config["users"][0]["name"]);
+}
+
+/// `name host:port` each.
+fn endpoints(all: &[&str]) -> Vec<NamedEndpoint> {
+    let endpoint = |text: &&str| {
+        let (name, address) = text.split_once(' ').unwrap();
+        NamedEndpoint { name: name.into(), address: address.into() }
+    };
+    all.iter().map(endpoint).collect()
 }
 
 #[test]
 fn a_kubeconfig_ends_with_its_authority_and_a_dead_authority_signs_nothing() {
     let pki = made();
     let end = pki.expiries(NOW).unwrap()[0].not_after;
-    let access =
-        Access { cluster: "c", server: "https://h:6443", user: "u", group: "g", lifetime: Duration::days(100 * 365) };
+    let endpoints = endpoints(&["c h:6443"]);
+    let lifetime = Duration::days(100 * 365);
+    let access = Access { cluster: "c", endpoints: &endpoints, current: 0, user: "u", group: "g", lifetime };
     let config: serde_json::Value = serde_saphyr::from_str(&pki.kubeconfig(&access, NOW).unwrap()).unwrap();
     let certificate = BASE64.decode(config["users"][0]["user"]["client-certificate-data"].as_str().unwrap()).unwrap();
     let ends = with_first(std::str::from_utf8(&certificate).unwrap(), |c| c.validity().not_after.to_datetime());
@@ -173,7 +187,9 @@ fn an_operators_authorities_are_taken_as_they_are() {
         let file = files.iter().find(|file| file.path.ends_with(&format!("pki/{path}"))).unwrap();
         assert_eq!(file.contents, read(folder, name), "{path}");
     }
-    let access = Access { cluster: "c", server: "https://h:6443", user: "u", group: "g", lifetime: Duration::days(30) };
+    let endpoints = endpoints(&["c h:6443"]);
+    let lifetime = Duration::days(30);
+    let access = Access { cluster: "c", endpoints: &endpoints, current: 0, user: "u", group: "g", lifetime };
     let config: serde_json::Value = serde_saphyr::from_str(&pki.kubeconfig(&access, now).unwrap()).unwrap();
     let certificate = BASE64.decode(config["users"][0]["user"]["client-certificate-data"].as_str().unwrap()).unwrap();
     std::fs::write(folder.join("client.crt"), certificate).unwrap();

@@ -398,12 +398,43 @@ fn control_planes_come_first_whatever_the_order_of_the_file() {
     let record = Record::new(Uuid::from_u128(1), cluster(3, 2), NOW);
     let names: Vec<&str> = record.members.iter().map(|m| m.hostname.as_str()).collect();
     assert_eq!(names, ["cp1", "cp2", "cp3", "w1", "w2"]);
-    assert_eq!(record.endpoint().as_deref(), Some("192.0.2.10:6443"));
+    assert_eq!(record.node_endpoint().unwrap().to_string(), "127.0.0.1:7443");
     for (endpoint, full) in
         [("api.x", "api.x:6443"), ("10.0.0.1:7443", "10.0.0.1:7443"), ("[2001:db8::1]", "[2001:db8::1]:6443")]
     {
         let mut record = record.clone();
         record.cluster.spec.endpoint = Some(endpoint.into());
-        assert_eq!(record.endpoint().as_deref(), Some(full));
+        assert_eq!(record.node_endpoint().unwrap().to_string(), full);
+        assert_eq!(addresses(&record), [full]);
+        record.members[0].state = MemberState::Ready;
+        assert_eq!((addresses(&record), record.api_servers()), (vec![full.to_owned()], vec![]));
     }
+}
+
+fn addresses(record: &Record) -> Vec<String> {
+    record.endpoints().into_iter().map(|endpoint| endpoint.address).collect()
+}
+
+#[test]
+fn the_cluster_is_reached_at_every_control_plane_that_is_in() {
+    let mut record = Record::new(Uuid::from_u128(1), cluster(3, 1), NOW);
+    assert_eq!(addresses(&record), ["192.0.2.10:6443"], "the first one, before there is any");
+    assert!(record.api_servers().is_empty());
+    let all = ["192.0.2.10:6443", "192.0.2.11:6443", "192.0.2.12:6443"];
+    for (n, state) in [(0, MemberState::Ready), (1, MemberState::Joined), (2, MemberState::Joining)] {
+        record.members[n].address = Some(std::net::IpAddr::from([192, 0, 2, 10 + u8::try_from(n).unwrap()]));
+        record.members[n].state = state;
+    }
+    assert_eq!(
+        addresses(&record),
+        all[..2],
+        "a node that is not Ready now comes back; one that joins is not there yet"
+    );
+    assert_eq!(record.api_servers().iter().map(ToString::to_string).collect::<Vec<_>>(), all[..2]);
+    let names: Vec<String> = record.endpoints().into_iter().map(|endpoint| endpoint.name).collect();
+    assert_eq!(names, ["rack7-cp1", "rack7-cp2"]);
+    record.members[0].state = MemberState::Leaving;
+    assert_eq!(record.endpoints().len(), 1);
+    assert_eq!(record.endpoints()[0].name, "rack7", "one way needs no name of its own");
+    assert_eq!(record.api_servers()[0].to_string(), all[1]);
 }

@@ -1,18 +1,19 @@
 //! What the service keeps of a cluster.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use nkd_api::agent::KubeadmAction;
 use nkd_api::cluster::{
-    API_PORT, Cluster, ClusterPhase, ClusterStatus, Health, Member, MemberState, Pool, PoolMachine, Role,
+    API_PORT, BALANCER_PORT, Cluster, ClusterPhase, ClusterStatus, Health, Member, MemberState, Pool, PoolMachine, Role,
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::file;
-use super::kubeadm::Endpoint;
+use super::kubeadm::{Endpoint, KubeadmError};
+use super::pki::NamedEndpoint;
 
 /// A cluster with its members.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -170,14 +171,50 @@ impl Record {
         self.members.iter().find(|m| m.role == Role::ControlPlane)
     }
 
-    /// Host and port of the API: as the operator says, or the first control plane's.
-    #[must_use]
-    pub fn endpoint(&self) -> Option<String> {
+    /// Where nodes reach the API, and what kubeadm is told: as the operator says, or the balancer that every node has, also
+    /// with one control plane, so that there can be more of them later.
+    pub fn node_endpoint(&self) -> Result<Endpoint, KubeadmError> {
         match &self.cluster.spec.endpoint {
-            // Checked when the file was applied.
-            Some(endpoint) => endpoint.parse::<Endpoint>().ok().map(|endpoint| endpoint.to_string()),
-            None => self.first()?.address.map(|ip| SocketAddr::new(ip, API_PORT).to_string()),
+            Some(endpoint) => endpoint.parse(),
+            None => Ok(Endpoint { host: Ipv4Addr::LOCALHOST.to_string(), port: BALANCER_PORT }),
         }
+    }
+
+    /// Where the API is reached from outside: as the operator says, or every control plane that is in; the first one's
+    /// address before that.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<NamedEndpoint> {
+        let alone = |address: String| vec![NamedEndpoint { name: self.name().to_owned(), address }];
+        let own = |ip| SocketAddr::new(ip, API_PORT).to_string();
+        if let Some(endpoint) = &self.cluster.spec.endpoint {
+            // Checked when the file was applied.
+            return endpoint.parse::<Endpoint>().map(|e| alone(e.to_string())).unwrap_or_default();
+        }
+        let planes: Vec<(&MemberRecord, IpAddr)> = self.standing_control_planes().collect();
+        match planes[..] {
+            [] => self.first().and_then(|m| m.address).map(|ip| alone(own(ip))).unwrap_or_default(),
+            [(_, ip)] => alone(own(ip)),
+            _ => {
+                let name = |m: &MemberRecord| format!("{}-{}", self.name(), m.hostname);
+                planes.iter().map(|(m, ip)| NamedEndpoint { name: name(m), address: own(*ip) }).collect()
+            }
+        }
+    }
+
+    /// What the balancers of its nodes go to, in the order of the file; none where the operator has an endpoint.
+    #[must_use]
+    pub fn api_servers(&self) -> Vec<SocketAddr> {
+        match self.cluster.spec.endpoint {
+            Some(_) => Vec::new(),
+            None => self.standing_control_planes().map(|(_, ip)| SocketAddr::new(ip, API_PORT)).collect(),
+        }
+    }
+
+    /// Control planes that kubeadm has made and that are to stay, whether they answer now or not.
+    fn standing_control_planes(&self) -> impl Iterator<Item = (&MemberRecord, IpAddr)> {
+        let stays = |m: &&MemberRecord| matches!(m.state, MemberState::Joined | MemberState::Ready);
+        let planes = self.members.iter().filter(|m| m.role == Role::ControlPlane).filter(stays);
+        planes.filter_map(|m| Some((m, m.address?)))
     }
 
     /// The member whose machine this is.
@@ -223,7 +260,7 @@ impl Record {
             phase: self.phase(),
             waiting: self.waiting.clone(),
             health: self.health.clone(),
-            endpoint: self.endpoint(),
+            endpoints: self.endpoints().into_iter().map(|endpoint| endpoint.address).collect(),
             members: self.members.iter().map(member).collect(),
             created_at: self.created_at,
         }

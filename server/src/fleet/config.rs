@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::secret::{self, NoRandomness};
 use crate::ignition::{self, AgentFiles, FirstStage, IgnitionError, MachineFacts, ProfileFacts, Variables, overlay};
-use crate::service::{AGENT_UNIT, Service};
+use crate::service::{AGENT_UNIT, BALANCER_UNIT, Service};
 use crate::store::{Boot, NewToken, Scope};
 
 /// Life of the tokens of a live boot: firmware, kernel and root file system have to be fetched before.
@@ -153,10 +153,16 @@ fn variables(
             config: serde_json::to_string_pretty(&agent)?,
             url: file.map(|_| format!("{}/agent/nkd-agent", service.addresses.boot_url(local))),
             sha256: file.map(|f| f.sha256.clone()),
-            unit: file.map(|_| AGENT_UNIT.replace("/usr/bin/nkd-agent", "/usr/local/bin/nkd-agent")),
+            unit: file.map(|_| in_usr_local(AGENT_UNIT)),
+            balancer_unit: file.map(|_| in_usr_local(BALANCER_UNIT)),
         },
         ssh_authorized_keys: assignment.map(|a| a.ssh_authorized_keys.clone()).unwrap_or_default(),
         installer_config: None,
         service: service.addresses.host(local),
     })
+}
+
+/// A unit of an agent that the image does not carry.
+fn in_usr_local(unit: &str) -> String {
+    unit.replace("/usr/bin/nkd-agent", "/usr/local/bin/nkd-agent")
 }

@@ -1,6 +1,7 @@
 //! The agent protocol (see `nkd_api::agent`) and the configuration that Ignition fetches.
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +76,7 @@ pub(super) async fn task(
     let deadline = tokio::time::sleep(Duration::from_secs(query.wait.min(MAX_WAIT)));
     tokio::pin!(deadline);
     let mut events = service.registry.subscribe();
+    let mut clusters = service.orders.changes();
     // Only what comes now is a sign of life: a request that is held may be that of a machine whose power was cut.
     let mut machine = enroll::admit(&service.registry, node).await?;
     loop {
@@ -82,11 +84,12 @@ pub(super) async fn task(
         if query.seen.as_ref() != Some(&answer.revision) {
             return Ok(Json(answer));
         }
-        // Any event of this machine, or missed ones, are a reason to look again.
+        // Any event of this machine, or missed ones, are a reason to look again; and so are API servers that change.
         loop {
             tokio::select! {
                 () = &mut deadline => return Ok(Json(answer)),
                 () = service.stopping.cancelled() => return Ok(Json(answer)),
+                Ok(()) = clusters.changed() => break,
                 event = events.recv() => match event {
                     Ok(event) if event.machine != node.machine => {}
                     Err(tokio::sync::broadcast::error::RecvError::Closed) => return Ok(Json(answer)),
@@ -110,7 +113,11 @@ fn current_task(
         Task::Run => service.orders.of(machine.id).map_or(Task::Run, Task::Kubeadm),
         task => task,
     };
-    Ok(TaskAnswer { revision: revision(&task), task })
+    let api_servers = match node.purpose {
+        Purpose::Node => service.orders.api_servers(machine.id),
+        Purpose::Discovery | Purpose::Install => Vec::new(),
+    };
+    Ok(TaskAnswer { revision: revision(&task, &api_servers), task, api_servers })
 }
 
 /// The image of a machine's assignment with its profile, if it is in the store.
@@ -129,8 +136,8 @@ async fn admitted(service: &Service, node: NodeIdentity) -> Result<Machine> {
     }
 }
 
-fn revision(task: &Task) -> String {
-    let text = serde_json::to_vec(task).unwrap_or_default();
+fn revision(task: &Task, api_servers: &[SocketAddr]) -> String {
+    let text = serde_json::to_vec(&(task, api_servers)).unwrap_or_default();
     hex::encode(&Sha256::digest(text)[..8])
 }
 

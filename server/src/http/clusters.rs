@@ -16,6 +16,7 @@ use super::auth::Caller;
 use super::extract::{Json, Path, Query};
 use crate::cluster::order;
 use crate::cluster::pki::Access;
+use crate::cluster::reach;
 use crate::cluster::record::Record;
 use crate::service::Service;
 
@@ -99,16 +100,19 @@ pub(super) async fn kubeconfig(
             )));
         }
     }
-    let endpoint = record.endpoint().ok_or_else(|| {
-        ApiError::conflict(format!(
+    let endpoints = record.endpoints();
+    if endpoints.is_empty() {
+        return Err(ApiError::conflict(format!(
             "the address of {cluster} is not known yet: its first control plane has not come up"
-        ))
-    })?;
+        )));
+    }
     caller.audit(&service, "cluster.kubeconfig", &cluster, &format!("{user} ({group}) for {hours} h")).await?;
     let pki = order::pki(&service, &record).await?;
+    let (current, _) = reach::reach(&service, &record).await?;
     let access = Access {
         cluster: record.name(),
-        server: &format!("https://{endpoint}"),
+        endpoints: &endpoints,
+        current,
         user: &user,
         group: &group,
         lifetime: Duration::hours(hours),

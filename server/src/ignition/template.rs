@@ -53,6 +53,7 @@ pub struct ProfileFacts {
 
 /// The agent's files.
 #[derive(Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct AgentFiles {
     /// Content of `/etc/nkd/agent.json`. Holds a token.
     pub config: String,
@@ -62,6 +63,8 @@ pub struct AgentFiles {
     pub sha256: Option<String>,
     /// Its unit file.
     pub unit: Option<String>,
+    /// That of its balancer.
+    pub balancer_unit: Option<String>,
 }
 
 impl std::fmt::Debug for AgentFiles {

@@ -40,6 +40,7 @@ pub(crate) fn example(agent_in_image: bool) -> Variables {
             url: (!agent_in_image).then(|| "http://192.0.2.1:8080/agent/x86_64/nkd-agent".into()),
             sha256: (!agent_in_image).then(|| "ab".repeat(32)),
             unit: (!agent_in_image).then(|| "[Service]\nExecStart=/usr/local/bin/nkd-agent run\n".into()),
+            balancer_unit: (!agent_in_image).then(|| "[Service]\nExecStart=/usr/local/bin/nkd-agent balance\n".into()),
         },
         ssh_authorized_keys: vec!["ssh-ed25519 AAAAC3Nza example".into()],
         installer_config: Some(InstallerConfig {

@@ -73,6 +73,7 @@ impl Disk {
         if let Some(agent) = &spec.agent {
             self.program(agent, "nkd-agent")?;
             text("usr/upper/lib/systemd/system/nkd-agent.service", units::AGENT)?;
+            text("usr/upper/lib/systemd/system/nkd-balancer.service", units::BALANCER)?;
         }
         for file in &spec.files {
             let (layer, path) = file.place()?;

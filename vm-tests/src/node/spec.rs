@@ -55,7 +55,8 @@ impl NodeSpec {
         self
     }
 
-    /// The node agent as `/usr/bin/nkd-agent`, with its unit. It runs if there is an `/etc/nkd/agent.json` at boot.
+    /// The node agent as `/usr/bin/nkd-agent`, with its unit and that of its balancer. They run if there is an
+    /// `/etc/nkd/agent.json` and a `balancer.json` at boot.
     pub fn agent(mut self, program: &Path) -> Self {
         self.agent = Some(program.to_owned());
         self

@@ -90,6 +90,9 @@ ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELE
 /// The unit of the node agent as it goes into node images, below `/usr/lib/systemd/system`.
 pub(super) const AGENT: &str = include_str!("../../../agent/dist/nkd-agent.service");
 
+/// And that of its balancer.
+pub(super) const BALANCER: &str = include_str!("../../../agent/dist/nkd-balancer.service");
+
 /// What lies in `/etc/systemd`. `generators` are the names of this computer's, none of which may run.
 pub(super) fn entries(kubernetes: bool, agent: bool, generators: &[String]) -> Vec<Entry> {
     let mask = |path: String| Entry::Link { path, target: "/dev/null".to_owned() };
@@ -110,6 +113,7 @@ pub(super) fn entries(kubernetes: bool, agent: bool, generators: &[String]) -> V
     }
     if agent {
         entries.push(enable("nkd-agent.service", "/usr/lib/systemd/system"));
+        entries.push(enable("nkd-balancer.service", "/usr/lib/systemd/system"));
     }
     entries
 }
@@ -119,8 +123,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_unit_of_the_agent_is_wanted_where_it_is_enabled() {
-        assert!(AGENT.contains("WantedBy=multi-user.target") && AGENT.contains("ExecStart=/usr/bin/nkd-agent"));
+    fn the_units_of_the_agent_are_wanted_where_they_are_enabled() {
+        for (unit, command) in [(AGENT, "run"), (BALANCER, "balance")] {
+            assert!(unit.contains("\nWantedBy=multi-user.target\n"));
+            assert!(unit.contains(&format!("\nExecStart=/usr/bin/nkd-agent {command}\n")));
+        }
     }
 
     #[test]

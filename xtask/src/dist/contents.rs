@@ -88,6 +88,7 @@ pub fn agent(built: &Built) -> Result<Package> {
     let mut files = vec![
         Entry::program("/usr/bin/nkd-agent", built.agent.clone()),
         Entry::data("/usr/lib/systemd/system/nkd-agent.service", read(&dist.join("nkd-agent.service"))?),
+        Entry::data("/usr/lib/systemd/system/nkd-balancer.service", read(&dist.join("nkd-balancer.service"))?),
         Entry::data("/usr/lib/systemd/system-preset/90-nkd-agent.preset", read(&dist.join("90-nkd-agent.preset"))?),
         Entry::data("/usr/share/doc/nkd-agent/README.md", read(&dist.join("README.md"))?),
     ];
