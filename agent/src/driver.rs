@@ -269,6 +269,11 @@ async fn perform(shared: &Shared, action: Action) -> Event {
             }
             Event::Tick
         }
+        Action::Wipe => {
+            let root = shared.root.clone();
+            let ended = tokio::task::spawn_blocking(move || install::wipe_system(&root)).await;
+            Event::WipeEnded(ended.unwrap_or_else(|error| Err(error.to_string())))
+        }
         Action::Reboot => Event::RebootFailed(shared.options.reboot.run().await),
         Action::Say(_) | Action::Remember(_) => Event::Tick,
     }

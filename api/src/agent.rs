@@ -182,6 +182,11 @@ pub enum Task {
     },
     /// Make the node part of its cluster, or take it out.
     Kubeadm(KubeadmTask),
+    /// Make the disk that this system runs from unbootable, tell it, and restart.
+    Wipe {
+        /// Generation of this system.
+        generation: u32,
+    },
     /// The node is as it should be.
     Run,
     /// Stop asking: the service refuses this node until an operator acts.
@@ -339,6 +344,11 @@ pub enum ReportEvent {
         /// Generation.
         generation: u32,
     },
+    /// The disk that the system runs from boots no more. Sent before the restart.
+    Wiped {
+        /// Generation.
+        generation: u32,
+    },
     /// A step ended badly.
     Failed {
         /// Generation.
@@ -368,6 +378,7 @@ impl ReportEvent {
             Self::Facts { .. } => "facts",
             Self::InstallProgress { .. } => "install-progress",
             Self::Installed { .. } => "installed",
+            Self::Wiped { .. } => "wiped",
             Self::Failed { .. } => "failed",
             Self::Kubeadm { .. } => "kubeadm",
         }
@@ -380,6 +391,7 @@ impl ReportEvent {
             Self::Heartbeat { .. } | Self::Facts { .. } | Self::Kubeadm { .. } => None,
             Self::InstallProgress { generation, .. }
             | Self::Installed { generation }
+            | Self::Wiped { generation }
             | Self::Failed { generation, .. } => Some(*generation),
         }
     }

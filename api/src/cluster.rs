@@ -506,6 +506,8 @@ pub enum ClusterPhase {
     BringUp,
     /// Every node has joined, every add-on is applied.
     Ready,
+    /// It was ready, and nodes come, go or change.
+    Changing,
     /// It is being taken apart.
     Destroying,
 }
@@ -558,6 +560,52 @@ pub struct Member {
     /// Why it waits or failed.
     #[serde(default)]
     pub detail: Option<String>,
+}
+
+/// One place where two cluster files differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Change {
+    /// Where: `spec.pools[name=worker].count`.
+    pub path: String,
+    /// What stood there; none when it is new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old: Option<serde_json::Value>,
+    /// What stands there; none when it is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new: Option<serde_json::Value>,
+}
+
+/// What applying a cluster file does, or would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Applied {
+    /// There was no cluster of this name.
+    pub created: bool,
+    /// What differs from the file that was applied last.
+    pub changes: Vec<Change>,
+    /// Nodes that come.
+    pub joining: Vec<String>,
+    /// Nodes that leave: they are drained, taken out and wiped.
+    pub leaving: Vec<String>,
+    /// What is good to know.
+    pub warnings: Vec<crate::Problem>,
+    /// The cluster; none when nothing was applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<ClusterStatus>,
+}
+
+/// How many machines a pool is to have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Scale {
+    /// Pool.
+    pub pool: String,
+    /// Machines.
+    pub count: u32,
 }
 
 /// Where a node stands on its way into its cluster.

@@ -90,11 +90,15 @@ pub struct Machine {
     /// What it is to become.
     #[serde(default)]
     pub assignment: Option<Assignment>,
-    /// Install generation that is wanted; 0 until something was assigned. Only `reinstall` raises it.
+    /// Install generation that is wanted; 0 until something was assigned. Raised by `reinstall` and by leaving a cluster.
     pub generation: u32,
     /// Install generation that its disk is known to hold.
     #[serde(default)]
     pub installed_generation: Option<u32>,
+    /// Systems of this install generation and older ones wipe the disk that they run from, and restart: the machine has left
+    /// its cluster, or is to be installed again at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wipe_generation: Option<u32>,
     /// The network boot whose configuration was taken last. Certificates of any other boot are worthless.
     #[serde(default)]
     pub current_boot: Option<Uuid>,

@@ -46,8 +46,18 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             ("NKD_AGENT", agent.as_os_str()),
             ("NKD_KUBERNETES", kubernetes.as_os_str()),
         ];
-        let words =
-            ["test", "--package", "nkd-server", "--test", "kubeadm_accepts", "--", "--ignored", "--test-threads=1"];
+        let words = [
+            "test",
+            "--package",
+            "nkd-server",
+            "--test",
+            "kubeadm_accepts",
+            "--test",
+            "etcd_answers",
+            "--",
+            "--ignored",
+            "--test-threads=1",
+        ];
         tier("kubeadm", &[&words[..], &filter[..]].concat(), &environment)?;
         let words =
             ["test", "--package", "nkd-vm-tests", "--test", "nodes", "--test", "cluster", "--", "--test-threads=1"];

@@ -128,6 +128,23 @@ fn in_use(root: &Root, name: &str, sys: &str) -> Option<String> {
     None
 }
 
+/// The disk that the installed system was written to: a partition of it is, as a whole, its /sysroot or /boot.
+#[must_use]
+pub fn system_disk(root: &Root) -> Option<String> {
+    let mounts = root.text("/proc/self/mountinfo").unwrap_or_default();
+    let number = mounts.lines().find_map(|line| {
+        // proc_pid_mountinfo(5): device, root within the file system, place.
+        let mut fields = line.split(' ').skip(2);
+        let (number, inside, place) = (fields.next()?, fields.next()?, fields.next()?);
+        (inside == "/" && matches!(place, "/sysroot" | "/boot")).then(|| number.to_owned())
+    })?;
+    let holds = |name: &String| {
+        let parts = root.list(&format!("/sys/block/{name}"));
+        parts.iter().any(|part| root.text(&format!("/sys/block/{name}/{part}/dev")).as_ref() == Some(&number))
+    };
+    root.list("/sys/block").into_iter().filter(|name| is_disk(name)).find(holds).map(|name| format!("/dev/{name}"))
+}
+
 /// The place of a mount of device `number` (proc_pid_mountinfo(5), fields 3 and 5).
 fn mounted(line: &str, number: &str) -> Option<String> {
     let mut fields = line.split(' ').skip(2);

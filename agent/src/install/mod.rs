@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 pub use fetch::Patience;
+pub use wipe::wipe_system;
 
 use crate::client::{Client, chain};
 use crate::facts::{Root, block};

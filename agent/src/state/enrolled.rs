@@ -52,6 +52,16 @@ pub enum Work {
         /// Generation.
         generation: u32,
     },
+    /// The disk of this system is being made unbootable.
+    Wiping {
+        /// Generation.
+        generation: u32,
+    },
+    /// It boots no more, and the service does not know it yet.
+    Wiped {
+        /// Generation.
+        generation: u32,
+    },
     /// The installation failed, for good.
     Failed,
     /// kubeadm runs.
@@ -120,6 +130,7 @@ impl Enrolled {
             Work::Stopped => "stopped",
             Work::Installing { .. } | Work::Waiting { .. } => "installing",
             Work::Installed { .. } => "installed",
+            Work::Wiping { .. } | Work::Wiped { .. } => "wiping",
             Work::Failed => "failed",
             Work::Kubeadm { .. } | Work::KubeadmWaiting { .. } => "joining",
         }
@@ -166,8 +177,13 @@ impl Enrolled {
                     voice.say(format!("generation {generation} is installed and reported; restarting from the disk"));
                     return Phase::Rebooting(Lane::at(now.uptime));
                 }
+                Some(ReportEvent::Wiped { generation }) if self.work == (Work::Wiped { generation }) => {
+                    voice.say("this system is wiped; restarting".into());
+                    return Phase::Rebooting(Lane::at(now.uptime));
+                }
                 _ => {}
             },
+            Event::WipeEnded(result) => self.take_wipe_end(result, now, voice),
             Event::ReportFailed(number, failure) => {
                 self.outbox.failed(number, now.uptime, &failure, settings.jitter);
                 if !failure.retry {
@@ -289,6 +305,15 @@ impl Enrolled {
             Task::Reboot { reason } => {
                 voice.say(format!("restarting: {reason}"));
                 return Phase::Rebooting(Lane::at(now.uptime));
+            }
+            Task::Wipe { generation } => {
+                self.leave_stop();
+                // Never a live system, never another one than the task means.
+                if settings.purpose == Purpose::Node && generation == settings.generation {
+                    voice.say("the machine leaves: the disk of this system is wiped".into());
+                    voice.act(Action::Wipe);
+                    self.work = Work::Wiping { generation };
+                }
             }
             Task::Kubeadm(task) => {
                 self.leave_stop();
@@ -420,6 +445,24 @@ impl Enrolled {
                 self.outbox.push(ReportEvent::Kubeadm { operation: task.operation, progress });
                 // The order may have changed meanwhile: the task is asked for anew as well.
                 self.work = Work::KubeadmWaiting { task, attempt: attempt + 1, until: now.uptime + wait };
+            }
+        }
+    }
+
+    fn take_wipe_end(&mut self, result: Result<(), String>, now: Now, voice: &mut Voice<'_>) {
+        let Work::Wiping { generation } = self.work else { return };
+        match result {
+            Ok(()) => {
+                self.work = Work::Wiped { generation };
+                self.outbox.push(ReportEvent::Wiped { generation });
+            }
+            Err(reason) => {
+                voice.say(format!("this system could not be wiped, trying again in {} s: {reason}", FACTS.as_secs()));
+                self.work = Work::Idle;
+                self.revision = None;
+                if !self.poll.is_busy() {
+                    self.poll = Lane::at(now.uptime + FACTS);
+                }
             }
         }
     }

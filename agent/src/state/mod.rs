@@ -143,6 +143,8 @@ pub enum Event {
     KubeadmStep(String),
     /// kubeadm ended, well or badly; or it could not be run at all, which is worth another try.
     KubeadmEnded(Result<KubeadmState, String>),
+    /// The disk of this system boots no more, or still does, and why.
+    WipeEnded(Result<(), String>),
     /// The machine did not restart.
     RebootFailed(String),
 }
@@ -176,6 +178,8 @@ pub enum Action {
     Kubeadm(KubeadmTask),
     /// See to it that the balancer of this node knows these API servers, if there is one.
     Balance(Vec<SocketAddr>),
+    /// Make the disk of this system unbootable.
+    Wipe,
     /// Keep this in the journal before anything else.
     Remember(Outcome),
     /// Restart the machine.

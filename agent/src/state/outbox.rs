@@ -1,7 +1,7 @@
 //! Reports on their way out, in order.
 //!
 //! A newer heartbeat, progress or facts report takes the place of the older one that still waits; what happened to the
-//! disk (`Installed`, `Failed`) waits until the service has it.
+//! disk (`Installed`, `Wiped`, `Failed`) waits until the service has it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -62,7 +62,8 @@ impl Outbox {
         if !self.lane.is_busy() || *sent != number {
             return;
         }
-        let matters = matches!(event, ReportEvent::Installed { .. } | ReportEvent::Failed { .. });
+        let matters =
+            matches!(event, ReportEvent::Installed { .. } | ReportEvent::Failed { .. } | ReportEvent::Wiped { .. });
         self.lane.failed(now, failure, jitter);
         if !failure.retry && !matters {
             self.queue.pop_front();

@@ -268,6 +268,7 @@ fn any_task() -> impl Strategy<Value = Task> {
         (0u32..3, 0u8..2).prop_map(|(generation, disk)| Task::Install(task(generation, disk))),
         Just(Task::Install(task(1, 0))),
         Just(Task::Reboot { reason: "r".into() }),
+        (0u32..3).prop_map(|generation| Task::Wipe { generation }),
         Just(Task::Run),
         Just(Task::Stop { reason: "s".into() }),
     ]
@@ -289,6 +290,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => (0u8..=100).prop_map(|percent| Event::Progress { step: "write", percent }),
         2 => Just(Event::InstallEnded(Ok(()))),
         2 => any::<bool>().prop_map(|retry| Event::InstallEnded(Err(broken(if retry { "fetch" } else { "verify" }, retry)))),
+        2 => any::<bool>().prop_map(|well| Event::WipeEnded(if well { Ok(()) } else { Err("busy".into()) })),
         1 => Just(Event::RebootFailed("no".into())),
     ]
 }
@@ -298,7 +300,9 @@ fn any_event() -> impl Strategy<Value = Event> {
 struct Watch {
     installing: Option<InstallTask>,
     written: bool,
-    sent_installed: Option<u64>,
+    wiping: bool,
+    wiped: bool,
+    sent_last: Option<u64>,
     may_reboot: bool,
     spoiled: Vec<InstallTask>,
     in_flight: [bool; 5],
@@ -313,7 +317,11 @@ impl Watch {
             {
                 self.may_reboot = true;
             }
-            Event::Reported(number) if self.sent_installed == Some(*number) => self.may_reboot = true,
+            Event::WipeEnded(result) if self.wiping => {
+                self.wiping = false;
+                self.wiped |= result.is_ok();
+            }
+            Event::Reported(number) if self.sent_last == Some(*number) => self.may_reboot = true,
             Event::InstallEnded(result) => {
                 if let Some(task) = self.installing.take() {
                     match result {
@@ -358,7 +366,15 @@ impl Watch {
                 }
                 Action::Report { number, event: ReportEvent::Installed { .. } } => {
                     prop_assert!(self.written, "nothing is installed");
-                    self.sent_installed = Some(*number);
+                    self.sent_last = Some(*number);
+                }
+                Action::Wipe => {
+                    prop_assert!(!self.wiping && !self.wiped, "once is enough");
+                    self.wiping = true;
+                }
+                Action::Report { number, event: ReportEvent::Wiped { generation } } => {
+                    prop_assert!(self.wiped && *generation == 1, "nothing is wiped");
+                    self.sent_last = Some(*number);
                 }
                 Action::Reboot => prop_assert!(self.may_reboot, "nobody has agreed to a restart"),
                 _ => {}
@@ -386,6 +402,9 @@ proptest! {
             watch.before(&event);
             let (next, actions) = state.step(event, now(seconds));
             watch.after(&actions)?;
+            if purpose != Purpose::Node {
+                prop_assert!(!actions.contains(&Action::Wipe), "a live system wiped itself");
+            }
             if purpose != Purpose::Install {
                 prop_assert_eq!(installs(&actions), 0);
             }

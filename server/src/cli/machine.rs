@@ -118,6 +118,9 @@ pub(super) enum MachineCommand {
     Reinstall {
         /// Name, MAC, UUID or serial
         machine: String,
+        /// Its running system wipes its disk and restarts at once, so that a machine that boots its disk first comes too
+        #[arg(long)]
+        now: bool,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -304,9 +307,11 @@ pub(super) async fn run(command: MachineCommand, context: &ContextArgs) -> Resul
             let machine: Machine = client.call(Method::POST, &of(&machine, "/assign"), Some(&assignment)).await?;
             output.print(&machine, |m| format!("{}: {}", m.name, m.waiting.as_deref().unwrap_or("assigned")));
         }
-        MachineCommand::Reinstall { machine, output } => {
-            let machine: Machine = client.call(Method::POST, &of(&machine, "/reinstall"), None::<&()>).await?;
-            output.print(&machine, |m| format!("{}: generation {} at the next network boot", m.name, m.generation));
+        MachineCommand::Reinstall { machine, now, output } => {
+            let path = of(&machine, &format!("/reinstall?now={now}"));
+            let machine: Machine = client.call(Method::POST, &path, None::<&()>).await?;
+            let when = if now { "now: its system wipes the disk and restarts" } else { "at the next network boot" };
+            output.print(&machine, |m| format!("{}: generation {} {when}", m.name, m.generation));
         }
         MachineCommand::Release { machine, output } => {
             let machine: Machine = client.call(Method::POST, &of(&machine, "/release"), None::<&()>).await?;

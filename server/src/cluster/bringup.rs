@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::claim::{self, ClaimError};
+use super::etcd::EtcdError;
 use super::kubeadm::KubeadmError;
 use super::kubernetes::{Cluster as Api, KubeError};
 use super::order::{text, token_name};
@@ -56,6 +57,9 @@ pub enum BringUpError {
     /// The cluster's API.
     #[error(transparent)]
     Kube(#[from] KubeError),
+    /// etcd.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
     /// Randomness.
     #[error(transparent)]
     Random(#[from] NoRandomness),
@@ -100,6 +104,12 @@ impl Orders {
         self.api_servers.subscribe()
     }
 
+    /// A machine has left its cluster.
+    pub(super) fn forget(&self, machine: Uuid) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).remove(&machine);
+        self.api_servers.send_if_modified(|known| known.remove(&machine).is_some());
+    }
+
     pub(super) fn learn(&self, record: &Record) {
         let servers = record.api_servers();
         self.api_servers.send_if_modified(|known| {
@@ -115,7 +125,11 @@ impl Orders {
         let mut orders = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         for member in &record.members {
             let Some(machine) = member.machine else { continue };
-            match member.run.filter(|run| run.ended_at.is_none() && member.state == MemberState::Joining) {
+            let may_run = match member.leaving {
+                None => member.state == MemberState::Joining,
+                Some(leaving) => !leaving.lost,
+            };
+            match member.run.filter(|run| run.ended_at.is_none() && may_run) {
                 Some(run) => {
                     orders.insert(machine, KubeadmTask { operation: run.operation, action: run.action });
                 }
@@ -166,14 +180,14 @@ async fn turn(service: &Arc<Service>, record: Record, revision: i64) {
     }
 }
 
-struct Work {
-    service: Arc<Service>,
-    record: Record,
-    revision: i64,
+pub(super) struct Work {
+    pub(super) service: Arc<Service>,
+    pub(super) record: Record,
+    pub(super) revision: i64,
 }
 
 impl Work {
-    async fn save(&mut self, said: Vec<String>) -> Result<(), StoreError> {
+    pub(super) async fn save(&mut self, said: Vec<String>) -> Result<(), StoreError> {
         let now = OffsetDateTime::now_utc();
         let store = self.service.registry.store();
         self.revision = store.save_cluster(&self.record, self.revision, &said, "service", now).await?;
@@ -207,9 +221,18 @@ impl Work {
             }
             None => None,
         };
-        let seen = Seen { machines: &machines, nodes: nodes.as_deref(), now: OffsetDateTime::now_utc() };
-        let steps = plan::plan(&self.record, seen);
+        let quorum = match nodes {
+            Some(_) => self.quorum().await,
+            None => None,
+        };
+        let (nodes, quorum, now) = (nodes.as_deref(), quorum.as_deref(), OffsetDateTime::now_utc());
+        let mut steps = plan::plan(&self.record, Seen { machines: &machines, nodes, quorum, now });
         let went_on = !steps.is_empty();
+        // Members that have left are taken off the list at the end, the last first: the steps name them by their places.
+        steps.sort_by_key(|step| match step {
+            Step::Part { member } => usize::MAX - member,
+            _ => 0,
+        });
         for step in steps {
             self.take(step, api.as_ref(), &machines).await?;
         }
@@ -285,6 +308,25 @@ impl Work {
                 let hostname = &self.record.members[member].hostname;
                 self.save(vec![format!("{hostname}: its bootstrap token is revoked")]).await?;
             }
+            Step::Label { member, set, remove } => {
+                let Some(api) = api else { return Ok(()) };
+                let hostname = self.record.members[member].hostname.clone();
+                api.label(&hostname, &set, &remove).await?;
+                let keys: Vec<&str> = set.keys().map(String::as_str).collect();
+                self.save(vec![format!("{hostname}: labelled: {}", keys.join(", "))]).await?;
+            }
+            Step::Lose { member } => self.lose(member).await?,
+            Step::Drain { member } => {
+                if let Some(api) = api {
+                    self.drain(member, api).await?;
+                }
+            }
+            Step::Part { member } => self.part(member, api).await?,
+            Step::Complete => {
+                self.record.completed_at = Some(OffsetDateTime::now_utc());
+                self.save(vec!["complete: every node is Ready".to_owned()]).await?;
+            }
+            Step::Gone => self.gone().await?,
             Step::Apply { addon } => {
                 let Some(api) = api else { return Ok(()) };
                 let manifest = self.manifest(&addon).await?;
@@ -322,10 +364,13 @@ impl Work {
         }
         let member = &mut self.record.members[index];
         member.run = Some(Run { operation, action, ordered_at: now, ended_at: None });
-        member.token = token;
-        member.state = MemberState::Joining;
         member.detail = None;
         let machine = member.machine;
+        if action == KubeadmAction::Reset {
+            return Ok(self.save(vec![format!("{hostname}: kubeadm reset is ordered")]).await?);
+        }
+        member.token = token;
+        member.state = MemberState::Joining;
         let verb = if action == KubeadmAction::Init { "init" } else { "join" };
         self.save(vec![format!("{hostname}: kubeadm {verb} is ordered")]).await?;
         let cluster = self.record.name().to_owned();
@@ -342,7 +387,7 @@ impl Work {
 
     async fn manifest(&self, addon: &str) -> Result<String, BringUpError> {
         let spec = &self.record.cluster.spec;
-        let source = match addon.strip_prefix("after-").and_then(|n| n.parse::<usize>().ok()) {
+        let source = match plan::after_number(addon) {
             Some(number) => spec.hooks.after.get(number - 1),
             None => spec.kubernetes.cni.as_ref().map(|cni| &cni.manifest),
         };

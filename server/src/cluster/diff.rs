@@ -5,35 +5,21 @@
 
 use std::fmt;
 
-use nkd_api::cluster::Cluster;
-use serde::Serialize;
+use nkd_api::cluster::{Change, Cluster};
 use serde_json::{Map, Value, json};
 use url::Url;
 
 use super::file::syntax::field;
 
-/// One place where two clusters differ.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Change {
-    /// Where: `spec.pools[name=worker].count`.
-    pub path: String,
-    /// What stood there; none when it is new.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub old: Option<Value>,
-    /// What stands there; none when it is gone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub new: Option<Value>,
-}
-
-impl fmt::Display for Change {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.old, &self.new) {
-            (Some(old), Some(new)) => write!(f, "~ {}: {} -> {}", self.path, Plain(old), Plain(new)),
-            (Some(old), None) => write!(f, "- {}: {}", self.path, Plain(old)),
-            (None, Some(new)) => write!(f, "+ {}: {}", self.path, Plain(new)),
-            (None, None) => write!(f, "  {}", self.path),
-        }
+/// A change in one line: `~ path: old -> new`, `+ path: new`, `- path: old`.
+#[must_use]
+pub fn line(change: &Change) -> String {
+    let path = &change.path;
+    match (&change.old, &change.new) {
+        (Some(old), Some(new)) => format!("~ {path}: {} -> {}", Plain(old), Plain(new)),
+        (Some(old), None) => format!("- {path}: {}", Plain(old)),
+        (None, Some(new)) => format!("+ {path}: {}", Plain(new)),
+        (None, None) => format!("  {path}"),
     }
 }
 
@@ -173,7 +159,7 @@ mod tests {
         let mut document = files::full();
         change(&mut document);
         let new: Cluster = serde_json::from_value(document).unwrap();
-        diff(&cluster(files::full()), &new).iter().map(ToString::to_string).collect()
+        diff(&cluster(files::full()), &new).iter().map(line).collect()
     }
 
     #[test]
@@ -238,7 +224,7 @@ mod tests {
             let new: Cluster = serde_json::from_value(document).unwrap();
             let changes = diff(&cluster(files::full()), &new);
             prop_assert!(!changes.is_empty());
-            let text = serde_json::to_string(&changes).unwrap() + &changes.iter().map(ToString::to_string).collect::<String>();
+            let text = serde_json::to_string(&changes).unwrap() + &changes.iter().map(line).collect::<String>();
             prop_assert!(!text.contains(&secret), "{}", text);
             prop_assert!(!text.contains("PRIVATE KEY"), "{}", text);
         }

@@ -1,5 +1,6 @@
 //! A cluster's API server, as far as the service talks to it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, Secret};
@@ -15,6 +16,8 @@ use super::plan::NodeView;
 
 /// How long one request may take.
 const LIMIT: Duration = Duration::from_secs(10);
+/// On a node: the keys of the labels that are ours, with commas.
+const LABELS: &str = "nkd.io/labels";
 /// Who owns the fields that we apply.
 const MANAGER: &str = "nkd";
 
@@ -50,7 +53,7 @@ pub struct Cluster {
     client: Client,
 }
 
-fn request(what: impl Into<String>) -> impl FnOnce(kube::Error) -> KubeError {
+pub(super) fn request(what: impl Into<String>) -> impl FnOnce(kube::Error) -> KubeError {
     let what = what.into();
     move |source| KubeError::Request { what, source: Box::new(source) }
 }
@@ -76,6 +79,10 @@ impl Cluster {
         self.client.request_text(question).await.map(drop).map_err(request("ask whether it is ready"))
     }
 
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Its nodes.
     pub async fn nodes(&self) -> Result<Vec<NodeView>, KubeError> {
         let nodes: Api<Node> = Api::all(self.client.clone());
@@ -83,9 +90,34 @@ impl Cluster {
         let view = |node: Node| {
             let conditions = node.status.and_then(|s| s.conditions).unwrap_or_default();
             let ready = conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
-            NodeView { name: node.metadata.name.unwrap_or_default(), ready }
+            let managed = node.metadata.annotations.as_ref().and_then(|all| all.get(LABELS));
+            let managed = managed.into_iter().flat_map(|keys| keys.split(',')).filter(|key| !key.is_empty());
+            NodeView {
+                name: node.metadata.name.unwrap_or_default(),
+                ready,
+                managed: managed.map(str::to_owned).collect(),
+                labels: node.metadata.labels.unwrap_or_default(),
+            }
         };
         Ok(list.items.into_iter().map(view).collect())
+    }
+
+    /// Gives a node its labels, takes others away, and writes down on the node which are ours. Through the API, because
+    /// a kubelet may not set every label of its own node.
+    pub async fn label(
+        &self,
+        node: &str,
+        set: &BTreeMap<String, String>,
+        remove: &BTreeSet<String>,
+    ) -> Result<(), KubeError> {
+        let mut labels: BTreeMap<&str, Option<&str>> = remove.iter().map(|key| (key.as_str(), None)).collect();
+        labels.extend(set.iter().map(|(key, value)| (key.as_str(), Some(value.as_str()))));
+        let keys: Vec<&str> = set.keys().map(String::as_str).collect();
+        let keys = (!keys.is_empty()).then(|| keys.join(","));
+        let patch = json!({"metadata": {"labels": labels, "annotations": {LABELS: keys}}});
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let done = nodes.patch(node, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        done.map(drop).map_err(request(format!("label the node {node}")))
     }
 
     /// Makes a bootstrap token for one node. The cluster removes it by itself when its time is over.

@@ -2,17 +2,23 @@
 
 mod balancer;
 pub mod bringup;
+pub mod change;
 mod claim;
 pub mod diff;
+mod drain;
+pub mod etcd;
 pub mod file;
 pub mod fits;
 pub mod import;
 pub mod kubeadm;
 pub mod kubernetes;
+pub mod leave;
 pub mod load;
 pub mod order;
+mod part;
 pub mod pki;
 pub mod plan;
+pub mod quorum;
 pub mod reach;
 pub mod record;
 pub mod runtime;

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::bringup::BringUpError;
 use super::kubeadm::{self, KubeadmError, Node};
 use super::pki::ClusterPki;
-use super::record::{MemberRecord, Record};
+use super::record::{MemberRecord, Record, labels};
 use super::{balancer, plan, runtime};
 use crate::fleet::pki::NodeIdentity;
 use crate::service::Service;
@@ -46,18 +46,22 @@ pub async fn pki(service: &Service, record: &Record) -> Result<ClusterPki, Bring
 /// Name of a cluster's certificates in the store.
 #[must_use]
 pub fn pki_name(cluster: Uuid) -> String {
-    format!("cluster/{cluster}/pki")
+    format!("{}pki", prefix(cluster))
+}
+
+/// Beginning of the names of everything that the store keeps for a cluster under seal.
+pub(super) fn prefix(cluster: Uuid) -> String {
+    format!("cluster/{cluster}/")
 }
 
 pub(super) fn token_name(record: &Record, operation: Uuid) -> String {
-    format!("cluster/{}/join/{operation}", record.id)
+    format!("{}join/{operation}", prefix(record.id))
 }
 
 /// The member's machine as kubeadm sees it.
 fn node(record: &Record, member: &MemberRecord) -> Result<Node, BringUpError> {
     let pool = record.cluster.spec.pools.iter().find(|pool| pool.name == member.pool);
-    let mut labels = pool.map(|pool| pool.labels.clone()).unwrap_or_default();
-    labels.extend(member.wanted.labels.clone());
+    let labels = labels(&record.cluster, member);
     Ok(Node {
         hostname: member.hostname.clone(),
         address: member.address.ok_or(BringUpError::Missing("address"))?,
@@ -142,6 +146,7 @@ pub async fn reported(
             return Ok(());
         };
         let Some(index) = plan::member_of_operation(&record, operation) else { return Ok(()) };
+        let generation = store.machine(machine).await?.map(|(machine, _)| machine.generation);
         let member = &mut record.members[index];
         let Some(run) = member.run.as_mut().filter(|run| run.ended_at.is_none() && member.machine == Some(machine))
         else {
@@ -152,12 +157,25 @@ pub async fn reported(
             KubeadmState::Running { step } => member.detail = Some(step.clone()),
             KubeadmState::Done => {
                 run.ended_at = Some(now);
-                (member.state, member.failures, member.detail) = (MemberState::Joined, 0, None);
-                said.push(format!("{}: joined", member.hostname));
+                (member.failures, member.detail) = (0, None);
+                if run.action == KubeadmAction::Reset {
+                    if let Some(leaving) = member.leaving.as_mut() {
+                        leaving.reset = true;
+                    }
+                    said.push(format!("{}: kubeadm has undone its part", member.hostname));
+                } else {
+                    member.generation = generation;
+                    if member.leaving.is_none() {
+                        member.state = MemberState::Joined;
+                    }
+                    said.push(format!("{}: joined", member.hostname));
+                }
             }
             KubeadmState::Failed { step, reason, .. } => {
                 run.ended_at = Some(now);
-                member.state = MemberState::Failed;
+                if member.leaving.is_none() {
+                    member.state = MemberState::Failed;
+                }
                 member.failures += 1;
                 member.detail = Some(format!("{step}: {reason}"));
                 said.push(format!("{}: kubeadm failed at {step}: {reason}", member.hostname));

@@ -88,6 +88,15 @@ pub struct Access<'a> {
     pub lifetime: Duration,
 }
 
+/// What a client of the cluster's etcd needs.
+#[derive(Clone)]
+pub struct EtcdClient {
+    /// The only authority to trust, PEM.
+    pub ca: String,
+    /// Its certificate and private key, PEM.
+    pub chain_and_key: String,
+}
+
 /// The authorities and the service account key of a cluster.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -191,18 +200,8 @@ impl ClusterPki {
 
     /// A kubeconfig with a new key and a client certificate of the cluster's authority, and a context for each endpoint.
     pub fn kubeconfig(&self, access: &Access<'_>, now: OffsetDateTime) -> Result<String, PkiError> {
-        let end = with_first(&self.cluster.certificate, |ca| ca.validity().not_after.to_datetime())
-            .ok_or(PkiError::Stored("ca"))?;
-        if end <= now {
-            return Err(PkiError::Ended(end));
-        }
-        let issuer = issuer(&self.cluster).ok_or(PkiError::Stored("ca"))?;
-        let key = KeyPair::generate()?;
-        let mut params = params(access.user, end.min(now + access.lifetime))?;
-        params.distinguished_name.push(DnType::OrganizationName, access.group);
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let certificate = params.signed_by(&key, &issuer)?.pem();
+        let subject = (access.user, Some(access.group));
+        let (certificate, key) = client("ca", &self.cluster, subject, access.lifetime, now)?;
         let user = format!("{}@{}", access.user, access.cluster);
         let context = |endpoint: &NamedEndpoint| format!("{}@{}", access.user, endpoint.name);
         let cluster = |endpoint: &NamedEndpoint| {
@@ -218,11 +217,17 @@ impl ClusterPki {
             "clusters": access.endpoints.iter().map(cluster).collect::<Vec<_>>(),
             "users": [{"name": user, "user": {
                 "client-certificate-data": BASE64.encode(certificate),
-                "client-key-data": BASE64.encode(key.serialize_pem()),
+                "client-key-data": BASE64.encode(key),
             }}],
             "contexts": access.endpoints.iter().map(entry).collect::<Vec<_>>(),
             "current-context": access.endpoints.get(access.current).map(context),
         }))?)
+    }
+
+    /// A new key and client certificate of the etcd authority.
+    pub fn etcd_client(&self, user: &str, lifetime: Duration, now: OffsetDateTime) -> Result<EtcdClient, PkiError> {
+        let (certificate, key) = client("etcd/ca", &self.etcd, (user, None), lifetime, now)?;
+        Ok(EtcdClient { ca: self.etcd.certificate.clone(), chain_and_key: certificate + &key })
     }
 
     /// The authorities' certificates and their ends. What kubeadm makes on the nodes is not among them.
@@ -401,6 +406,30 @@ fn new_authority(name: &str, now: OffsetDateTime) -> Result<Pair, PkiError> {
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(Pair { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() })
+}
+
+/// A client certificate for this name and group, and its new key, PEM; never longer than the authority.
+fn client(
+    name: &'static str,
+    authority: &Pair,
+    (user, group): (&str, Option<&str>),
+    lifetime: Duration,
+    now: OffsetDateTime,
+) -> Result<(String, String), PkiError> {
+    let end = with_first(&authority.certificate, |ca| ca.validity().not_after.to_datetime());
+    let end = end.ok_or(PkiError::Stored(name))?;
+    if end <= now {
+        return Err(PkiError::Ended(end));
+    }
+    let mut params = params(user, end.min(now + lifetime))?;
+    if let Some(group) = group {
+        params.distinguished_name.push(DnType::OrganizationName, group);
+    }
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, &issuer(authority).ok_or(PkiError::Stored(name))?)?;
+    Ok((certificate.pem(), key.serialize_pem()))
 }
 
 fn issuer(pair: &Pair) -> Option<Issuer<'static, KeyPair>> {

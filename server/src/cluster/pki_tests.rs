@@ -251,3 +251,23 @@ fn a_subject_that_cannot_be_written_back_is_refused() {
     let etcd = Certificates { etcd: certificates.cluster, ..Certificates::default() };
     assert_eq!(super::problems(&etcd, OffsetDateTime::now_utc() + Duration::hours(1)), []);
 }
+
+#[test]
+fn a_client_of_etcd_is_signed_by_etcds_authority_and_by_no_other() {
+    let (dir, pki) = (tempfile::tempdir().unwrap(), made());
+    let client = pki.etcd_client("nkd", Duration::hours(1), NOW).unwrap();
+    for (name, text) in [("etcd.crt", client.ca.as_str()), ("ca.crt", pki.ca_pem()), ("c.pem", &client.chain_and_key)] {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    let at = NOW.unix_timestamp() + 60;
+    openssl(dir.path(), &format!("verify -x509_strict -purpose sslclient -attime {at} -CAfile etcd.crt c.pem"));
+    let shown = openssl(dir.path(), "x509 -in c.pem -noout -subject -enddate -ext extendedKeyUsage");
+    for wanted in ["CN = nkd", "Mar  1 13:00:00 2026", "TLS Web Client Authentication"] {
+        assert!(shown.contains(wanted), "{wanted}: {shown}");
+    }
+    let words = format!("verify -attime {at} -CAfile ca.crt c.pem");
+    let other = Command::new("openssl").args(words.split_whitespace()).current_dir(dir.path()).output().unwrap();
+    assert!(!other.status.success(), "the cluster's authority has not signed it");
+    let ended = NOW + Duration::days(365 * 30);
+    assert!(matches!(pki.etcd_client("nkd", Duration::hours(1), ended), Err(PkiError::Ended(_))));
+}

@@ -4,11 +4,13 @@
 //! first control plane: Enrolled ── init ──▶ Joined ──▶ Ready          add-ons: cni ── all Ready ── hooks.after
 //! other control planes:              Enrolled ── join, one at a time ──▶ Joined ──▶ Ready
 //! workers:                           Enrolled ── join, all at once ────▶ Joined ──▶ Ready
+//! leaving, see `leave`:     drained ── reset ──▶ parted
 //! ```
 //! Everything is derived from the record and from what is seen now, so that a service that was killed goes on where it
-//! was. Never: a second `init` once a control plane has joined; two control planes joining at the same time; a join
-//! before the API answers.
+//! was. Never: a second `init` once a control plane has joined; two control planes joining or leaving at the same time; a
+//! join before the API answers; a control plane that leaves and takes etcd's majority with it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use nkd_api::agent::KubeadmAction;
@@ -17,7 +19,8 @@ use nkd_api::machine::{Machine, Phase};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::record::{MemberRecord, Record, is_in};
+use super::leave;
+use super::record::{MemberRecord, Record, is_in, labels};
 
 /// A run that failed is tried again so many times.
 pub const TRIES: u32 = 5;
@@ -33,6 +36,10 @@ pub struct NodeView {
     pub name: String,
     /// Its condition Ready is true.
     pub ready: bool,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Keys of the labels that we gave it.
+    pub managed: BTreeSet<String>,
 }
 
 /// What is seen now.
@@ -42,6 +49,8 @@ pub struct Seen<'a> {
     pub machines: &'a [Machine],
     /// The nodes, if the API answers.
     pub nodes: Option<&'a [NodeView]>,
+    /// Why the control plane of [`leave::next_control_plane`] must not leave etcd now; none: it may.
+    pub quorum: Option<&'a str>,
     /// Now.
     pub now: OffsetDateTime,
 }
@@ -77,6 +86,34 @@ pub enum Step {
         /// Index of the member.
         member: usize,
     },
+    /// The labels of a member's node are to be as the file says.
+    Label {
+        /// Index of the member.
+        member: usize,
+        /// All that it is to carry from us.
+        set: BTreeMap<String, String>,
+        /// Those that it carried from us and is to lose.
+        remove: BTreeSet<String>,
+    },
+    /// A member's machine holds another system than the one that joined: it begins anew.
+    Lose {
+        /// Index of the member.
+        member: usize,
+    },
+    /// The pods of a member that leaves are to be moved, as far as that goes now.
+    Drain {
+        /// Index of the member.
+        member: usize,
+    },
+    /// A member has left: etcd, the API and the machine are to forget it.
+    Part {
+        /// Index of the member.
+        member: usize,
+    },
+    /// Every node is Ready for the first time.
+    Complete,
+    /// A cluster that was taken apart has no member left: it is to be forgotten.
+    Gone,
     /// An add-on is to be applied.
     Apply {
         /// `cni`, `after-1`, ...
@@ -95,7 +132,8 @@ pub fn addons(record: &Record) -> Vec<String> {
 /// True when there is nothing left to do.
 #[must_use]
 pub fn is_complete(record: &Record) -> bool {
-    record.members.iter().all(|m| m.state == MemberState::Ready)
+    !record.destroying
+        && record.members.iter().all(|m| m.state == MemberState::Ready)
         && addons(record).iter().all(|addon| record.applied.contains(addon))
 }
 
@@ -103,25 +141,93 @@ pub fn is_complete(record: &Record) -> bool {
 #[must_use]
 pub fn plan(record: &Record, seen: Seen<'_>) -> Vec<Step> {
     let mut steps = Vec::new();
+    if record.destroying && record.members.is_empty() {
+        return vec![Step::Gone];
+    }
     for (index, member) in record.members.iter().enumerate() {
         match machine_of(member, seen.machines) {
-            None => steps.push(Step::Claim { member: index }),
+            _ if member.leaving.is_some() => steps.extend(leave::step(record, index, seen)),
+            machine if is_other(member, machine) => steps.extend(lost(record, index, seen)),
+            None => steps.extend(claim(record, index)),
             Some(machine) => steps.extend(note(index, member, machine, seen)),
         }
         if is_in(member.state) && member.token.is_some() && seen.nodes.is_some() {
             steps.push(Step::Revoke { member: index });
         }
     }
-    steps.extend(runs(record, seen));
+    // A control plane that begins to leave in this turn keeps the others from joining in it.
+    let begins =
+        |step: &Step| matches!(step, Step::Run { member, .. } if record.members[*member].role == Role::ControlPlane);
+    let going = steps.iter().any(begins);
+    steps.extend(runs(record, seen, going));
     if let (true, Some(_)) = (record.is_initialised(), seen.nodes) {
         let all_ready = record.members.iter().all(|m| m.state == MemberState::Ready);
-        let next = addons(record).into_iter().find(|addon| !record.applied.contains(addon));
+        let next = addons(record).into_iter().find(|addon| !record.applied.contains(addon) && !record.destroying);
+        steps.extend(relabel(record, seen));
         steps.extend(next.filter(|addon| addon == CNI || all_ready).map(|addon| Step::Apply { addon }));
+    }
+    if record.completed_at.is_none() && is_complete(record) {
+        steps.push(Step::Complete);
     }
     steps
 }
 
-fn machine_of<'a>(member: &MemberRecord, machines: &'a [Machine]) -> Option<&'a Machine> {
+/// A member of the cluster whose machine nobody knows any more, or was installed anew.
+fn is_other(member: &MemberRecord, machine: Option<&Machine>) -> bool {
+    let joined = member.generation.filter(|_| is_in(member.state));
+    joined.is_some_and(|joined| machine.is_none_or(|machine| machine.generation != joined))
+}
+
+/// What is done about it: it leaves and comes again. The last control plane cannot, etcd was on its disk.
+fn lost(record: &Record, index: usize, seen: Seen<'_>) -> Option<Step> {
+    let member = &record.members[index];
+    let others = record.members.iter().enumerate().any(|(i, m)| i != index && leave::carries(m));
+    if member.role == Role::Worker || others {
+        return seen.nodes.map(|_| Step::Lose { member: index });
+    }
+    let why = "its machine was installed anew, and etcd was on no other one: `nkd cluster destroy` the cluster";
+    (member.detail.as_deref() != Some(why)).then(|| Step::Note {
+        member: index,
+        state: MemberState::Joined,
+        detail: Some(why.to_owned()),
+        address: member.address,
+    })
+}
+
+/// Takes a machine, unless one that leaves still has the name or the address.
+fn claim(record: &Record, index: usize) -> Option<Step> {
+    let member = &record.members[index];
+    let same = |m: &&MemberRecord| {
+        m.leaving.is_some() && (m.hostname == member.hostname || (m.address.is_some() && m.address == member.address))
+    };
+    let Some(other) = record.members.iter().find(same) else {
+        return (!record.destroying).then_some(Step::Claim { member: index });
+    };
+    let detail = Some(format!("the {} that was here before has to leave first", other.hostname));
+    (member.detail != detail).then_some(Step::Note {
+        member: index,
+        state: MemberState::Waiting,
+        detail,
+        address: member.address,
+    })
+}
+
+/// Nodes whose labels are not as the file says.
+fn relabel(record: &Record, seen: Seen<'_>) -> Vec<Step> {
+    let nodes = seen.nodes.unwrap_or_default();
+    let one = |(index, member): (usize, &MemberRecord)| {
+        let node = nodes.iter().find(|node| node.name == member.hostname)?;
+        let set = labels(&record.cluster, member);
+        let keys: BTreeSet<String> = set.keys().cloned().collect();
+        let right = set.iter().all(|(key, value)| node.labels.get(key) == Some(value)) && keys == node.managed;
+        let remove = &node.managed - &keys;
+        (!right).then_some(Step::Label { member: index, set, remove })
+    };
+    let there = |(_, member): &(usize, &MemberRecord)| is_in(member.state) && member.leaving.is_none();
+    record.members.iter().enumerate().filter(there).filter_map(one).collect()
+}
+
+pub(super) fn machine_of<'a>(member: &MemberRecord, machines: &'a [Machine]) -> Option<&'a Machine> {
     let id = member.machine?;
     machines.iter().find(|machine| machine.id == id)
 }
@@ -150,13 +256,13 @@ fn note(index: usize, member: &MemberRecord, machine: &Machine, seen: Seen<'_>) 
 }
 
 /// True when an agent speaks for the installed system of this machine.
-fn has_enrolled(machine: &Machine) -> bool {
+pub(super) fn has_enrolled(machine: &Machine) -> bool {
     machine.stopped.is_none()
         && machine.installed_generation == Some(machine.generation)
         && matches!(machine.phase, Phase::Enrolled | Phase::Joining | Phase::Ready | Phase::Updating)
 }
 
-fn why_not_enrolled(machine: &Machine) -> String {
+pub(super) fn why_not_enrolled(machine: &Machine) -> String {
     match (&machine.stopped, &machine.waiting) {
         (Some(reason), _) => format!("{} is stopped: {reason}", machine.name),
         (None, Some(waiting)) => format!("{}: {waiting}", machine.phase.name()),
@@ -165,8 +271,13 @@ fn why_not_enrolled(machine: &Machine) -> String {
 }
 
 /// Which runs of kubeadm may begin.
-fn runs(record: &Record, seen: Seen<'_>) -> Vec<Step> {
+fn runs(record: &Record, seen: Seen<'_>, going: bool) -> Vec<Step> {
+    if record.destroying {
+        return Vec::new();
+    }
+    let is_up = |member: &MemberRecord| machine_of(member, seen.machines).is_some_and(has_enrolled);
     let may_run = |(_, member): &(usize, &MemberRecord)| match member.state {
+        _ if !is_up(member) => false,
         MemberState::Enrolled => member.address.is_some(),
         MemberState::Failed => member.failures < TRIES && is_due(member, seen.now),
         _ => false,
@@ -181,15 +292,21 @@ fn runs(record: &Record, seen: Seen<'_>) -> Vec<Step> {
         return Vec::new();
     }
     let join = |(member, _): (usize, &MemberRecord)| Step::Run { member, action: KubeadmAction::Join };
-    let joining = members().any(|(_, m)| m.role == Role::ControlPlane && m.state == MemberState::Joining);
+    let joining = going || members().any(|(_, m)| leave::is_busy(m));
     let control_plane = members().find(|(i, m)| m.role == Role::ControlPlane && !joining && may_run(&(*i, m)));
     let workers = members().filter(|(i, m)| m.role == Role::Worker && may_run(&(*i, m)));
     control_plane.into_iter().chain(workers).map(join).collect()
 }
 
-fn is_due(member: &MemberRecord, now: OffsetDateTime) -> bool {
+pub(super) fn is_due(member: &MemberRecord, now: OffsetDateTime) -> bool {
     let ended = member.run.and_then(|run| run.ended_at);
     ended.is_none_or(|ended| now >= ended + FIRST_WAIT * 2u32.saturating_pow(member.failures.saturating_sub(1)))
+}
+
+/// The number of an add-on of `hooks.after`, from 1.
+#[must_use]
+pub fn after_number(addon: &str) -> Option<usize> {
+    addon.strip_prefix("after-").and_then(|n| n.parse().ok()).filter(|n| *n > 0)
 }
 
 /// The member that an operation belongs to.
@@ -200,4 +317,4 @@ pub fn member_of_operation(record: &Record, operation: Uuid) -> Option<usize> {
 
 #[cfg(test)]
 #[path = "plan_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -4,13 +4,14 @@ use nkd_api::cluster::{API_VERSION, Cluster, ClusterSpec, Kubernetes, Metadata, 
 use nkd_api::machine::Identity;
 use proptest::prelude::*;
 
-use super::super::record::Run;
+use super::super::change;
+use super::super::record::{Leaving, Run, Then};
 use super::*;
 use crate::machine::lifecycle::new_machine;
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
-fn pool(name: &str, role: Role, first: u8, count: u8) -> Pool {
+pub fn pool(name: &str, role: Role, first: u8, count: u8) -> Pool {
     let machine = |n: u8| PoolMachine {
         mac: Some(nkd_api::MacAddr([2, 0, 0, 0, 0, first + n])),
         hostname: Some(format!("{name}{}", n + 1)),
@@ -30,7 +31,7 @@ fn pool(name: &str, role: Role, first: u8, count: u8) -> Pool {
     }
 }
 
-fn cluster(control_planes: u8, workers: u8) -> Cluster {
+pub fn cluster(control_planes: u8, workers: u8) -> Cluster {
     let kubernetes = serde_json::json!({"version": "v1.20.2", "cni": {"manifest": {"inline": "kind: List"}}});
     let kubernetes: Kubernetes = serde_json::from_value(kubernetes).unwrap();
     let spec =
@@ -47,40 +48,58 @@ struct World {
     machines: Vec<Machine>,
     nodes: Vec<NodeView>,
     answers: bool,
+    /// etcd lets a member go.
+    quorum: bool,
     now: OffsetDateTime,
     inits: u32,
+    gone: bool,
     operations: u128,
 }
 
 impl World {
     fn new(control_planes: u8, workers: u8) -> Self {
         let record = Record::new(Uuid::from_u128(1), cluster(control_planes, workers), NOW);
-        Self { record, machines: Vec::new(), nodes: Vec::new(), answers: true, now: NOW, inits: 0, operations: 0 }
+        Self {
+            record,
+            machines: Vec::new(),
+            nodes: Vec::new(),
+            answers: true,
+            quorum: true,
+            now: NOW,
+            inits: 0,
+            gone: false,
+            operations: 0,
+        }
     }
 
     fn seen(&self) -> Seen<'_> {
         let up = self.answers && self.record.is_initialised();
-        Seen { machines: &self.machines, nodes: up.then_some(&self.nodes), now: self.now }
+        let quorum = (!self.quorum).then_some("two of three are away");
+        Seen { machines: &self.machines, nodes: up.then_some(&self.nodes), quorum, now: self.now }
     }
 
     /// Plans, checks, carries out.
     fn turn(&mut self) -> usize {
         self.now += Duration::from_secs(1);
-        let steps = plan(&self.record, self.seen());
+        let mut steps = plan(&self.record, self.seen());
+        steps.sort_by_key(|step| if let Step::Part { member } = step { usize::MAX - member } else { 0 });
         let before = self.record.clone();
         for step in &steps {
             self.take(step, &before);
         }
-        let joining =
-            self.record.members.iter().filter(|m| m.role == Role::ControlPlane && m.state == MemberState::Joining);
-        assert!(joining.count() <= 1, "two control planes join at the same time");
+        let runs = |m: &&MemberRecord| {
+            m.role == Role::ControlPlane && m.run.is_some_and(|run| run.ended_at.is_none()) && !self.is_lost(m)
+        };
+        let moving = self.record.members.iter().filter(runs).count();
+        assert!(moving <= 1 || self.record.destroying, "two control planes join or leave at the same time");
         steps.len()
     }
 
     fn take(&mut self, step: &Step, before: &Record) {
         match step {
             Step::Claim { member } => {
-                let id = Uuid::from_u128(100 + *member as u128);
+                self.operations += 1;
+                let id = Uuid::from_u128(1000 + self.operations);
                 let member = &mut self.record.members[*member];
                 assert!(member.machine.is_none() || !self.machines.iter().any(|m| Some(m.id) == member.machine));
                 member.machine = Some(id);
@@ -100,15 +119,41 @@ impl World {
                         assert_eq!(before.first().unwrap().hostname, before.members[*member].hostname);
                     }
                     KubeadmAction::Join => assert!(before.is_initialised(), "a join before there is a cluster"),
-                    KubeadmAction::Reset => unreachable!(),
+                    KubeadmAction::Reset => self.may_leave(*member, before),
                 }
                 self.operations += 1;
                 let member = &mut self.record.members[*member];
-                assert!(matches!(member.state, MemberState::Enrolled | MemberState::Failed));
+                let reset = *action == KubeadmAction::Reset;
+                assert!(reset || matches!(member.state, MemberState::Enrolled | MemberState::Failed));
                 let operation = Uuid::from_u128(self.operations);
                 member.run = Some(Run { operation, action: *action, ordered_at: self.now, ended_at: None });
                 member.token = (*action == KubeadmAction::Join).then(|| format!("t{}", self.operations));
-                member.state = MemberState::Joining;
+                if !reset {
+                    member.state = MemberState::Joining;
+                }
+            }
+            Step::Label { member, set, .. } => {
+                let name = &before.members[*member].hostname;
+                for node in self.nodes.iter_mut().filter(|node| node.name == *name) {
+                    node.managed = set.keys().cloned().collect();
+                    node.labels = set.clone();
+                }
+            }
+            Step::Lose { member } => {
+                let member = &mut self.record.members[*member];
+                assert!(is_in(member.state) && member.leaving.is_none());
+                change::leave(member, Leaving::new(self.now, true, Then::SameMachine));
+            }
+            Step::Drain { member } => {
+                let leaving = self.record.members[*member].leaving.as_mut().unwrap();
+                assert!(!leaving.drained && !leaving.lost && !before.destroying);
+                leaving.drained = true;
+            }
+            Step::Part { member } => self.part(*member, before),
+            Step::Complete => self.record.completed_at = Some(self.now),
+            Step::Gone => {
+                assert!(before.destroying && before.members.is_empty());
+                self.gone = true;
             }
             Step::Revoke { member } => {
                 assert!(is_in(before.members[*member].state));
@@ -121,6 +166,44 @@ impl World {
         }
     }
 
+    fn is_lost(&self, member: &MemberRecord) -> bool {
+        member.leaving.is_some_and(|leaving| leaving.lost)
+    }
+
+    /// A control plane goes: there is another one, nobody else moves, and etcd can spare it.
+    fn may_leave(&self, index: usize, before: &Record) {
+        let member = &before.members[index];
+        if before.destroying || member.role == Role::Worker || !before.is_initialised() {
+            return;
+        }
+        assert!(self.quorum, "etcd loses its majority");
+        let stays = |m: &MemberRecord| m.role == Role::ControlPlane && is_in(m.state) && m.leaving.is_none();
+        assert!(before.members.iter().any(stays), "the last control plane goes");
+    }
+
+    fn part(&mut self, index: usize, before: &Record) {
+        let member = before.members[index].clone();
+        let leaving = member.leaving.unwrap();
+        if member.generation.is_some() && !leaving.reset {
+            self.may_leave(index, before);
+        }
+        if !leaving.lost && !leaving.reset {
+            let gone = !self.machines.iter().any(|m| Some(m.id) == member.machine);
+            assert!(member.run.is_none() || gone, "kubeadm was at work on it and nobody cleaned up");
+        }
+        self.nodes.retain(|node| node.name != member.hostname);
+        if leaving.then == Then::Gone {
+            self.record.members.remove(index);
+            return;
+        }
+        let fresh = &mut self.record.members[index];
+        (fresh.state, fresh.run, fresh.token, fresh.generation) = (MemberState::Waiting, None, None, None);
+        (fresh.leaving, fresh.failures, fresh.detail) = (None, 0, None);
+        if leaving.then == Then::OtherMachine {
+            fresh.machine = None;
+        }
+    }
+
     fn machine(&mut self, n: usize) -> Option<&mut Machine> {
         let id = self.record.members.get(n)?.machine?;
         self.machines.iter_mut().find(|m| m.id == id)
@@ -129,24 +212,40 @@ impl World {
     fn happens(&mut self, event: &Event) {
         match *event {
             Event::Enrolls(n) => {
+                let now = self.now;
                 if let Some(machine) = self.machine(n) {
                     machine.installed_generation = Some(machine.generation);
+                    machine.last_seen = now;
                     machine.phase = Phase::Enrolled;
                 }
             }
             Event::Ends(n, well) => {
                 let now = self.now;
                 let Some(member) = self.record.members.get_mut(n) else { return };
-                let Some(run) = member.run.as_mut().filter(|_| member.state == MemberState::Joining) else { return };
+                let generation =
+                    member.machine.and_then(|id| self.machines.iter().find(|m| m.id == id)).map(|m| m.generation);
+                let Some(run) = member.run.as_mut().filter(|run| run.ended_at.is_none()) else { return };
                 run.ended_at = Some(now);
-                if well {
-                    member.state = MemberState::Joined;
+                if well && run.action == KubeadmAction::Reset {
+                    member.leaving.as_mut().unwrap().reset = true;
+                } else if well {
+                    if member.leaving.is_none() {
+                        member.state = MemberState::Joined;
+                    }
+                    member.generation = generation;
                     self.inits += u32::from(run.action == KubeadmAction::Init);
                     let name = member.hostname.clone();
                     self.nodes.retain(|node| node.name != name);
-                    self.nodes.push(NodeView { name, ready: false });
+                    self.nodes.push(NodeView {
+                        name,
+                        ready: false,
+                        labels: Default::default(),
+                        managed: Default::default(),
+                    });
                 } else {
-                    member.state = MemberState::Failed;
+                    if member.leaving.is_none() {
+                        member.state = MemberState::Failed;
+                    }
                     member.failures += 1;
                 }
             }
@@ -157,6 +256,31 @@ impl World {
             }
             Event::Answers(answers) => self.answers = answers,
             Event::Waits(seconds) => self.now += Duration::from_secs(seconds),
+            Event::Quorum(quorum) => self.quorum = quorum,
+            Event::Leaves(n, lost, then) => {
+                let control_planes =
+                    self.record.members.iter().filter(|m| m.role == Role::ControlPlane && m.leaving.is_none());
+                let last = control_planes.count() < 2;
+                let Some(member) = self.record.members.get_mut(n).filter(|m| m.leaving.is_none()) else { return };
+                // A file without a control plane is refused.
+                if !(last && member.role == Role::ControlPlane) && !self.record.destroying {
+                    change::leave(member, Leaving::new(self.now, lost, then));
+                }
+            }
+            Event::Destroyed(force) => change::destroy(&mut self.record, force, self.now),
+            Event::Reinstalled(n) => {
+                let carriers = self
+                    .record
+                    .members
+                    .iter()
+                    .filter(|m| m.role == Role::ControlPlane && m.state == MemberState::Ready);
+                let last = carriers.count() < 2;
+                let role = self.record.members.get(n).map(|m| m.role);
+                if let Some(machine) = self.machine(n).filter(|_| role == Some(Role::Worker) || !last) {
+                    machine.generation += 1;
+                    machine.phase = Phase::Assigned;
+                }
+            }
             Event::Forgotten(n) => {
                 if self.record.members.get(n).is_some_and(|m| m.state == MemberState::Waiting) {
                     let id = self.record.members[n].machine;
@@ -175,17 +299,25 @@ enum Event {
     Answers(bool),
     Waits(u64),
     Forgotten(usize),
+    Quorum(bool),
+    Leaves(usize, bool, Then),
+    Reinstalled(usize),
+    Destroyed(bool),
 }
 
 fn events() -> impl Strategy<Value = Event> {
     let n = 0usize..6;
+    let then = prop_oneof![Just(Then::Gone), Just(Then::OtherMachine), Just(Then::SameMachine)];
     prop_oneof![
         3 => n.clone().prop_map(Event::Enrolls),
         3 => (n.clone(), any::<bool>()).prop_map(|(n, well)| Event::Ends(n, well)),
         2 => (n.clone(), any::<bool>()).prop_map(|(n, ready)| Event::Ready(n, ready)),
         1 => any::<bool>().prop_map(Event::Answers),
         1 => (0u64..400).prop_map(Event::Waits),
-        1 => n.prop_map(Event::Forgotten),
+        1 => n.clone().prop_map(Event::Forgotten),
+        1 => any::<bool>().prop_map(Event::Quorum),
+        1 => (n.clone(), any::<bool>(), then).prop_map(|(n, lost, then)| Event::Leaves(n, lost, then)),
+        1 => n.prop_map(Event::Reinstalled),
     ]
 }
 
@@ -199,6 +331,7 @@ proptest! {
         control_planes in 1u8..4,
         workers in 0u8..3,
         events in proptest::collection::vec(events(), 0..80),
+        destroyed in proptest::option::weighted(0.2, any::<bool>()),
     ) {
         let mut world = World::new(control_planes, workers);
         for event in &events {
@@ -210,19 +343,29 @@ proptest! {
             member.failures = 0;
         }
         world.happens(&Event::Answers(true));
-        for _ in 0..60 {
+        world.happens(&Event::Quorum(true));
+        if destroyed.is_some() {
+            let before = world.record.members.iter().filter_map(|m| m.machine).count();
+            prop_assert!(before <= world.machines.len());
+            world.happens(&Event::Destroyed(destroyed == Some(true)));
+        }
+        for _ in 0..80 {
             for n in 0..world.record.members.len() {
-                if world.record.members[n].state == MemberState::Waiting {
-                    world.happens(&Event::Enrolls(n));
-                }
+                world.happens(&Event::Enrolls(n));
                 world.happens(&Event::Ends(n, true));
                 world.happens(&Event::Ready(n, true));
             }
+            world.now += Duration::from_secs(30);
             world.turn();
+        }
+        if destroyed.is_some() {
+            prop_assert!(world.gone, "{:#?}", world.record.members);
+            return Ok(());
         }
         prop_assert!(is_complete(&world.record), "{:#?}", world.record.members);
         prop_assert!(world.record.members.iter().all(|m| m.token.is_none()), "a token was not revoked");
-        prop_assert_eq!(world.inits, 1);
+        prop_assert!(world.record.members.iter().all(|m| m.leaving.is_none()));
+        prop_assert!(world.inits >= 1);
         prop_assert_eq!(world.turn(), 0, "a complete cluster is left alone");
     }
 }

@@ -1,5 +1,6 @@
 //! What the service keeps of a cluster.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use nkd_api::agent::KubeadmAction;
@@ -36,6 +37,12 @@ pub struct Record {
     pub asked_at: Option<OffsetDateTime>,
     /// Why it does not go on.
     pub waiting: Option<String>,
+    /// When every node was Ready and every add-on applied for the first time.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub completed_at: Option<OffsetDateTime>,
+    /// It is being taken apart.
+    #[serde(default)]
+    pub destroying: bool,
 }
 
 /// A member, as far as it has come.
@@ -64,6 +71,49 @@ pub struct MemberRecord {
     pub failures: u32,
     /// A bootstrap token that is to be revoked, by its id.
     pub token: Option<String>,
+    /// Install generation of its machine when kubeadm made it part of the cluster.
+    #[serde(default)]
+    pub generation: Option<u32>,
+    /// It is to leave, and how far that is.
+    #[serde(default)]
+    pub leaving: Option<Leaving>,
+}
+
+/// A member on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leaving {
+    /// Since when.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// Its machine is gone, or holds another system: nothing is asked of it.
+    pub lost: bool,
+    /// Its pods are elsewhere.
+    pub drained: bool,
+    /// kubeadm has undone what it had done.
+    pub reset: bool,
+    /// What comes after.
+    pub then: Then,
+}
+
+impl Leaving {
+    /// At its beginning.
+    #[must_use]
+    pub fn new(since: OffsetDateTime, lost: bool, then: Then) -> Self {
+        Self { since, lost, drained: false, reset: false, then }
+    }
+}
+
+/// What becomes of a member that has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// It is no member any more, and its machine goes back to the pool.
+    Gone,
+    /// Its machine goes back to the pool, and another one takes its place.
+    OtherMachine,
+    /// It joins again: its machine was installed anew.
+    SameMachine,
 }
 
 /// A run of kubeadm.
@@ -88,7 +138,18 @@ impl Record {
     pub fn new(id: Uuid, cluster: Cluster, now: OffsetDateTime) -> Self {
         let members = members(&cluster);
         let (applied, health) = (Vec::new(), Health::Unknown);
-        Self { id, cluster, created_at: now, members, applied, health, asked_at: None, waiting: None }
+        Self {
+            id,
+            cluster,
+            created_at: now,
+            members,
+            applied,
+            health,
+            asked_at: None,
+            waiting: None,
+            completed_at: None,
+            destroying: false,
+        }
     }
 
     /// Its name.
@@ -100,7 +161,8 @@ impl Record {
     /// True once the first control plane is made: from then on everybody joins.
     #[must_use]
     pub fn is_initialised(&self) -> bool {
-        self.members.iter().any(|m| m.role == Role::ControlPlane && is_in(m.state))
+        let joined = |m: &MemberRecord| m.generation.is_some() || (is_in(m.state) && m.leaving.is_none());
+        self.members.iter().any(|m| m.role == Role::ControlPlane && joined(m))
     }
 
     /// The first control plane.
@@ -128,7 +190,11 @@ impl Record {
             // Checked when the file was applied.
             return endpoint.parse::<Endpoint>().map(|e| alone(e.to_string())).unwrap_or_default();
         }
-        let planes: Vec<(&MemberRecord, IpAddr)> = self.standing_control_planes().collect();
+        let mut planes: Vec<(&MemberRecord, IpAddr)> = self.standing_control_planes().collect();
+        if planes.is_empty() {
+            // All of them leave: the cluster is destroyed, and asked for its nodes to the end.
+            planes = self.control_planes().filter(|(m, _)| is_in(m.state)).collect();
+        }
         match planes[..] {
             [] => self.first().and_then(|m| m.address).map(|ip| alone(own(ip))).unwrap_or_default(),
             [(_, ip)] => alone(own(ip)),
@@ -150,8 +216,11 @@ impl Record {
 
     /// Control planes that kubeadm has made and that are to stay, whether they answer now or not.
     fn standing_control_planes(&self) -> impl Iterator<Item = (&MemberRecord, IpAddr)> {
-        let stays = |m: &&MemberRecord| matches!(m.state, MemberState::Joined | MemberState::Ready);
-        let planes = self.members.iter().filter(|m| m.role == Role::ControlPlane).filter(stays);
+        self.control_planes().filter(|(m, _)| is_in(m.state) && m.state != MemberState::Leaving && m.leaving.is_none())
+    }
+
+    fn control_planes(&self) -> impl Iterator<Item = (&MemberRecord, IpAddr)> {
+        let planes = self.members.iter().filter(|m| m.role == Role::ControlPlane);
         planes.filter_map(|m| Some((m, m.address?)))
     }
 
@@ -166,8 +235,12 @@ impl Record {
     pub fn phase(&self) -> ClusterPhase {
         let begun =
             |m: &MemberRecord| is_in(m.state) || m.state == MemberState::Joining || m.state == MemberState::Failed;
-        if super::plan::is_complete(self) {
+        if self.destroying {
+            ClusterPhase::Destroying
+        } else if super::plan::is_complete(self) {
             ClusterPhase::Ready
+        } else if self.completed_at.is_some() {
+            ClusterPhase::Changing
         } else if self.members.iter().any(begun) {
             ClusterPhase::BringUp
         } else {
@@ -207,8 +280,17 @@ pub fn is_in(state: MemberState) -> bool {
     matches!(state, MemberState::Joined | MemberState::Ready | MemberState::Leaving)
 }
 
+/// The labels that a member's node is to carry: its pool's, and its own over them.
+#[must_use]
+pub fn labels(cluster: &Cluster, member: &MemberRecord) -> BTreeMap<String, String> {
+    let pool = cluster.spec.pools.iter().find(|pool| pool.name == member.pool);
+    let mut labels = pool.map(|pool| pool.labels.clone()).unwrap_or_default();
+    labels.extend(member.wanted.labels.clone());
+    labels
+}
+
 /// The members that a file asks for, control planes first, each pool in its order.
-fn members(cluster: &Cluster) -> Vec<MemberRecord> {
+pub(super) fn members(cluster: &Cluster) -> Vec<MemberRecord> {
     let mut pools: Vec<&Pool> = cluster.spec.pools.iter().collect();
     pools.sort_by_key(|pool| pool.role);
     let mut members = Vec::new();
@@ -228,6 +310,8 @@ fn members(cluster: &Cluster) -> Vec<MemberRecord> {
                 run: None,
                 failures: 0,
                 token: None,
+                generation: None,
+                leaving: None,
             });
         }
     }

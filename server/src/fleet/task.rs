@@ -22,7 +22,8 @@ pub enum Standing {
 #[must_use]
 pub fn standing(machine: &Machine, node: NodeIdentity) -> Standing {
     let wanted = if node.purpose == Purpose::Discovery { 0 } else { machine.generation };
-    let discovered_before = node.purpose == Purpose::Discovery && machine.generation > 0;
+    let discovered_before =
+        node.purpose == Purpose::Discovery && machine.generation > 0 && machine.assignment.is_some();
     match machine.current_boot {
         // A live system of an older order, or a node whose disk is to be written anew, may go on speaking for a while.
         _ if node.generation != wanted || discovered_before => Standing::Over,
@@ -76,6 +77,9 @@ pub fn task(machine: &Machine, node: NodeIdentity, image: Option<(&Image, &Profi
                 append_kargs,
                 firstboot_args: String::new(),
             })
+        }
+        Purpose::Node if machine.wipe_generation.is_some_and(|wipe| node.generation <= wipe) => {
+            Task::Wipe { generation: node.generation }
         }
         Purpose::Node if node.generation != wanted => {
             Task::Wait { reason: format!("generation {wanted} is wanted: network-boot {name} to install it") }

@@ -157,6 +157,9 @@ pub(super) async fn report(
     }
     let effects = match &report.event {
         ReportEvent::Heartbeat { .. } => RowEffects::default(),
+        ReportEvent::Wiped { .. } if node.purpose != Purpose::Node => {
+            return Err(ApiError::forbidden("only an installed node is wiped"));
+        }
         ReportEvent::InstallProgress { .. } | ReportEvent::Installed { .. } if node.purpose != Purpose::Install => {
             return Err(ApiError::forbidden("only a live system with an install certificate reports an installation"));
         }
@@ -174,7 +177,7 @@ pub(super) async fn report(
     if task::standing(&before, node) != Standing::Current && node.generation == before.generation {
         return Err(ApiError::forbidden(format!("this boot of {} is over: start it again", before.name)));
     }
-    if node.purpose == Purpose::Discovery && before.generation > 0 {
+    if node.purpose == Purpose::Discovery && before.generation > 0 && before.assignment.is_some() {
         return Err(ApiError::forbidden(
             "this machine is assigned: what a discovery system says of it no longer counts",
         ));

@@ -397,17 +397,27 @@ pub(super) async fn label(
     Ok(Json(service.registry.apply_rules(machine).await?))
 }
 
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ReinstallQuery {
+    /// The running system wipes its disk and restarts at once; otherwise the next network boot is waited for.
+    #[serde(default)]
+    now: bool,
+}
+
 /// Raises the install generation: the next network boot installs the machine again. Nothing else does.
-#[utoipa::path(post, path = "/api/v1/machines/{machine}/reinstall", tag = "machines", responses((status = 200, body = Machine), (status = "4XX", body = ErrorBody)))]
+#[utoipa::path(post, path = "/api/v1/machines/{machine}/reinstall", tag = "machines", params(ReinstallQuery), responses((status = 200, body = Machine), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn reinstall(
     State(service): App,
     caller: Caller,
     Path(machine): Path<String>,
+    Query(query): Query<ReinstallQuery>,
 ) -> Result<Json<Machine>> {
     caller.require(Role::Operator)?;
     let machine = find(&service, &machine).await?;
-    caller.audit(&service, "machine.reinstall", &machine.name, "").await?;
-    let input = Input::Reinstall { cause: caller.0.name.clone() };
+    let when = if query.now { "now" } else { "at its next network boot" };
+    caller.audit(&service, "machine.reinstall", &machine.name, when).await?;
+    let input = Input::Reinstall { now: query.now, cause: caller.0.name.clone() };
     Ok(Json(
         service
             .registry

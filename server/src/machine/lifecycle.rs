@@ -6,8 +6,8 @@
 //!      |            +-----------+------------+------------+------------+--- Reinstall (generation+1) --+
 //!      +--- nothing assigned            Failed(step, reason) from each; a new boot tries again
 //! ```
-//! Invariants, each held by a property test: the generation only ever rises, and only by `Assign` (0 to 1) and
-//! `Reinstall`; `installed_generation` never exceeds it; a report about another generation changes nothing.
+//! Invariants, each held by a property test: the generation only ever rises, and only by `Assign` (0 to 1), `Unassign`
+//! and `Reinstall`; `installed_generation` never exceeds it; a report about another generation changes nothing.
 
 use nkd_api::agent::{KubeadmState, Purpose, ReportEvent};
 use nkd_api::machine::{Assignment, Identity, Machine, Phase, Step, StepState};
@@ -67,7 +67,14 @@ pub enum Input {
     },
     /// Install it again.
     Reinstall {
+        /// Its running system wipes its disk and restarts, so that a machine that boots its disk first comes to the network.
+        now: bool,
         /// User.
+        cause: String,
+    },
+    /// It is nothing any more: back to the pool. A system that is on its disk is wiped.
+    Unassign {
+        /// User or cluster.
         cause: String,
     },
     /// Serve it again after an alarm.
@@ -206,6 +213,7 @@ pub fn new_machine(id: Uuid, identity: Identity, now: OffsetDateTime) -> Machine
         assignment: None,
         generation: 0,
         installed_generation: None,
+        wipe_generation: None,
         current_boot: None,
         phase: Phase::Discovered,
         phase_since: now,
@@ -235,10 +243,11 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
         }
         Input::Label { labels, cause } => label(&mut machine, labels, &cause, &mut log),
         Input::Assign { assignment, cause } => assign(&mut machine, assignment, &cause, &mut log)?,
-        Input::Reinstall { cause } => {
+        Input::Reinstall { now: at_once, cause } => {
             if machine.assignment.is_none() {
                 return Err(Refused::NothingAssigned(machine.name));
             }
+            machine.wipe_generation = at_once.then_some(machine.generation);
             machine.generation += 1;
             machine.current_boot = None;
             machine.steps.clear();
@@ -246,6 +255,21 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
             let message = format!("generation {} is to be installed at the next network boot", machine.generation);
             log.say("reinstall", message, &cause);
             log.phase(&mut machine, Phase::Assigned, &cause);
+        }
+        // Told twice, it counts once.
+        Input::Unassign { .. } if machine.assignment.is_none() => {}
+        Input::Unassign { cause } => {
+            machine.assignment = None;
+            machine.wipe_generation = machine.installed_generation;
+            // Certificates and tokens of what it was are over.
+            machine.generation += 1;
+            machine.steps.clear();
+            machine.waiting = Some(match machine.wipe_generation {
+                Some(_) => "its disk is to be wiped, by its own system".into(),
+                None => "nothing is assigned yet".into(),
+            });
+            log.say("unassigned", "back to the pool", &cause);
+            log.phase(&mut machine, Phase::Discovered, &cause);
         }
         Input::Release { cause } => {
             if let Some(reason) = machine.stopped.take() {
@@ -542,6 +566,16 @@ fn reported(machine: &mut Machine, event: ReportEvent, log: &mut Log) -> Result<
             }
             begin(machine, "install", now, &detail);
         }
+        ReportEvent::Wiped { generation } => {
+            if machine.wipe_generation.is_some_and(|wipe| generation <= wipe) {
+                (machine.wipe_generation, machine.installed_generation) = (None, None);
+                machine.waiting = Some(match machine.assignment {
+                    Some(_) => "waits for a network boot".into(),
+                    None => "nothing is assigned yet".into(),
+                });
+                log.say("wiped", format!("the system of generation {generation} boots no more"), "agent");
+            }
+        }
         ReportEvent::Installed { generation } => {
             wanted_generation(machine, generation)?;
             installed(machine, generation, log);
@@ -589,6 +623,7 @@ fn kubeadm(machine: &mut Machine, progress: KubeadmState, log: &mut Log) {
 fn installed(machine: &mut Machine, generation: u32, log: &mut Log) {
     if machine.installed_generation != Some(generation) {
         machine.installed_generation = Some(generation);
+        machine.wipe_generation = None;
         finish(machine, "install", log.now, "digest verified");
         begin(machine, "restart", log.now, "restarts from its disk");
         log.say("installed", format!("generation {generation} is on the disk, digest verified"), "agent");

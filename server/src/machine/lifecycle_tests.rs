@@ -100,7 +100,7 @@ fn a_disk_first_machine_is_seen_booting_by_its_systems_packet() {
 fn what_does_not_fit_is_refused_and_changes_nothing() {
     let mut life = Life::new();
     assert!(matches!(life.refuses(assigned()), Refused::NotAccepted(_)));
-    assert!(matches!(life.refuses(Input::Reinstall { cause: "ann".into() }), Refused::NothingAssigned(_)));
+    assert!(matches!(life.refuses(Input::Reinstall { now: false, cause: "ann".into() }), Refused::NothingAssigned(_)));
     let bad = Input::Accept { name: Some("Not_a_name".into()), labels: BTreeMap::new(), cause: "ann".into() };
     assert!(matches!(life.refuses(bad), Refused::BadName(_)));
     life.happens(accepted()).happens(assigned());
@@ -117,7 +117,7 @@ fn what_does_not_fit_is_refused_and_changes_nothing() {
     life.happens(fetched(BOOT)).happens(fetched(Uuid::from_u128(0xb2)));
     assert!(matches!(life.refuses(node()), Refused::OtherBoot(_)));
     life.happens(fetched(BOOT));
-    life.happens(installed(1)).happens(Input::Reinstall { cause: "ann".into() });
+    life.happens(installed(1)).happens(Input::Reinstall { now: false, cause: "ann".into() });
     assert_eq!((life.machine.generation, life.machine.installed_generation), (2, Some(1)));
     assert!(matches!(life.refuses(node()), Refused::OtherBoot(_)));
     assert!(matches!(
@@ -150,7 +150,7 @@ fn a_node_that_comes_from_its_disk_is_proof_of_the_installation_whose_report_was
     // Releasing keeps the certificate of the system on the disk, and ends that of an installation under way.
     life.happens(Input::Alarm { reason: "x".into() }).happens(Input::Release { cause: "ann".into() });
     assert_eq!(life.machine.current_boot, Some(BOOT));
-    life.happens(Input::Reinstall { cause: "ann".into() });
+    life.happens(Input::Reinstall { now: false, cause: "ann".into() });
     life.happens(Input::ConfigFetched {
         purpose: Purpose::Install,
         generation: 2,
@@ -194,6 +194,25 @@ fn a_failure_keeps_step_reason_and_log_and_a_new_boot_tries_again() {
     assert_eq!(life.machine.steps.last().unwrap().state, StepState::Failed);
     life.happens(Input::Booted(BootTaken::LiveInstall { generation: 1 }));
     assert_eq!(life.machine.phase, Phase::Booting);
+}
+
+#[test]
+fn a_machine_that_leaves_is_wiped_and_stands_in_the_pool_until_something_is_assigned() {
+    let mut life = Life::new();
+    life.happens(accepted()).happens(assigned()).happens(installed(1));
+    life.happens(Input::Unassign { cause: "rack7".into() });
+    let stands = |life: &Life| (life.machine.generation, life.machine.wipe_generation, life.machine.phase.clone());
+    assert_eq!(stands(&life), (2, Some(1), Phase::Discovered));
+    let before = life.machine.clone();
+    life.happens(Input::Unassign { cause: "rack7".into() });
+    assert_eq!(stands(&life), (before.generation, before.wipe_generation, before.phase), "told twice, it counts once");
+    life.happens(Input::Reported(ReportEvent::Wiped { generation: 1 }));
+    assert_eq!((life.machine.installed_generation, life.machine.wipe_generation), (None, None));
+    life.happens(assigned());
+    assert_eq!((life.machine.generation, life.machine.phase.clone()), (2, Phase::Assigned));
+    // Late news of the old system change nothing once the new one is there.
+    life.happens(installed(2)).happens(Input::Reported(ReportEvent::Wiped { generation: 1 }));
+    assert_eq!(life.machine.installed_generation, Some(2));
 }
 
 #[test]

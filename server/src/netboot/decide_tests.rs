@@ -63,6 +63,7 @@ fn boot() -> impl Strategy<Value = Uuid> {
 
 fn inputs() -> impl Strategy<Value = Input> {
     let generation = 0u32..5;
+    let wiped = generation.clone();
     prop_oneof![
         Just(Input::Accept { name: None, labels: Default::default(), cause: "test".into() }),
         prop_oneof![Just("a"), Just("b"), Just("missing")]
@@ -98,15 +99,17 @@ fn inputs() -> impl Strategy<Value = Input> {
         })),
         Just(Input::Alarm { reason: "token used twice".into() }),
         Just(Input::Release { cause: "test".into() }),
-        Just(Input::Reinstall { cause: "test".into() }),
+        any::<bool>().prop_map(|now| Input::Reinstall { now, cause: "test".into() }),
+        Just(Input::Unassign { cause: "test".into() }),
+        wiped.prop_map(|generation| Input::Reported(ReportEvent::Wiped { generation })),
     ]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever happens to a machine, in whatever order: once a generation is on its disk, only `Reinstall` brings an
-    /// installation about again; the generation never falls; a stopped or unaccepted machine gets no installation.
+    /// Whatever happens to a machine, in whatever order: once a generation is on its disk, only `Reinstall` and `Unassign`
+    /// bring an installation about again; a system is wiped only when it is of an older generation than the wanted one; the generation never falls; a stopped or unaccepted machine gets no installation.
     #[test]
     fn nothing_but_a_raised_generation_leads_to_a_reinstall(inputs in proptest::collection::vec(inputs(), 0..60)) {
         let (a, b, lab) = (image("a", &ALL), image("b", &ALL), lab());
@@ -116,7 +119,7 @@ proptest! {
         for input in inputs {
             now += Duration::seconds(1);
             let before = machine.clone();
-            let raises = matches!(input, Input::Reinstall { .. });
+            let raises = matches!(input, Input::Reinstall { .. } | Input::Unassign { .. });
             let first = matches!(input, Input::Assign { .. }) && before.generation == 0;
             if let Ok((after, _)) = step(machine.clone(), input, now) {
                 machine = after;
@@ -127,6 +130,7 @@ proptest! {
                 prop_assert_eq!(machine.generation, before.generation);
             }
             prop_assert!(machine.installed_generation.unwrap_or(0) <= machine.generation);
+            prop_assert!(machine.wipe_generation.is_none_or(|wipe| wipe < machine.generation));
             if machine.installed_generation == Some(machine.generation) {
                 installed_at = Some(machine.generation);
             }

@@ -66,6 +66,26 @@ impl Store {
         Ok(revision + 1)
     }
 
+    /// Removes a cluster with its history and everything under seal whose name begins with `secrets`.
+    pub async fn delete_cluster(&self, id: Uuid, revision: i64, secrets: &str) -> Result<(), StoreError> {
+        let mut tx = self.write.begin().await?;
+        let done = sqlx::query("DELETE FROM cluster WHERE id = ? AND revision = ?")
+            .bind(id.to_string())
+            .bind(revision)
+            .execute(&mut *tx)
+            .await?;
+        if done.rows_affected() != 1 {
+            return Err(StoreError::Stale);
+        }
+        sqlx::query("DELETE FROM cluster_event WHERE cluster = ?").bind(id.to_string()).execute(&mut *tx).await?;
+        sqlx::query("DELETE FROM secret WHERE substr(name, 1, length(?1)) = ?1")
+            .bind(secrets)
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
     /// A cluster with its revision.
     pub async fn cluster(&self, id: Uuid) -> Result<Option<(Record, i64)>, StoreError> {
         let row = sqlx::query("SELECT doc, revision FROM cluster WHERE id = ?").bind(id.to_string());

@@ -177,9 +177,21 @@ impl Client {
         }
     }
 
+    /// Asks, and asks again as long as nothing comes: a datagram may be lost when the server's queue is full.
+    fn ask_until_heard(&mut self, name: &str, options: Options) {
+        self.socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        for _ in 0..PATIENCE.as_secs() {
+            self.ask(name, options);
+            if self.socket.peek_from(&mut self.buffer).is_ok() {
+                break;
+            }
+        }
+        self.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    }
+
     /// Fetches a whole file.
     pub fn fetch(&mut self, name: &str, options: Options) -> Vec<u8> {
-        self.ask(name, options);
+        self.ask_until_heard(name, options);
         let (mut block_size, mut window) = (512, 1);
         let mut bytes = Vec::new();
         let (mut expected, mut unacknowledged) = (1u16, 0);

@@ -1,0 +1,136 @@
+//! The I/O of leaving: pods, etcd, node, machine, record. Every piece may be done twice.
+#![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
+
+use std::net::SocketAddr;
+
+use nkd_api::cluster::{MemberState, Role};
+use time::OffsetDateTime;
+
+use super::bringup::{BringUpError, Work};
+use super::etcd::{self, Etcd};
+use super::kubernetes::Cluster as Api;
+use super::order::{pki, prefix};
+use super::record::{Leaving, Then, is_in};
+use super::{change, leave, quorum};
+use crate::machine::RegistryError;
+use crate::machine::lifecycle::Input;
+use crate::store::{RowEffects, Supersede};
+
+/// So many pods are named when a node is drained.
+const NAMED: usize = 3;
+
+impl Work {
+    /// Why the control plane whose turn it is must not leave etcd now.
+    pub(super) async fn quorum(&self) -> Option<String> {
+        let index = leave::next_control_plane(&self.record)?;
+        let name = &self.record.members[index].hostname;
+        let asked = async {
+            let members = self.etcd().await?.health().await?;
+            let own = members.iter().find(|(member, _)| member.name == *name).map(|(member, _)| member.id);
+            Ok::<_, BringUpError>(own.map(|id| quorum::may_remove(&etcd::for_quorum(&members), id)))
+        };
+        match asked.await {
+            // It is not among them: it has left already.
+            Ok(None | Some(Ok(()))) => None,
+            Ok(Some(Err(why))) => Some(why.to_string()),
+            Err(error) => Some(crate::http::chain(&error)),
+        }
+    }
+
+    async fn etcd(&self) -> Result<Etcd, BringUpError> {
+        let pki = pki(&self.service, &self.record).await?;
+        let members = self.record.members.iter().filter(|m| m.role == Role::ControlPlane && is_in(m.state));
+        // Those that stay first: they answer.
+        let (stay, go): (Vec<_>, Vec<_>) = members.partition(|m| m.leaving.is_none());
+        let addresses = stay.into_iter().chain(go).filter_map(|m| m.address);
+        let endpoints: Vec<SocketAddr> = addresses.map(|ip| SocketAddr::new(ip, etcd::CLIENT_PORT)).collect();
+        Ok(Etcd::connect(&pki, &endpoints, OffsetDateTime::now_utc())?)
+    }
+
+    /// The machine holds another system than the one that joined.
+    pub(super) async fn lose(&mut self, index: usize) -> Result<(), BringUpError> {
+        let member = &mut self.record.members[index];
+        change::leave(member, Leaving::new(OffsetDateTime::now_utc(), true, Then::SameMachine));
+        let said = format!("{}: its machine was installed anew, and it joins again", member.hostname);
+        Ok(self.save(vec![said]).await?)
+    }
+
+    /// One round of moving pods.
+    pub(super) async fn drain(&mut self, index: usize, api: &Api) -> Result<(), BringUpError> {
+        let hostname = self.record.members[index].hostname.clone();
+        let left = api.drain(&hostname).await?;
+        let member = &mut self.record.members[index];
+        if left.is_empty() {
+            if let Some(leaving) = member.leaving.as_mut() {
+                leaving.drained = true;
+            }
+            member.detail = None;
+            return Ok(self.save(vec![format!("{hostname}: its pods are elsewhere")]).await?);
+        }
+        let more = left.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+        let detail =
+            format!("its pods are moved: {}{more}", left.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", "));
+        if member.detail.as_ref() != Some(&detail) {
+            member.detail = Some(detail);
+            self.save(Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    /// The last of leaving: everybody forgets it.
+    pub(super) async fn part(&mut self, index: usize, api: Option<&Api>) -> Result<(), BringUpError> {
+        let member = self.record.members[index].clone();
+        let Some(leaving) = member.leaving else { return Ok(()) };
+        if let (Some(api), false) = (api, self.record.destroying) {
+            if member.role == Role::ControlPlane && leave::leaves_etcd(&member) {
+                let etcd = self.etcd().await?;
+                let members = etcd.members().await?;
+                for left in members.iter().filter(|m| m.name == member.hostname) {
+                    etcd.remove(left.id).await?;
+                }
+            }
+            if let Some(token) = &member.token {
+                api.revoke_token(token).await?;
+            }
+            api.delete_node(&member.hostname).await?;
+        }
+        let machine = member.machine.filter(|_| leaving.then != Then::SameMachine);
+        if let Some(machine) = machine {
+            let input = Input::Unassign { cause: format!("cluster {}", self.record.name()) };
+            let effects = RowEffects { supersede: Supersede::All, ..RowEffects::default() };
+            match self.service.registry.apply(machine, input, effects).await {
+                Ok(_) | Err(RegistryError::NotFound(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if let Some(machine) = member.machine {
+            self.service.orders.forget(machine);
+        }
+        let said = match leaving.then {
+            Then::Gone => {
+                self.record.members.remove(index);
+                format!("{}: has left", member.hostname)
+            }
+            Then::OtherMachine | Then::SameMachine => {
+                let fresh = &mut self.record.members[index];
+                (fresh.state, fresh.detail, fresh.run) = (MemberState::Waiting, None, None);
+                (fresh.failures, fresh.token, fresh.generation, fresh.leaving) = (0, None, None, None);
+                if leaving.then == Then::OtherMachine {
+                    // An address of the file stays; one that was found out was the old machine's.
+                    fresh.machine = None;
+                    fresh.address = fresh.wanted.ip.as_deref().and_then(|ip| ip.split('/').next()?.parse().ok());
+                }
+                format!("{}: the old one has left", member.hostname)
+            }
+        };
+        Ok(self.save(vec![said]).await?)
+    }
+
+    /// Nothing is left of the cluster.
+    pub(super) async fn gone(&self) -> Result<(), BringUpError> {
+        self.service.registry.store().delete_cluster(self.record.id, self.revision, &prefix(self.record.id)).await?;
+        tracing::info!(cluster = self.record.name(), "destroyed: its keys, members and history are removed");
+        Ok(())
+    }
+}
