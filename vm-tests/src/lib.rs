@@ -53,6 +53,7 @@
 mod by_hand;
 mod error;
 mod folder;
+mod lab_cluster;
 mod machine;
 mod network;
 mod node;
@@ -64,6 +65,7 @@ use std::time::Duration;
 
 pub use by_hand::install_by_hand;
 pub use error::{ConsoleFailure, Error};
+pub use lab_cluster::{ClusterFile, ClusterLab, KUBERNETES, LabMember};
 pub use machine::Machine;
 pub use machine::accel::Accelerator;
 pub use machine::boot_sector;
@@ -73,7 +75,7 @@ pub use machine::spec::{BootOrder, Firmware, MachineSpec, Nic};
 pub use network::capture::Capture;
 pub use network::namespace::{HttpAnswer, Namespace};
 pub use network::{Host, Network};
-pub use node::containerd::{Images, bridge_pods, kubernetes_folder};
+pub use node::containerd::{Images, bridge_pods, bridge_pods_in, kubernetes_folder};
 pub use node::spec::NodeSpec;
 pub use node::{Ending, Node};
 pub use process::{Output, Service};

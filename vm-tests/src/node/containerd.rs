@@ -28,6 +28,12 @@ pub(super) const CONFIG: &str = r#"version = 2
       runtime_type = "io.containerd.runc.v2"
 "#;
 
+/// Where containerd looks for the network of pods.
+pub(crate) const NETWORK: &str = "/etc/cni/net.d";
+/// Where the same lies once more: before a second try, all of the first is removed from the other folder. The program of
+/// a real network would put it there again.
+pub(crate) const KEPT_NETWORK: &str = "/etc/nkd-vm";
+
 /// How many images are unpacked at once.
 const AT_ONCE: usize = 3;
 
@@ -130,8 +136,13 @@ impl Node {
 /// the pods of `10.244.<n>.0/24`, and routes to those of the others. Nodes join a cluster in this order, so that what
 /// Kubernetes thinks of their addresses is true.
 pub fn bridge_pods(nodes: &mut [&mut Node]) -> Result<(), Error> {
+    bridge_pods_in("10.244", nodes)
+}
+
+/// The same for pods of `<start>.0.0/16`: a second cluster has others than the first.
+pub fn bridge_pods_in(start: &str, nodes: &mut [&mut Node]) -> Result<(), Error> {
     let subnets: Vec<_> =
-        nodes.iter().enumerate().map(|(n, node)| (format!("10.244.{n}.0/24"), node.address())).collect();
+        nodes.iter().enumerate().map(|(n, node)| (format!("{start}.{n}.0/24"), node.address())).collect();
     for (own, node) in nodes.iter_mut().enumerate() {
         let config = serde_json::json!({"cniVersion": "0.4.0", "name": "bridge", "plugins": [
             {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true, "ipam": {
@@ -139,7 +150,9 @@ pub fn bridge_pods(nodes: &mut [&mut Node]) -> Result<(), Error> {
             {"type": "portmap", "capabilities": {"portMappings": true}},
             {"type": "loopback"},
         ]});
-        node.write_file("/etc/cni/net.d/10-bridge.conflist", 0o644, config.to_string().as_bytes())?;
+        for folder in [NETWORK, KEPT_NETWORK] {
+            node.write_file(&format!("{folder}/10-bridge.conflist"), 0o644, config.to_string().as_bytes())?;
+        }
         for (subnet, address) in subnets.iter().enumerate().filter(|(n, _)| *n != own).map(|(_, other)| other) {
             node.route(subnet, *address)?;
         }
