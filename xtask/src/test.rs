@@ -59,8 +59,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test-threads=1",
         ];
         tier("kubeadm", &[&words[..], &filter[..]].concat(), &environment)?;
-        let words =
-            ["test", "--package", "nkd-vm-tests", "--test", "nodes", "--test", "cluster", "--", "--test-threads=1"];
+        let tests = ["--test", "nodes", "--test", "cluster", "--test", "control_planes"];
+        let words = [&["test", "--package", "nkd-vm-tests"], &tests[..], &["--", "--test-threads=1"]].concat();
         tier("nodes", &[&words[..], &filter[..]].concat(), &environment)?;
     }
     if chosen(Tier::Vm) {

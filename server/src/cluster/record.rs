@@ -190,7 +190,11 @@ impl Record {
             // Checked when the file was applied.
             return endpoint.parse::<Endpoint>().map(|e| alone(e.to_string())).unwrap_or_default();
         }
-        let planes: Vec<(&MemberRecord, IpAddr)> = self.standing_control_planes().collect();
+        let mut planes: Vec<(&MemberRecord, IpAddr)> = self.standing_control_planes().collect();
+        if planes.is_empty() {
+            // All of them leave: the cluster is destroyed, and asked for its nodes to the end.
+            planes = self.control_planes().filter(|(m, _)| is_in(m.state)).collect();
+        }
         match planes[..] {
             [] => self.first().and_then(|m| m.address).map(|ip| alone(own(ip))).unwrap_or_default(),
             [(_, ip)] => alone(own(ip)),
@@ -212,8 +216,11 @@ impl Record {
 
     /// Control planes that kubeadm has made and that are to stay, whether they answer now or not.
     fn standing_control_planes(&self) -> impl Iterator<Item = (&MemberRecord, IpAddr)> {
-        let stays = |m: &&MemberRecord| matches!(m.state, MemberState::Joined | MemberState::Ready);
-        let planes = self.members.iter().filter(|m| m.role == Role::ControlPlane).filter(stays);
+        self.control_planes().filter(|(m, _)| is_in(m.state) && m.state != MemberState::Leaving && m.leaving.is_none())
+    }
+
+    fn control_planes(&self) -> impl Iterator<Item = (&MemberRecord, IpAddr)> {
+        let planes = self.members.iter().filter(|m| m.role == Role::ControlPlane);
         planes.filter_map(|m| Some((m, m.address?)))
     }
 

@@ -121,7 +121,8 @@ fn snippets_merge_by_key_and_win() {
     assert!(hostname[0]["contents"]["source"].is_string(), "the template's content stays");
     assert!(files.iter().any(|f| f["path"] == "/etc/motd"));
     let units = value["systemd"]["units"].as_array().unwrap();
-    assert_eq!(units.len(), 1);
+    let names: Vec<_> = units.iter().map(|unit| unit["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["nkd-agent.service", "nkd-balancer.service"]);
     assert_eq!(units[0]["enabled"], true);
     assert_eq!(units[0]["dropins"][0]["name"], "10-slow.conf");
 }
