@@ -7,6 +7,7 @@ use nkd_api::Problem;
 use serde::Serialize;
 
 use super::CliError;
+use super::cluster_certs::{self, CertsArgs};
 use super::cluster_service::{self, AccessArgs};
 use super::context::ContextArgs;
 use super::output::{OutputArgs, say};
@@ -67,6 +68,8 @@ pub(super) enum ClusterCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Show the certificates of a cluster and when they end; `certs renew` renews them
+    Certs(CertsArgs),
     /// Print a kubeconfig, with a certificate that is made for it
     Kubeconfig {
         /// Name of the cluster
@@ -112,6 +115,7 @@ pub(super) async fn run(command: ClusterCommand, context: &ContextArgs) -> Resul
         ClusterCommand::Events { name, limit, output } => {
             cluster_service::events(&context.client()?, &name, limit, output).await
         }
+        ClusterCommand::Certs(arguments) => cluster_certs::run(arguments, context).await,
         ClusterCommand::Kubeconfig { name, access } => {
             cluster_service::kubeconfig(&context.client()?, &name, &access).await
         }

@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::record::{MemberRecord, Record, is_in};
+use super::renewal;
 
 /// A run that failed is tried again so many times.
 pub const TRIES: u32 = 5;
@@ -77,6 +78,8 @@ pub enum Step {
         /// Index of the member.
         member: usize,
     },
+    /// Certificates are to be renewed, or have been.
+    Renew(renewal::Turn),
     /// An add-on is to be applied.
     Apply {
         /// `cni`, `after-1`, ...
@@ -113,6 +116,10 @@ pub fn plan(record: &Record, seen: Seen<'_>) -> Vec<Step> {
         }
     }
     steps.extend(runs(record, seen));
+    // After the joins: neither begins while the other is under way, and they are ordered one look after the other.
+    if !steps.iter().any(|step| matches!(step, Step::Run { .. })) {
+        steps.extend(renewal::next(record, seen.now).into_iter().map(Step::Renew));
+    }
     if let (true, Some(_)) = (record.is_initialised(), seen.nodes) {
         let all_ready = record.members.iter().all(|m| m.state == MemberState::Ready);
         let next = addons(record).into_iter().find(|addon| !record.applied.contains(addon));
@@ -181,7 +188,8 @@ fn runs(record: &Record, seen: Seen<'_>) -> Vec<Step> {
         return Vec::new();
     }
     let join = |(member, _): (usize, &MemberRecord)| Step::Run { member, action: KubeadmAction::Join };
-    let joining = members().any(|(_, m)| m.role == Role::ControlPlane && m.state == MemberState::Joining);
+    let joining = members()
+        .any(|(_, m)| m.role == Role::ControlPlane && (m.state == MemberState::Joining || renewal::under_way(m)));
     let control_plane = members().find(|(i, m)| m.role == Role::ControlPlane && !joining && may_run(&(*i, m)));
     let workers = members().filter(|(i, m)| m.role == Role::Worker && may_run(&(*i, m)));
     control_plane.into_iter().chain(workers).map(join).collect()

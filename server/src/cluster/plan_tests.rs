@@ -100,7 +100,7 @@ impl World {
                         assert_eq!(before.first().unwrap().hostname, before.members[*member].hostname);
                     }
                     KubeadmAction::Join => assert!(before.is_initialised(), "a join before there is a cluster"),
-                    KubeadmAction::Reset => unreachable!(),
+                    KubeadmAction::Reset | KubeadmAction::Renew => unreachable!(),
                 }
                 self.operations += 1;
                 let member = &mut self.record.members[*member];
@@ -110,6 +110,7 @@ impl World {
                 member.token = (*action == KubeadmAction::Join).then(|| format!("t{}", self.operations));
                 member.state = MemberState::Joining;
             }
+            Step::Renew(turn) => unreachable!("no certificate is due: {turn:?}"),
             Step::Revoke { member } => {
                 assert!(is_in(before.members[*member].state));
                 self.record.members[*member].token = None;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use nkd_api::agent::KubeadmAction;
+use nkd_api::agent::{KubeadmAction, NodeCertificate};
 use nkd_api::cluster::{
     API_PORT, Cluster, ClusterPhase, ClusterStatus, Health, Member, MemberState, Pool, PoolMachine, Role,
 };
@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::file;
 use super::kubeadm::Endpoint;
+use super::renewal::Renewal;
 
 /// A cluster with its members.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,9 +31,6 @@ pub struct Record {
     pub applied: Vec<String>,
     /// What its API server said last.
     pub health: Health,
-    /// When its API server was asked last.
-    #[serde(default, with = "time::serde::rfc3339::option")]
-    pub asked_at: Option<OffsetDateTime>,
     /// Why it does not go on.
     pub waiting: Option<String>,
 }
@@ -63,6 +61,15 @@ pub struct MemberRecord {
     pub failures: u32,
     /// A bootstrap token that is to be revoked, by its id.
     pub token: Option<String>,
+    /// The certificates on its node, as the agent told last.
+    #[serde(default)]
+    pub certificates: Vec<NodeCertificate>,
+    /// Those that do not read.
+    #[serde(default)]
+    pub unreadable: Vec<String>,
+    /// The renewal of its certificates that was asked for, runs, or was the last one.
+    #[serde(default)]
+    pub renewal: Option<Renewal>,
 }
 
 /// A run of kubeadm.
@@ -87,7 +94,7 @@ impl Record {
     pub fn new(id: Uuid, cluster: Cluster, now: OffsetDateTime) -> Self {
         let members = members(&cluster);
         let (applied, health) = (Vec::new(), Health::Unknown);
-        Self { id, cluster, created_at: now, members, applied, health, asked_at: None, waiting: None }
+        Self { id, cluster, created_at: now, members, applied, health, waiting: None }
     }
 
     /// Its name.
@@ -191,6 +198,9 @@ fn members(cluster: &Cluster) -> Vec<MemberRecord> {
                 run: None,
                 failures: 0,
                 token: None,
+                certificates: Vec::new(),
+                unreadable: Vec::new(),
+                renewal: None,
             });
         }
     }

@@ -4,6 +4,7 @@
 
 mod agents;
 mod auth;
+mod cluster_certs;
 mod clusters;
 mod error;
 mod extract;
@@ -68,6 +69,8 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(clusters::show))
         .routes(routes!(clusters::events))
         .routes(routes!(clusters::kubeconfig))
+        .routes(routes!(cluster_certs::list))
+        .routes(routes!(cluster_certs::renew))
         .routes(routes!(users::list, users::create))
         .routes(routes!(users::remove))
         .routes(routes!(users::rotate))
