@@ -241,6 +241,8 @@ pub enum KubeadmAction {
     Join,
     /// Leave, and remove everything that kubeadm made.
     Reset,
+    /// Renew the certificates that kubeadm made on a control plane, and restart what uses them.
+    Renew,
 }
 
 /// Everything that a run of kubeadm needs.
@@ -300,6 +302,25 @@ pub enum KubeadmState {
         /// Last lines of its log, at most 4 KiB, no secrets.
         log_tail: String,
     },
+}
+
+/// A certificate on a node, without its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct NodeCertificate {
+    /// `apiserver`, `etcd/peer`, `admin.conf`, `kubelet`.
+    pub name: String,
+    /// `O=system:masters, CN=kubernetes-admin`.
+    pub subject: String,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// When it was written to the node, or begins to hold, whichever is later.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// End of its life.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_after: OffsetDateTime,
 }
 
 /// What the agent tells.
@@ -367,6 +388,13 @@ pub enum ReportEvent {
         /// How it goes.
         progress: KubeadmState,
     },
+    /// The certificates of Kubernetes on the node have changed.
+    Certificates {
+        /// All of them.
+        certificates: Vec<NodeCertificate>,
+        /// Those that are there and do not read, by their names.
+        unreadable: Vec<String>,
+    },
 }
 
 impl ReportEvent {
@@ -381,6 +409,7 @@ impl ReportEvent {
             Self::Wiped { .. } => "wiped",
             Self::Failed { .. } => "failed",
             Self::Kubeadm { .. } => "kubeadm",
+            Self::Certificates { .. } => "certificates",
         }
     }
 
@@ -388,7 +417,7 @@ impl ReportEvent {
     #[must_use]
     pub fn generation(&self) -> Option<u32> {
         match self {
-            Self::Heartbeat { .. } | Self::Facts { .. } | Self::Kubeadm { .. } => None,
+            Self::Heartbeat { .. } | Self::Facts { .. } | Self::Kubeadm { .. } | Self::Certificates { .. } => None,
             Self::InstallProgress { generation, .. }
             | Self::Installed { generation }
             | Self::Wiped { generation }

@@ -629,6 +629,77 @@ pub enum MemberState {
     Leaving,
 }
 
+/// The certificates of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterCertificates {
+    /// All that is known, the service's own authorities first.
+    pub certificates: Vec<ClusterCertificate>,
+    /// Renewals on control planes that were asked for, run, or ended last.
+    pub renewals: Vec<NodeRenewal>,
+    /// Certificates that are on a node and do not read, `cp1: etcd/peer`.
+    pub unreadable: Vec<String>,
+}
+
+/// A certificate of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterCertificate {
+    /// Node that it is on; none: the service holds it.
+    #[serde(default)]
+    pub node: Option<String>,
+    /// `ca`, `apiserver`, `etcd/peer`, `admin.conf`, `kubelet`.
+    pub name: String,
+    /// `CN=kube-apiserver`.
+    pub subject: String,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// End of its life.
+    #[serde(with = "time::serde::rfc3339")]
+    pub not_after: OffsetDateTime,
+    /// Whole days that are left; negative when it is over.
+    pub days_left: i64,
+    /// When it is renewed by itself: by the service, or by the kubelet at its own time. None: never.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub renewed_from: Option<OffsetDateTime>,
+}
+
+/// The renewal of the certificates of a control plane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct NodeRenewal {
+    /// Node.
+    pub node: String,
+    /// Where it stands.
+    pub state: RenewalState,
+    /// Where kubeadm is, why it waits, or why it failed.
+    #[serde(default)]
+    pub detail: Option<String>,
+    /// When it came to stand there.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+}
+
+/// Where a renewal stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "kebab-case")]
+pub enum RenewalState {
+    /// Somebody asked for it, and its turn has not come.
+    Wanted,
+    /// kubeadm runs, or the static pods come back.
+    Running,
+    /// The run has ended well; the node has not shown its new certificates yet.
+    Reporting,
+    /// The node has shown them.
+    Done,
+    /// It failed; the old ones or some of them are in use.
+    Failed,
+}
+
 /// One entry of a cluster's history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::bringup::Orders;
+use crate::cluster::watch::Watches;
 use crate::content::image::ImageStore;
 use crate::fleet::pki::Pki;
 use crate::http::FirstToken;
@@ -33,6 +34,8 @@ pub struct Service {
     pub agent_file: Option<AgentFile>,
     /// What nodes are to do for their clusters.
     pub orders: Orders,
+    /// What was seen of clusters last.
+    pub watches: Watches,
     /// The running DHCP service, once it is bound.
     pub dhcp: OnceLock<dhcp::Handle>,
     /// The first user's token, until somebody uses it.

@@ -500,5 +500,6 @@ fn word(task: &KubeadmTask) -> &'static str {
         nkd_api::agent::KubeadmAction::Init => "init",
         nkd_api::agent::KubeadmAction::Join => "join",
         nkd_api::agent::KubeadmAction::Reset => "reset",
+        nkd_api::agent::KubeadmAction::Renew => "certs renew",
     }
 }

@@ -8,6 +8,7 @@ use nkd_api::cluster::Scale;
 use serde::Serialize;
 
 use super::CliError;
+use super::cluster_certs::{self, CertsArgs};
 use super::cluster_changes;
 use super::cluster_service::{self, AccessArgs};
 use super::context::ContextArgs;
@@ -118,6 +119,8 @@ pub(super) enum ClusterCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Show the certificates of a cluster and when they end; `certs renew` renews them
+    Certs(CertsArgs),
     /// Print a kubeconfig, with a certificate that is made for it
     Kubeconfig {
         /// Name of the cluster
@@ -175,6 +178,7 @@ pub(super) async fn run(command: ClusterCommand, context: &ContextArgs) -> Resul
         ClusterCommand::Events { name, limit, output } => {
             cluster_service::events(&context.client()?, &name, limit, output).await
         }
+        ClusterCommand::Certs(arguments) => cluster_certs::run(arguments, context).await,
         ClusterCommand::Kubeconfig { name, access } => {
             cluster_service::kubeconfig(&context.client()?, &name, &access).await
         }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nkd_api::agent::{KubeadmAction, KubeadmTask};
-use nkd_api::cluster::{Health, MemberState};
+use nkd_api::cluster::MemberState;
 use nkd_api::machine::Machine;
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -18,11 +18,13 @@ use super::claim::{self, ClaimError};
 use super::etcd::EtcdError;
 use super::kubeadm::KubeadmError;
 use super::kubernetes::{Cluster as Api, KubeError};
-use super::order::{text, token_name};
+use super::order::{pki, text, token_name};
 use super::pki::PkiError;
-use super::plan::{self, Seen, Step};
+use super::plan::{self, NodeView, Seen, Step};
 use super::reach;
 use super::record::{Record, Run};
+use super::watch::observe;
+use super::{health, renewal};
 use crate::fleet::secret::{self, NoRandomness};
 use crate::machine::RegistryError;
 use crate::machine::lifecycle::Input;
@@ -126,7 +128,7 @@ impl Orders {
         for member in &record.members {
             let Some(machine) = member.machine else { continue };
             let may_run = match member.leaving {
-                None => member.state == MemberState::Joining,
+                None => member.state == MemberState::Joining || renewal::under_way(member),
                 Some(leaving) => !leaving.lost,
             };
             match member.run.filter(|run| run.ended_at.is_none() && may_run) {
@@ -145,6 +147,7 @@ pub async fn run(service: Arc<Service>, stop: CancellationToken) {
     loop {
         match service.registry.store().clusters().await {
             Ok(clusters) => {
+                service.watches.keep(&clusters.iter().map(|(record, _)| record.id).collect::<Vec<_>>());
                 let turns = clusters.into_iter().map(|(record, revision)| turn(&service, record, revision));
                 futures_util::future::join_all(turns).await;
             }
@@ -211,14 +214,7 @@ impl Work {
             false => None,
         };
         let nodes = match &api {
-            Some(api) => Some(api.nodes().await),
-            None => None,
-        };
-        let nodes = match nodes {
-            Some(answer) => {
-                self.judge(answer.as_deref().map_err(|e| crate::http::chain(e))).await?;
-                answer.ok()
-            }
+            Some(api) => self.judge(api).await?,
             None => None,
         };
         let quorum = match nodes {
@@ -245,33 +241,24 @@ impl Work {
     /// A complete cluster is not asked at every look.
     fn is_due(&self) -> bool {
         let now = OffsetDateTime::now_utc();
-        !plan::is_complete(&self.record) || self.record.asked_at.is_none_or(|at| now >= at + HEALTH)
+        !plan::is_complete(&self.record)
+            || self.service.watches.asked_at(self.record.id).is_none_or(|at| now >= at + HEALTH)
     }
 
-    /// What the answer says of the cluster's health; kept when it changes.
-    async fn judge(&mut self, answer: Result<&[plan::NodeView], String>) -> Result<(), StoreError> {
+    /// Looks at the cluster, keeps its health when that changes, and says what has held for a while. Its nodes, if it
+    /// answers.
+    async fn judge(&mut self, api: &Api) -> Result<Option<Vec<NodeView>>, BringUpError> {
         let now = OffsetDateTime::now_utc();
-        self.record.asked_at = Some(now);
-        let health = match (answer, &self.record.health) {
-            (Ok(nodes), _) => {
-                let away: Vec<String> =
-                    nodes.iter().filter(|n| !n.ready).map(|n| format!("the node {} is not Ready", n.name)).collect();
-                if away.is_empty() { Health::Healthy } else { Health::Degraded { reasons: away } }
-            }
-            (Err(_), Health::Unreachable { .. }) => return Ok(()),
-            (Err(reason), _) => Health::Unreachable { since: now, reason },
-        };
-        if health == self.record.health {
-            return Ok(());
+        let pki = pki(&self.service, &self.record).await?;
+        let nodes = api.nodes().await.map_err(|error| crate::http::chain(&error));
+        let observed = observe(&self.record, &pki, api, nodes, now).await?;
+        let health = health::judge(&observed, &self.record.health, now);
+        let said = self.service.watches.hear(&self.record, &health, now);
+        if said.is_some() || health != self.record.health {
+            self.record.health = health;
+            self.save(said.into_iter().collect()).await?;
         }
-        let said = match &health {
-            Health::Healthy => "healthy".to_owned(),
-            Health::Degraded { reasons } => format!("degraded: {}", reasons.join("; ")),
-            Health::Unreachable { reason, .. } => format!("unreachable: {reason}"),
-            Health::Unknown => "unknown".to_owned(),
-        };
-        self.record.health = health;
-        self.save(vec![said]).await
+        Ok(observed.nodes.ok().map(|nodes| health::views(&nodes)))
     }
 
     async fn api(&self) -> Result<Api, BringUpError> {
@@ -299,6 +286,10 @@ impl Work {
                 if let (Some(id), true) = (machine, before != state && (ready || before == MemberState::Ready)) {
                     self.tell(id, Input::NodeReady { cluster, ready }).await?;
                 }
+            }
+            Step::Renew(turn) => {
+                let said = renewal::take(&mut self.record, &turn, Uuid::now_v7(), OffsetDateTime::now_utc());
+                self.save(said).await?;
             }
             Step::Run { member, action } => self.order(member, action, api, machines).await?,
             Step::Revoke { member } => {

@@ -206,7 +206,12 @@ impl Etcd {
             let endpoint = url.trim_end_matches('/');
             match self.ask::<Status>("status", endpoint, "maintenance/status", &Empty {}).await {
                 Ok(status) => return judge(member, &status),
-                Err(error) => last = crate::http::chain(&error),
+                Err(EtcdError::Refused { message, .. }) => last = format!("it says {message}"),
+                Err(error) => {
+                    // What exactly fails differs from try to try.
+                    tracing::debug!(error = &error as &dyn std::error::Error, "a member of etcd does not answer");
+                    last = format!("it does not answer at {endpoint}");
+                }
             }
         }
         Err(last)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, Secret};
+use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
@@ -12,7 +12,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::plan::NodeView;
+use super::health::{NodeSeen, PRESSURES, PodSeen};
 
 /// How long one request may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -83,23 +83,19 @@ impl Cluster {
         self.client.request_text(question).await.map(drop).map_err(request("ask whether it is ready"))
     }
 
-    /// Its nodes.
-    pub async fn nodes(&self) -> Result<Vec<NodeView>, KubeError> {
+    /// Its nodes, with the conditions that count.
+    pub async fn nodes(&self) -> Result<Vec<NodeSeen>, KubeError> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let list = nodes.list(&ListParams::default()).await.map_err(request("list nodes"))?;
-        let view = |node: Node| {
-            let conditions = node.status.and_then(|s| s.conditions).unwrap_or_default();
-            let ready = conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True");
-            let managed = node.metadata.annotations.as_ref().and_then(|all| all.get(LABELS));
-            let managed = managed.into_iter().flat_map(|keys| keys.split(',')).filter(|key| !key.is_empty());
-            NodeView {
-                name: node.metadata.name.unwrap_or_default(),
-                ready,
-                managed: managed.map(str::to_owned).collect(),
-                labels: node.metadata.labels.unwrap_or_default(),
-            }
-        };
-        Ok(list.items.into_iter().map(view).collect())
+        Ok(list.items.into_iter().map(node_seen).collect())
+    }
+
+    /// The static pods that kubeadm makes on control planes.
+    pub async fn control_plane_pods(&self) -> Result<Vec<PodSeen>, KubeError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), "kube-system");
+        let of = ListParams::default().labels("tier=control-plane");
+        let list = pods.list(&of).await.map_err(request("list the pods of the control planes"))?;
+        Ok(list.items.into_iter().map(pod_seen).collect())
     }
 
     /// Gives a node its labels, takes others away, and writes down on the node which are ours. Through the API, because
@@ -184,6 +180,33 @@ impl Cluster {
     }
 }
 
+fn node_seen(node: Node) -> NodeSeen {
+    let managed = node.metadata.annotations.as_ref().and_then(|all| all.get(LABELS));
+    let managed = managed.into_iter().flat_map(|keys| keys.split(',')).filter(|key| !key.is_empty());
+    let conditions = node.status.and_then(|s| s.conditions).unwrap_or_default();
+    let ready = conditions.iter().find(|c| c.type_ == "Ready");
+    let under = |pressure: &&str| conditions.iter().any(|c| c.type_ == *pressure && c.status == "True");
+    NodeSeen {
+        managed: managed.map(str::to_owned).collect(),
+        labels: node.metadata.labels.unwrap_or_default(),
+        name: node.metadata.name.unwrap_or_default(),
+        ready: ready.is_some_and(|c| c.status == "True"),
+        cause: ready.and_then(|c| c.reason.clone()).unwrap_or_default(),
+        pressures: PRESSURES.into_iter().filter(under).map(str::to_owned).collect(),
+    }
+}
+
+fn pod_seen(pod: Pod) -> PodSeen {
+    let status = pod.status.unwrap_or_default();
+    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
+    let cause = status.container_statuses.into_iter().flatten().find_map(|container| {
+        let state = container.state?;
+        let waits = state.waiting.and_then(|waiting| waiting.reason);
+        waits.or_else(|| state.terminated.and_then(|ended| ended.reason))
+    });
+    PodSeen { name: pod.metadata.name.unwrap_or_default(), ready, cause }
+}
+
 /// The objects of a manifest; lists are taken apart, empty documents left out.
 fn documents(what: &str, manifest: &str) -> Result<Vec<DynamicObject>, KubeError> {
     let mut objects = Vec::new();
@@ -215,6 +238,37 @@ fn documents(what: &str, manifest: &str) -> Result<Vec<DynamicObject>, KubeError
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_and_pods_are_seen_with_what_is_wrong() {
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "w1"}, "status": {"conditions": [
+            {"type": "DiskPressure", "status": "True"}, {"type": "PIDPressure", "status": "Unknown"},
+            {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"},
+        ]}}))
+        .unwrap();
+        let wanted = NodeSeen {
+            name: "w1".into(),
+            ready: false,
+            cause: "NodeStatusUnknown".into(),
+            pressures: vec!["DiskPressure".into()],
+            labels: BTreeMap::new(),
+            managed: BTreeSet::new(),
+        };
+        assert_eq!(node_seen(node), wanted);
+        let pod = |ready: &str, state: serde_json::Value| {
+            let container =
+                json!({"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 9, "state": state});
+            let conditions = json!([{"type": "Ready", "status": ready}]);
+            let pod = json!({"metadata": {"name": "p"}, "status": {"conditions": conditions, "containerStatuses": [container]}});
+            pod_seen(serde_json::from_value(pod).unwrap())
+        };
+        let crashing = pod("False", json!({"waiting": {"reason": "CrashLoopBackOff"}}));
+        assert_eq!((crashing.ready, crashing.cause.as_deref()), (false, Some("CrashLoopBackOff")));
+        let ended = pod("False", json!({"terminated": {"exitCode": 1, "reason": "Error"}}));
+        assert_eq!(ended.cause.as_deref(), Some("Error"));
+        let fine = pod("True", json!({"running": {}}));
+        assert_eq!((fine.ready, fine.cause), (true, None));
+    }
 
     #[test]
     fn manifests_are_read_document_by_document() {

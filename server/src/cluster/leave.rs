@@ -13,6 +13,7 @@ use time::Duration;
 
 use super::plan::{Seen, Step, TRIES, has_enrolled, is_due, machine_of, why_not_enrolled};
 use super::record::{Leaving, MemberRecord, Record, is_in};
+use super::renewal;
 
 /// An agent that has been silent for so long is said to be away.
 const SILENT: Duration = Duration::seconds(120);
@@ -27,11 +28,12 @@ pub(super) fn leaves_etcd(member: &MemberRecord) -> bool {
     member.role == Role::ControlPlane && member.leaving.is_some() && touched(member)
 }
 
-/// True for a control plane that joins etcd or leaves it now: no other one may begin meanwhile.
+/// True for a control plane that joins etcd, leaves it or restarts now: no other one may begin meanwhile.
 pub(super) fn is_busy(member: &MemberRecord) -> bool {
     let lost = member.leaving.is_some_and(|leaving| leaving.lost);
     let runs = member.run.is_some_and(|run| run.ended_at.is_none()) && !lost;
-    member.role == Role::ControlPlane && (runs || member.leaving.is_some_and(|leaving| leaving.reset))
+    let resets = member.leaving.is_some_and(|leaving| leaving.reset);
+    member.role == Role::ControlPlane && (runs || resets || renewal::under_way(member))
 }
 
 /// The control plane whose turn it is to leave: one after the other.
@@ -142,5 +144,6 @@ fn word(action: KubeadmAction) -> &'static str {
         KubeadmAction::Init => "init",
         KubeadmAction::Join => "join",
         KubeadmAction::Reset => "reset",
+        KubeadmAction::Renew => "certs renew",
     }
 }

@@ -2,6 +2,7 @@
 
 mod balancer;
 pub mod bringup;
+pub mod certificates;
 pub mod change;
 mod claim;
 pub mod diff;
@@ -9,6 +10,7 @@ mod drain;
 pub mod etcd;
 pub mod file;
 pub mod fits;
+pub mod health;
 pub mod import;
 pub mod kubeadm;
 pub mod kubernetes;
@@ -22,6 +24,8 @@ pub mod precheck;
 pub mod quorum;
 pub mod reach;
 pub mod record;
+pub mod renewal;
 pub mod runtime;
 pub mod snippets;
 pub mod template;
+pub mod watch;

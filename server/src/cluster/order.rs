@@ -12,7 +12,7 @@ use super::bringup::BringUpError;
 use super::kubeadm::{self, KubeadmError, Node};
 use super::pki::ClusterPki;
 use super::record::{MemberRecord, Record, labels};
-use super::{balancer, plan, runtime};
+use super::{balancer, plan, renewal, runtime};
 use crate::fleet::pki::NodeIdentity;
 use crate::service::Service;
 use crate::store::StoreError;
@@ -103,6 +103,7 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
             (kubeadm::join(cluster, &own, &join)?, kubeadm::join_skip_phases(cluster))
         }
         KubeadmAction::Reset => (String::new(), Vec::new()),
+        KubeadmAction::Renew => return renewal_order(record, member, operation),
     };
     let mut files = runtime::files(cluster, cluster.spec.os.profile == "lab")?;
     if member.role == Role::ControlPlane && run.action != KubeadmAction::Reset {
@@ -131,6 +132,23 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
     })
 }
 
+/// kubeadm renews by the configuration of `init`, so that it needs no API server: theirs may have ended.
+fn renewal_order(record: &Record, member: &MemberRecord, operation: Uuid) -> Result<KubeadmOrder, BringUpError> {
+    let endpoint = record.node_endpoint()?;
+    let own = node(record, member)?;
+    let init = kubeadm::Init { endpoint: &endpoint, control_planes: std::slice::from_ref(&own) };
+    Ok(KubeadmOrder {
+        operation,
+        action: KubeadmAction::Renew,
+        config: kubeadm::init(&record.cluster, &own, &init)?,
+        skip_phases: Vec::new(),
+        ignore_preflight_errors: Vec::new(),
+        files: Vec::new(),
+        restart: Vec::new(),
+        before: Vec::new(),
+    })
+}
+
 /// A node tells how its run goes. Durable when this returns; told twice, it counts once.
 pub async fn reported(
     service: &Service,
@@ -154,6 +172,7 @@ pub async fn reported(
         };
         let mut said = Vec::new();
         match progress {
+            _ if run.action == KubeadmAction::Renew => said = renewal::heard(member, progress, now),
             KubeadmState::Running { step } => member.detail = Some(step.clone()),
             KubeadmState::Done => {
                 run.ended_at = Some(now);

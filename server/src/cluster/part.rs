@@ -116,6 +116,7 @@ impl Work {
                 let fresh = &mut self.record.members[index];
                 (fresh.state, fresh.detail, fresh.run) = (MemberState::Waiting, None, None);
                 (fresh.failures, fresh.token, fresh.generation, fresh.leaving) = (0, None, None, None);
+                (fresh.certificates, fresh.unreadable, fresh.renewal) = (Vec::new(), Vec::new(), None);
                 if leaving.then == Then::OtherMachine {
                     // An address of the file stays; one that was found out was the old machine's.
                     fresh.machine = None;

@@ -56,6 +56,10 @@ pub struct Expiry {
     pub name: &'static str,
     /// Its subject, `CN=etcd-ca`.
     pub subject: String,
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// Start of its life.
+    pub not_before: OffsetDateTime,
     /// End of its life.
     pub not_after: OffsetDateTime,
     /// What is left of it; negative when it is over.
@@ -234,8 +238,16 @@ impl ClusterPki {
     pub fn expiries(&self, now: OffsetDateTime) -> Result<Vec<Expiry>, PkiError> {
         let expiry = |(name, pair): (&'static str, &Pair)| {
             with_first(&pair.certificate, |certificate| {
-                let not_after = certificate.validity().not_after.to_datetime();
-                Expiry { name, subject: certificate.subject().to_string(), not_after, left: not_after - now }
+                let validity = certificate.validity();
+                let not_after = validity.not_after.to_datetime();
+                Expiry {
+                    name,
+                    subject: certificate.subject().to_string(),
+                    serial: hex::encode(certificate.raw_serial()),
+                    not_before: validity.not_before.to_datetime(),
+                    not_after,
+                    left: not_after - now,
+                }
             })
             .ok_or(PkiError::Stored(name))
         };

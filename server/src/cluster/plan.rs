@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::leave;
 use super::record::{MemberRecord, Record, is_in, labels};
+use super::renewal;
 
 /// A run that failed is tried again so many times.
 pub const TRIES: u32 = 5;
@@ -114,6 +115,8 @@ pub enum Step {
     Complete,
     /// A cluster that was taken apart has no member left: it is to be forgotten.
     Gone,
+    /// Certificates are to be renewed, or have been.
+    Renew(renewal::Turn),
     /// An add-on is to be applied.
     Apply {
         /// `cni`, `after-1`, ...
@@ -160,6 +163,10 @@ pub fn plan(record: &Record, seen: Seen<'_>) -> Vec<Step> {
         |step: &Step| matches!(step, Step::Run { member, .. } if record.members[*member].role == Role::ControlPlane);
     let going = steps.iter().any(begins);
     steps.extend(runs(record, seen, going));
+    // After the joins: neither begins while the other is under way, and they are ordered one look after the other.
+    if !record.destroying && !steps.iter().any(|step| matches!(step, Step::Run { .. })) {
+        steps.extend(renewal::next(record, seen.now).into_iter().map(Step::Renew));
+    }
     if let (true, Some(_)) = (record.is_initialised(), seen.nodes) {
         let all_ready = record.members.iter().all(|m| m.state == MemberState::Ready);
         let next = addons(record).into_iter().find(|addon| !record.applied.contains(addon) && !record.destroying);

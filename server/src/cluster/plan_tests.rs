@@ -120,6 +120,7 @@ impl World {
                     }
                     KubeadmAction::Join => assert!(before.is_initialised(), "a join before there is a cluster"),
                     KubeadmAction::Reset => self.may_leave(*member, before),
+                    KubeadmAction::Renew => unreachable!(),
                 }
                 self.operations += 1;
                 let member = &mut self.record.members[*member];
@@ -155,6 +156,7 @@ impl World {
                 assert!(before.destroying && before.members.is_empty());
                 self.gone = true;
             }
+            Step::Renew(turn) => unreachable!("no certificate is due: {turn:?}"),
             Step::Revoke { member } => {
                 assert!(is_in(before.members[*member].state));
                 self.record.members[*member].token = None;

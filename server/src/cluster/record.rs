@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use nkd_api::agent::KubeadmAction;
+use nkd_api::agent::{KubeadmAction, NodeCertificate};
 use nkd_api::cluster::{
     API_PORT, BALANCER_PORT, Cluster, ClusterPhase, ClusterStatus, Health, Member, MemberState, Pool, PoolMachine, Role,
 };
@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::file;
 use super::kubeadm::{Endpoint, KubeadmError};
 use super::pki::NamedEndpoint;
+use super::renewal::Renewal;
 
 /// A cluster with its members.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,9 +33,6 @@ pub struct Record {
     pub applied: Vec<String>,
     /// What its API server said last.
     pub health: Health,
-    /// When its API server was asked last.
-    #[serde(default, with = "time::serde::rfc3339::option")]
-    pub asked_at: Option<OffsetDateTime>,
     /// Why it does not go on.
     pub waiting: Option<String>,
     /// When every node was Ready and every add-on applied for the first time.
@@ -77,6 +75,15 @@ pub struct MemberRecord {
     /// It is to leave, and how far that is.
     #[serde(default)]
     pub leaving: Option<Leaving>,
+    /// The certificates on its node, as the agent told last.
+    #[serde(default)]
+    pub certificates: Vec<NodeCertificate>,
+    /// Those that do not read.
+    #[serde(default)]
+    pub unreadable: Vec<String>,
+    /// The renewal of its certificates that was asked for, runs, or was the last one.
+    #[serde(default)]
+    pub renewal: Option<Renewal>,
 }
 
 /// A member on its way out.
@@ -145,7 +152,6 @@ impl Record {
             members,
             applied,
             health,
-            asked_at: None,
             waiting: None,
             completed_at: None,
             destroying: false,
@@ -312,6 +318,9 @@ pub(super) fn members(cluster: &Cluster) -> Vec<MemberRecord> {
                 token: None,
                 generation: None,
                 leaving: None,
+                certificates: Vec::new(),
+                unreadable: Vec::new(),
+                renewal: None,
             });
         }
     }

@@ -22,7 +22,7 @@ use time::OffsetDateTime;
 use super::auth::{Node, bearer};
 use super::extract::{Json, Query};
 use super::{ApiError, Connection};
-use crate::cluster::order;
+use crate::cluster::{certificates, order};
 use crate::content::image::profile;
 use crate::fleet::config;
 use crate::fleet::pki::NodeIdentity;
@@ -167,10 +167,14 @@ pub(super) async fn report(
     };
     let kind = report.event.kind();
     let run = match &report.event {
-        ReportEvent::Kubeadm { .. } if node.purpose != Purpose::Node => {
-            return Err(ApiError::forbidden("only an installed node reports about kubeadm"));
+        ReportEvent::Kubeadm { .. } | ReportEvent::Certificates { .. } if node.purpose != Purpose::Node => {
+            return Err(ApiError::forbidden("only an installed node reports about Kubernetes"));
         }
         ReportEvent::Kubeadm { operation, progress } => Some((*operation, progress.clone())),
+        _ => None,
+    };
+    let shown = match &report.event {
+        ReportEvent::Certificates { certificates, unreadable } => Some((certificates.clone(), unreadable.clone())),
         _ => None,
     };
     let before = admitted(&service, node).await?;
@@ -186,6 +190,9 @@ pub(super) async fn report(
     tracing::debug!(trace = %Trace::of(&machine), machine = %machine.name, kind, "report");
     if let Some((operation, progress)) = run {
         order::reported(&service, machine.id, operation, &progress).await?;
+    }
+    if let Some((all, unreadable)) = shown {
+        certificates::reported(&service, machine.id, all, unreadable).await?;
     }
     let revision = current_task(&service, &machine, node, &connection)?.revision;
     Ok(Json(ReportAnswer { revision, server_time: OffsetDateTime::now_utc() }))

@@ -4,6 +4,7 @@
 
 mod agents;
 mod auth;
+mod cluster_certs;
 mod cluster_changes;
 mod clusters;
 mod error;
@@ -72,6 +73,8 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(cluster_changes::remove))
         .routes(routes!(clusters::events))
         .routes(routes!(clusters::kubeconfig))
+        .routes(routes!(cluster_certs::list))
+        .routes(routes!(cluster_certs::renew))
         .routes(routes!(users::list, users::create))
         .routes(routes!(users::remove))
         .routes(routes!(users::rotate))

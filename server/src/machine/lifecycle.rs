@@ -581,6 +581,8 @@ fn reported(machine: &mut Machine, event: ReportEvent, log: &mut Log) -> Result<
             installed(machine, generation, log);
         }
         ReportEvent::Kubeadm { progress, .. } => kubeadm(machine, progress, log),
+        // Its cluster keeps them.
+        ReportEvent::Certificates { .. } => {}
         ReportEvent::Failed { generation, mut step, mut reason, log_tail } => {
             wanted_generation(machine, generation)?;
             step.truncate(step.floor_char_boundary(REASON));
@@ -608,6 +610,7 @@ fn kubeadm(machine: &mut Machine, progress: KubeadmState, log: &mut Log) {
         }
         KubeadmState::Done => {
             finish(machine, "kubeadm", log.now, "");
+            machine.waiting = None;
             log.say("kubeadm", "kubeadm is done", "agent");
         }
         KubeadmState::Failed { step, mut reason, log_tail } => {

@@ -16,7 +16,8 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::store::Store;
+use super::clusters::ClusterMetrics;
+use crate::service::Service;
 
 /// The port cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -34,9 +35,10 @@ pub(super) struct Health {
 }
 
 struct Watched {
-    store: Store,
+    service: Arc<Service>,
     state_dir: PathBuf,
     machines: Family<PhaseLabel, Gauge>,
+    clusters: ClusterMetrics,
     metrics: Registry,
 }
 
@@ -50,14 +52,16 @@ impl Health {
     #[expect(clippy::disallowed_methods, reason = "opens the listening socket")]
     pub(super) async fn bind(
         address: SocketAddr,
-        store: Store,
+        service: Arc<Service>,
         state_dir: &Path,
         mut metrics: Registry,
     ) -> Result<Self, BindError> {
         let machines = Family::<PhaseLabel, Gauge>::default();
         metrics.register("nkd_machines", "Machines by phase", machines.clone());
+        let clusters = ClusterMetrics::register(&mut metrics);
         let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
-        Ok(Self { listener, state: Arc::new(Watched { store, state_dir: state_dir.to_owned(), machines, metrics }) })
+        let state_dir = state_dir.to_owned();
+        Ok(Self { listener, state: Arc::new(Watched { service, state_dir, machines, clusters, metrics }) })
     }
 
     pub(super) async fn run(self, stop: CancellationToken) {
@@ -78,7 +82,7 @@ const ROOM: u64 = 1 << 20;
 
 async fn ready(State(watched): State<Arc<Watched>>) -> impl IntoResponse {
     let room = rustix::fs::statvfs(&watched.state_dir).map(|disk| disk.f_bavail * disk.f_frsize);
-    match watched.store.ready().await {
+    match watched.service.registry.store().ready().await {
         Ok(()) if room.is_ok_and(|room| room < ROOM) => {
             let folder = watched.state_dir.display();
             (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: the disk of {folder} is full\n"))
@@ -90,12 +94,13 @@ async fn ready(State(watched): State<Arc<Watched>>) -> impl IntoResponse {
 
 async fn metrics(State(watched): State<Arc<Watched>>) -> impl IntoResponse {
     // Counted when somebody looks. A broken store must not hide the other figures: readyz tells of it.
-    if let Ok(machines) = watched.store.machines().await {
+    if let Ok(machines) = watched.service.registry.store().machines().await {
         watched.machines.clear();
         for machine in machines {
             watched.machines.get_or_create(&PhaseLabel { phase: machine.phase.name() }).inc();
         }
     }
+    watched.clusters.update(&watched.service).await;
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &watched.metrics) {
         Ok(()) => (

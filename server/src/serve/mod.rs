@@ -1,5 +1,6 @@
 //! `nkd serve`: the list of start-up steps, and the way down.
 
+mod clusters;
 mod health;
 mod links;
 mod log;
@@ -18,6 +19,7 @@ use tokio_util::task::TaskTracker;
 pub use log::init as init_log;
 
 use crate::cluster::bringup::{self, Orders};
+use crate::cluster::watch::Watches;
 use crate::content::image::catalog::CatalogError;
 use crate::content::image::{self, ImageStore};
 use crate::fleet::fingerprint::Fingerprint;
@@ -107,6 +109,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         require_lease: settings.dhcp.mode == dhcp::Mode::Server && settings.dhcp.require_lease,
         agent_file: agent_file(&settings)?,
         orders: Orders::default(),
+        watches: Watches::default(),
         dhcp: OnceLock::new(),
         first_token: FirstToken::default(),
         stopping: stop.clone(),
@@ -141,7 +144,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     .await?;
     let _ = service.dhcp.set(dhcp.handle());
     let health =
-        health::Health::bind(settings.http.metrics_listen, store.clone(), &settings.state_dir, metrics).await?;
+        health::Health::bind(settings.http.metrics_listen, Arc::clone(&service), &settings.state_dir, metrics).await?;
     let token = state::first_admin(&settings.state_dir, &store, &service.first_token).await?;
 
     let fingerprint = Fingerprint::of_pem(pki.ca_pem()).ok_or(PkiError::Stored("CA certificate"))?;

@@ -70,6 +70,7 @@ async fn bench_with(require_lease: bool) -> Bench {
         discovery_image: None,
         require_lease,
         orders: nkd_server::cluster::bringup::Orders::default(),
+        watches: nkd_server::cluster::watch::Watches::default(),
         agent_file: None,
         dhcp: std::sync::OnceLock::new(),
         first_token: FirstToken::default(),
