@@ -39,7 +39,8 @@ pub(super) fn is_busy(member: &MemberRecord) -> bool {
 /// The control plane whose turn it is to leave: one after the other.
 #[must_use]
 pub fn next_control_plane(record: &Record) -> Option<usize> {
-    record.members.iter().position(leaves_etcd)
+    let is_in = |m: &MemberRecord| leaves_etcd(m) && m.leaving.is_some_and(|leaving| !leaving.reset);
+    record.members.iter().position(is_in)
 }
 
 /// kubeadm has been at work on it.
@@ -100,6 +101,10 @@ fn decide(record: &Record, index: usize, leaving: Leaving, seen: Seen<'_>) -> Re
 
 /// Whether this control plane may go now.
 fn control_plane(record: &Record, index: usize, seen: Seen<'_>) -> Result<(), String> {
+    // Once it is out of etcd, nobody counts it any more.
+    if record.members[index].leaving.is_some_and(|leaving| leaving.reset) {
+        return Ok(());
+    }
     if next_control_plane(record) != Some(index) {
         return Err("another control plane leaves before it".into());
     }
@@ -109,9 +114,7 @@ fn control_plane(record: &Record, index: usize, seen: Seen<'_>) -> Result<(), St
     if record.members.iter().enumerate().any(|(i, m)| i != index && is_busy(m)) {
         return Err("another control plane joins or leaves".into());
     }
-    // Once it is out of etcd, nobody counts it any more.
-    let out = record.members[index].leaving.is_some_and(|leaving| leaving.reset);
-    match seen.quorum.filter(|_| !out) {
+    match seen.quorum {
         Some(why) => Err(why.to_owned()),
         None => Ok(()),
     }
