@@ -32,6 +32,9 @@ use crate::{
 /// The version that the nodes run, unless the file says another.
 pub const KUBERNETES: &str = "v1.20.2";
 
+/// The disk of a node is that of this computer: however full that is, no kubelet has to make room.
+const DISK: &str = "{evictionHard: {memory.available: 100Mi}, imageGCHighThresholdPercent: 100}";
+
 /// A running service with an image that nobody boots, and what nodes are made of.
 pub struct ClusterLab {
     /// The service.
@@ -137,7 +140,7 @@ impl ClusterFile {
             "apiVersion: nkd.io/v1alpha1\nkind: Cluster\nmetadata: {{name: {name}}}\nspec:\n\
             \x20 os: {{profile: lab, image: lab}}\n  kubernetes:\n    version: {version}\n    podSubnet: 10.{pods}.0.0/16\n\
             \x20   serviceSubnet: 10.{services}.0.0/16\n    skipPhases: [addon/coredns]\n    cni: {{manifest: ./cni.yaml}}\n\
-            \x20   kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n  hooks: {{before: [./pods.sh], after: [./after.yaml]}}\n{more}\
+            \x20   kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n    kubeletConfiguration: {DISK}\n  hooks: {{before: [./pods.sh], after: [./after.yaml]}}\n{more}\
             \x20 pools:\n  - name: cp\n    role: control-plane\n    machines:\n{control_planes}{workers}",
             pods = 244 + u32::from(*number),
             services = 96 + u32::from(*number),
@@ -355,6 +358,7 @@ mod tests {
     fn a_file_names_its_machines_and_no_empty_pool() {
         let text = ClusterFile::named("rack7").with("endpoint: 192.0.2.9:6443").text();
         assert!(text.contains("    - {mac: '52:54:00:00:00:01', hostname: cp1, ip: 192.0.2.11/24}\n"), "{text}");
+        assert!(text.contains("\n    kubeletConfiguration: {evictionHard: {memory.available: 100Mi}"), "{text}");
         assert!(text.contains("\n  endpoint: 192.0.2.9:6443\n") && !text.contains("name: w"), "{text}");
     }
 }
