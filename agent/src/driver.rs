@@ -257,6 +257,11 @@ async fn perform(shared: &Shared, action: Action) -> Event {
             };
             Event::KubeadmEnded(kubeadm::carry_out(&place, &shared.client, &task, progress).await)
         }
+        Action::Wipe => {
+            let root = shared.root.clone();
+            let ended = tokio::task::spawn_blocking(move || install::wipe_system(&root)).await;
+            Event::WipeEnded(ended.unwrap_or_else(|error| Err(error.to_string())))
+        }
         Action::Balance(servers) => {
             // Beside agent.json; there is none on a node of a cluster with an endpoint of its own.
             let path = shared.options.config.with_file_name("balancer.json");
@@ -268,11 +273,6 @@ async fn perform(shared: &Shared, action: Action) -> Event {
                 }
             }
             Event::Tick
-        }
-        Action::Wipe => {
-            let root = shared.root.clone();
-            let ended = tokio::task::spawn_blocking(move || install::wipe_system(&root)).await;
-            Event::WipeEnded(ended.unwrap_or_else(|error| Err(error.to_string())))
         }
         Action::Reboot => Event::RebootFailed(shared.options.reboot.run().await),
         Action::Say(_) | Action::Remember(_) => Event::Tick,

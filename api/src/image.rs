@@ -26,6 +26,9 @@ pub struct Image {
     pub imported_at: OffsetDateTime,
     /// Where it came from: a folder, an ISO, a stream document.
     pub source: String,
+    /// Version of Kubernetes whose kubeadm and kubelet it holds, `v1.31.4`, as far as it was said at import.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<String>,
     /// Who signed it, when a key was given at import.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed_by: Option<String>,
@@ -97,6 +100,8 @@ pub struct ImportOrder {
     pub version: Option<String>,
     /// Architecture, when the source has several.
     pub architecture: Option<String>,
+    /// Version of Kubernetes that it holds.
+    pub kubernetes: Option<String>,
     /// File of OpenPGP public keys on the service's host; then every file must be signed.
     pub key: Option<String>,
     /// PEM file of certificates on the service's host that the source's server is trusted by, beside those of the host.

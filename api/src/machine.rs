@@ -48,6 +48,21 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// The names of all phases.
+    pub const NAMES: [&str; 11] = [
+        "Discovered",
+        "Assigned",
+        "Booting",
+        "Installing",
+        "Installed",
+        "FirstBoot",
+        "Enrolled",
+        "Joining",
+        "Ready",
+        "Updating",
+        "Failed",
+    ];
+
     /// The name as shown in tables.
     #[must_use]
     pub fn name(&self) -> &'static str {

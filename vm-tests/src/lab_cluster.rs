@@ -32,8 +32,11 @@ use crate::{
 /// The version that the nodes run, unless the file says another.
 pub const KUBERNETES: &str = "v1.20.2";
 
-/// The disk of a node is that of this computer: however full that is, no kubelet has to make room.
-const DISK: &str = "{evictionHard: {memory.available: 100Mi}, imageGCHighThresholdPercent: 100}";
+/// Nodes of namespaces share the disk of this computer: how full that is says nothing of the node, and must not cost it its
+/// images.
+const KUBELET: &str = "{imageGCHighThresholdPercent: 100, evictionHard: {nodefs.available: 0%, imagefs.available: 0%, nodefs.inodesFree: 0%}}";
+/// The disk and the processors are shared too: nobody is voted out for being slow.
+const ETCD: &str = "{extraArgs: {heartbeat-interval: '500', election-timeout: '5000'}}";
 
 /// A running service with an image that nobody boots, and what nodes are made of.
 pub struct ClusterLab {
@@ -134,13 +137,16 @@ impl ClusterFile {
         let Self { name, number, version, more, .. } = self;
         let workers = match self.workers {
             0 => String::new(),
-            _ => format!("  - name: w\n    role: worker\n    machines:\n{}", machines(Images::Worker)),
+            _ => format!(
+                "  - name: w\n    role: worker\n    labels: {{node-role.kubernetes.io/worker: ''}}\n    machines:\n{}",
+                machines(Images::Worker)
+            ),
         };
         format!(
             "apiVersion: nkd.io/v1alpha1\nkind: Cluster\nmetadata: {{name: {name}}}\nspec:\n\
             \x20 os: {{profile: lab, image: lab}}\n  kubernetes:\n    version: {version}\n    podSubnet: 10.{pods}.0.0/16\n\
             \x20   serviceSubnet: 10.{services}.0.0/16\n    skipPhases: [addon/coredns]\n    cni: {{manifest: ./cni.yaml}}\n\
-            \x20   kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n    kubeletConfiguration: {DISK}\n  hooks: {{before: [./pods.sh], after: [./after.yaml]}}\n{more}\
+            \x20   kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n    kubeletConfiguration: {KUBELET}\n    etcd: {ETCD}\n  hooks: {{before: [./pods.sh], after: [./after.yaml]}}\n{more}\
             \x20 pools:\n  - name: cp\n    role: control-plane\n    machines:\n{control_planes}{workers}",
             pods = 244 + u32::from(*number),
             services = 96 + u32::from(*number),
@@ -358,7 +364,6 @@ mod tests {
     fn a_file_names_its_machines_and_no_empty_pool() {
         let text = ClusterFile::named("rack7").with("endpoint: 192.0.2.9:6443").text();
         assert!(text.contains("    - {mac: '52:54:00:00:00:01', hostname: cp1, ip: 192.0.2.11/24}\n"), "{text}");
-        assert!(text.contains("\n    kubeletConfiguration: {evictionHard: {memory.available: 100Mi}"), "{text}");
         assert!(text.contains("\n  endpoint: 192.0.2.9:6443\n") && !text.contains("name: w"), "{text}");
     }
 }

@@ -176,10 +176,10 @@ pub enum Action {
     Install(InstallTask),
     /// See to it that kubeadm runs, and follow it.
     Kubeadm(KubeadmTask),
-    /// See to it that the balancer of this node knows these API servers, if there is one.
-    Balance(Vec<SocketAddr>),
     /// Make the disk of this system unbootable.
     Wipe,
+    /// See to it that the balancer of this node knows these API servers, if there is one.
+    Balance(Vec<SocketAddr>),
     /// Keep this in the journal before anything else.
     Remember(Outcome),
     /// Restart the machine.

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use nkd_api::Problem;
+use nkd_api::cluster::Scale;
 use serde::Serialize;
 
 use super::CliError;
+use super::cluster_changes;
 use super::cluster_service::{self, AccessArgs};
 use super::context::ContextArgs;
 use super::output::{OutputArgs, say};
@@ -42,6 +44,55 @@ pub(super) enum ClusterCommand {
         /// Cluster file, YAML or JSON; - for standard input
         #[arg(short, long)]
         file: PathBuf,
+        /// Nodes that the file no longer names leave: they are drained, taken out, and their disks wiped
+        #[arg(long)]
+        allow_removal: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Say what applying a cluster file would change, and change nothing
+    Diff {
+        /// Cluster file, YAML or JSON; - for standard input
+        #[arg(short, long)]
+        file: PathBuf,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Say how many machines a pool is to have: new ones join, those that are too many leave and are wiped
+    Scale {
+        /// Name of the cluster
+        name: String,
+        /// Pool
+        #[arg(long)]
+        pool: String,
+        /// Machines
+        #[arg(long)]
+        count: u32,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Take a node out: it is drained and wiped, and its machine goes back to the pool
+    Remove {
+        /// Name of the cluster
+        name: String,
+        /// Name of the node
+        node: String,
+        /// Its machine is gone: do not ask it, only make everybody forget it
+        #[arg(long)]
+        lost: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Take a cluster apart: everything in it is lost, its machines are wiped and go back to the pool
+    Destroy {
+        /// Name of the cluster
+        name: String,
+        /// The name once more, instead of typing it
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
+        /// Do not wait for machines that do not answer: what they hold is wiped when they come back
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -104,7 +155,19 @@ pub(super) async fn run(command: ClusterCommand, context: &ContextArgs) -> Resul
             say(&template(platform, &name));
             Ok(())
         }
-        ClusterCommand::Apply { file, output } => cluster_service::apply(&context.client()?, &file, output).await,
+        ClusterCommand::Apply { file, allow_removal, output } => {
+            cluster_changes::apply(&context.client()?, &file, allow_removal, output).await
+        }
+        ClusterCommand::Diff { file, output } => cluster_changes::diff(&context.client()?, &file, output).await,
+        ClusterCommand::Scale { name, pool, count, output } => {
+            cluster_changes::scale(&context.client()?, &name, Scale { pool, count }, output).await
+        }
+        ClusterCommand::Remove { name, node, lost, output } => {
+            cluster_changes::remove(&context.client()?, &name, &node, lost, output).await
+        }
+        ClusterCommand::Destroy { name, confirm, force, output } => {
+            cluster_changes::destroy(&context.client()?, &name, confirm, force, output).await
+        }
         ClusterCommand::List(output) => cluster_service::list(&context.client()?, output).await,
         ClusterCommand::Status { name, watch, output } => {
             cluster_service::status(&context.client()?, &name, watch, output).await

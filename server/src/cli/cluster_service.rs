@@ -1,6 +1,5 @@
 //! The verbs of `nkd cluster` that talk to the service.
 
-use std::path::Path;
 use std::time::Duration;
 
 use nkd_api::cluster::{ClusterEvent, ClusterStatus, Health};
@@ -10,32 +9,9 @@ use time::OffsetDateTime;
 use super::CliError;
 use super::client::{Client, segment};
 use super::output::{OutputArgs, age, clock, say, table};
-use crate::cluster::load;
 
 /// Between two looks of `--watch`.
 const LOOK: Duration = Duration::from_secs(2);
-
-pub(super) async fn apply(client: &Client, path: &Path, output: OutputArgs) -> Result<(), CliError> {
-    let checked = load::load(path)?;
-    let name = path.display();
-    for warning in &checked.warnings {
-        eprintln!("warning: {}: {}", warning.path, warning.message);
-    }
-    let Some(cluster) = checked.cluster else {
-        let lines: String = checked.problems.iter().map(|p| format!("\n  {}: {}", p.path, p.message)).collect();
-        return Err(CliError::Usage(format!("{name} is not good yet, nothing was changed:{lines}")));
-    };
-    let status: ClusterStatus = client.call(Method::PUT, "/api/v1/clusters", Some(&cluster)).await?;
-    output.print(&status, |s| {
-        format!(
-            "{} is applied: {} machines are wanted. Power them on; `nkd cluster status {} --watch` shows how they come up",
-            s.name,
-            s.members.len(),
-            s.name
-        )
-    });
-    Ok(())
-}
 
 pub(super) async fn list(client: &Client, output: OutputArgs) -> Result<(), CliError> {
     let clusters: Vec<ClusterStatus> = client.get("/api/v1/clusters").await?;

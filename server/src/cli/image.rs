@@ -31,6 +31,9 @@ pub(super) enum ImageCommand {
         /// Architecture, when the source has several
         #[arg(long)]
         architecture: Option<String>,
+        /// Version of Kubernetes that it holds, like v1.31.4: clusters of this version take it
+        #[arg(long, value_name = "VERSION")]
+        kubernetes: Option<String>,
         /// File of OpenPGP public keys; then every file must be signed
         #[arg(long, value_name = "FILE")]
         key: Option<String>,
@@ -72,14 +75,26 @@ pub(super) enum ImageCommand {
 pub(super) async fn run(command: ImageCommand, context: &ContextArgs) -> Result<(), CliError> {
     let client = context.client()?;
     match command {
-        ImageCommand::Import { source, name, profile, version, architecture, key, source_ca, replace, output } => {
+        ImageCommand::Import {
+            source,
+            name,
+            profile,
+            version,
+            architecture,
+            kubernetes,
+            key,
+            source_ca,
+            replace,
+            output,
+        } => {
             let absolute = |path: String| match path.contains("://") {
                 true => path,
                 false => std::path::absolute(&path).map_or(path, |p| p.display().to_string()),
             };
             let source = absolute(source);
             let (key, source_ca) = (key.map(absolute), source_ca.map(absolute));
-            let order = ImportOrder { source, name, profile, version, architecture, key, source_ca, replace };
+            let order =
+                ImportOrder { source, name, profile, version, architecture, kubernetes, key, source_ca, replace };
             let response = client.send(Method::POST, "/api/v1/images", Some(&order)).await?;
             let image = follow(response).await?;
             output.print(&image, |i| format!("imported {}", i.name));
@@ -89,13 +104,14 @@ pub(super) async fn run(command: ImageCommand, context: &ContextArgs) -> Result<
             let now = OffsetDateTime::now_utc();
             output.print(&images, |images| {
                 table(
-                    &["NAME", "PROFILE", "VERSION", "ARCH", "SIZE", "SIGNED", "AGE"],
+                    &["NAME", "PROFILE", "VERSION", "ARCH", "KUBERNETES", "SIZE", "SIGNED", "AGE"],
                     images.iter().map(|i| {
                         vec![
                             i.name.clone(),
                             i.profile.clone(),
                             i.version.clone(),
                             i.architecture.clone(),
+                            i.kubernetes.clone().unwrap_or_else(|| "-".into()),
                             bytes(i.artifacts.iter().map(|a| a.size).sum()),
                             i.signed_by.as_ref().map_or("no", |_| "yes").into(),
                             age(i.imported_at, now),
@@ -111,8 +127,9 @@ pub(super) async fn run(command: ImageCommand, context: &ContextArgs) -> Result<
                     &["FILE", "SIZE", "SHA256", "NAME"],
                     i.artifacts.iter().map(|a| vec![a.kind.as_str().into(), bytes(a.size), a.sha256.to_string(), a.file.clone()]),
                 );
+                let kubernetes = i.kubernetes.as_deref().unwrap_or("not said");
                 let signed = i.signed_by.as_deref().unwrap_or("nobody");
-                format!("Name:     {}\nProfile:  {}\nVersion:  {}\nArch:     {}\nSource:   {}\nSigned:   {signed}\n\n{files}", i.name, i.profile, i.version, i.architecture, i.source)
+                format!("Name:     {}\nProfile:  {}\nVersion:  {}\nArch:     {}\nKubernetes: {kubernetes}\nSource:   {}\nSigned:   {signed}\n\n{files}", i.name, i.profile, i.version, i.architecture, i.source)
             });
         }
         ImageCommand::Remove { name } => {

@@ -2,6 +2,7 @@
 
 mod client;
 mod cluster;
+mod cluster_changes;
 mod cluster_service;
 mod context;
 mod image;

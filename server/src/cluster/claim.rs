@@ -4,6 +4,7 @@ use nkd_api::cluster::PoolMachine;
 use nkd_api::machine::{Assignment, Identity, LocalBoot, Machine};
 use uuid::Uuid;
 
+use super::precheck;
 use super::record::{MemberRecord, Record};
 use crate::content::image::catalog::CatalogError;
 use crate::machine::lifecycle::Input;
@@ -128,9 +129,8 @@ fn assignment(service: &Service, record: &Record, member: &MemberRecord) -> Resu
         Some(image) => image.clone(),
         None => {
             let images = service.images.list()?;
-            let fitting = images.iter().filter(|image| image.profile == spec.os.profile);
-            let newest = fitting.max_by_key(|image| image.imported_at);
-            newest.ok_or_else(|| ClaimError::NoImage(spec.os.profile.clone()))?.name.clone()
+            let image = precheck::image(spec, images.iter().map(AsRef::as_ref));
+            image.ok_or_else(|| ClaimError::NoImage(spec.os.profile.clone()))?.name.clone()
         }
     };
     let snippets = super::snippets::of(record, member);

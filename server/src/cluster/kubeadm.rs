@@ -303,13 +303,8 @@ fn phases(cluster: &Cluster, wanted: impl Fn(&str) -> bool) -> Vec<String> {
     cluster.spec.kubernetes.skip_phases.iter().filter(|phase| first(phase)).cloned().collect()
 }
 
-/// Labels that a kubelet may not give itself (`NodeRestriction`, and the kubelet's own check of `--node-labels`): to be
-/// set through the API when the node has joined. `node-role.kubernetes.io/...` is one of them.
-#[must_use]
-pub fn labels_for_api(node: &Node) -> BTreeMap<String, String> {
-    node.labels.iter().filter(|(key, _)| !kubelet_may_set(key)).map(|(k, v)| (k.clone(), v.clone())).collect()
-}
-
+/// Whether a kubelet may give its own node this label (`NodeRestriction`, and the kubelet's check of `--node-labels`). Every
+/// label is set through the API once the node has joined; those that it may set are there from its first moment.
 fn kubelet_may_set(key: &str) -> bool {
     const OWN: [&str; 12] = [
         "beta.kubernetes.io/arch",

@@ -73,14 +73,14 @@ impl Cluster {
         Ok(Self { client: Client::try_from(config).map_err(|e| KubeError::Config(e.into()))? })
     }
 
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
     /// Whether the API server is ready, in its own words.
     pub async fn ready(&self) -> Result<(), KubeError> {
         let question = http::Request::get("/readyz").body(Vec::new()).map_err(|e| KubeError::Config(e.into()))?;
         self.client.request_text(question).await.map(drop).map_err(request("ask whether it is ready"))
-    }
-
-    pub(super) fn client(&self) -> Client {
-        self.client.clone()
     }
 
     /// Its nodes.

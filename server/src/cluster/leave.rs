@@ -51,12 +51,10 @@ pub(super) fn step(record: &Record, index: usize, seen: Seen<'_>) -> Option<Step
     let leaving = member.leaving?;
     match decide(record, index, leaving, seen) {
         Ok(step) => Some(step),
-        Err(why) => (member.detail.as_ref() != Some(&why)).then(|| Step::Note {
-            member: index,
-            state: MemberState::Leaving,
-            detail: Some(why),
-            address: member.address,
-        }),
+        Err(why) if member.detail.as_ref() == Some(&why) => None,
+        Err(why) => {
+            Some(Step::Note { member: index, state: MemberState::Leaving, detail: Some(why), address: member.address })
+        }
     }
 }
 

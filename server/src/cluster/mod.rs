@@ -18,6 +18,7 @@ pub mod order;
 mod part;
 pub mod pki;
 pub mod plan;
+pub mod precheck;
 pub mod quorum;
 pub mod reach;
 pub mod record;

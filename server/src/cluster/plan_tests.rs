@@ -263,7 +263,8 @@ impl World {
                 let last = control_planes.count() < 2;
                 let Some(member) = self.record.members.get_mut(n).filter(|m| m.leaving.is_none()) else { return };
                 // A file without a control plane is refused.
-                if !(last && member.role == Role::ControlPlane) && !self.record.destroying {
+                let file_is_good = !last || member.role == Role::Worker;
+                if file_is_good && !self.record.destroying {
                     change::leave(member, Leaving::new(self.now, lost, then));
                 }
             }

@@ -5,19 +5,17 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use nkd_api::ErrorBody;
-use nkd_api::cluster::{Cluster, ClusterEvent, ClusterStatus};
+use nkd_api::cluster::{ClusterEvent, ClusterStatus};
 use nkd_api::user::Role;
 use serde::Deserialize;
 use time::{Duration, OffsetDateTime};
 use utoipa::IntoParams;
-use uuid::Uuid;
 
 use super::ApiError;
 use super::auth::Caller;
 use super::extract::{Json, Path, Query};
-use crate::cluster::file::{self, Paths};
 use crate::cluster::order;
-use crate::cluster::pki::{Access, ClusterPki};
+use crate::cluster::pki::Access;
 use crate::cluster::reach;
 use crate::cluster::record::Record;
 use crate::service::Service;
@@ -36,42 +34,6 @@ const MOST_HOURS: i64 = 24 * 366;
 pub(super) async fn list(State(service): App, _caller: Caller) -> Result<Json<Vec<ClusterStatus>>> {
     let clusters = service.registry.store().clusters().await?;
     Ok(Json(clusters.iter().map(|(record, _)| record.status()).collect()))
-}
-
-/// Says what a cluster is to be. Every problem of the document is reported; then nothing is changed.
-#[utoipa::path(put, path = "/api/v1/clusters", tag = "clusters", request_body = Cluster, responses((status = 200, body = ClusterStatus), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn apply(
-    State(service): App,
-    caller: Caller,
-    Json(document): Json<serde_json::Value>,
-) -> Result<Json<ClusterStatus>> {
-    caller.require(Role::Operator)?;
-    let checked = file::check(document, Paths::Refused);
-    let Some(cluster) = checked.cluster else {
-        return Err(ApiError::problems("the cluster file is not valid", checked.problems));
-    };
-    let name = cluster.metadata.name.clone();
-    caller.audit(&service, "cluster.apply", &name, &cluster.spec.kubernetes.version).await?;
-    let (store, now) = (service.registry.store(), OffsetDateTime::now_utc());
-    if let Some((record, _)) = store.cluster_by_name(&name).await? {
-        if record.cluster == cluster {
-            return Ok(Json(record.status()));
-        }
-        return Err(ApiError::conflict(format!(
-            "the cluster `{name}` is there, and another file is applied to it: only the same one can be applied again so far"
-        )));
-    }
-    let record = Record::new(Uuid::now_v7(), cluster, now);
-    let given = record.cluster.spec.certificates.clone();
-    // Making keys takes a while.
-    let pki = tokio::task::spawn_blocking(move || ClusterPki::create(&given, now));
-    let pki =
-        pki.await.map_err(|e| ApiError::unavailable(e.to_string()))?.map_err(|e| ApiError::invalid(e.to_string()))?;
-    let document = pki.to_document().map_err(|e| ApiError::unavailable(e.to_string()))?;
-    // The keys first: a cluster without them could not go on.
-    store.save_secrets(&[(&order::pki_name(record.id), &document)]).await?;
-    store.save_cluster(&record, 0, &["applied".to_owned()], &caller.0.name, now).await?;
-    Ok(Json(record.status()))
 }
 
 /// One cluster.
@@ -158,7 +120,7 @@ pub(super) async fn kubeconfig(
     pki.kubeconfig(&access, OffsetDateTime::now_utc()).map_err(|e| ApiError::unavailable(e.to_string()))
 }
 
-async fn find(service: &Service, name: &str) -> Result<Record> {
+pub(super) async fn find(service: &Service, name: &str) -> Result<Record> {
     let found = service.registry.store().cluster_by_name(name).await?;
     found
         .map(|(record, _)| record)

@@ -60,6 +60,7 @@ pub(super) async fn import(State(service): App, caller: Caller, Json(order): Jso
         key: order.key.map(PathBuf::from),
         authorities: order.source_ca.map(PathBuf::from),
         replace: order.replace,
+        kubernetes: order.kubernetes,
         ..ImportRequest::new(source)
     };
     let (lines, stream) = mpsc::channel(64);

@@ -8,7 +8,7 @@ use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use nkd_api::machine::{
-    AcceptRequest, AcceptRule, Assignment, DeclareRequest, Explanation, Identity, Machine, MachineEvent,
+    AcceptRequest, AcceptRule, Assignment, DeclareRequest, Explanation, Identity, Machine, MachineEvent, Phase,
 };
 use nkd_api::user::Role;
 use nkd_api::{ErrorBody, MacAddr, Problem};
@@ -54,6 +54,10 @@ pub(super) async fn list(
     let mut machines = service.registry.store().machines().await?;
     machines.retain(|m| labels.iter().all(|(k, v)| m.labels.get(k) == Some(v)));
     if let Some(phase) = &query.phase {
+        if !Phase::NAMES.iter().any(|name| name.eq_ignore_ascii_case(phase)) {
+            let message = format!("phase: there is no `{phase}`: a machine is one of {}", Phase::NAMES.join(", "));
+            return Err(ApiError::invalid(message));
+        }
         machines.retain(|m| m.phase.name().eq_ignore_ascii_case(phase));
     }
     hide_secrets(&caller, machines.iter_mut().filter_map(|machine| machine.assignment.as_mut()));

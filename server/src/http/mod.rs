@@ -4,6 +4,7 @@
 
 mod agents;
 mod auth;
+mod cluster_changes;
 mod clusters;
 mod error;
 mod extract;
@@ -64,8 +65,11 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(images::show, images::remove))
         .routes(routes!(images::collect_garbage))
         .routes(routes!(images::profiles))
-        .routes(routes!(clusters::list, clusters::apply))
-        .routes(routes!(clusters::show))
+        .routes(routes!(clusters::list, cluster_changes::apply))
+        .routes(routes!(clusters::show, cluster_changes::destroy))
+        .routes(routes!(cluster_changes::diff))
+        .routes(routes!(cluster_changes::scale))
+        .routes(routes!(cluster_changes::remove))
         .routes(routes!(clusters::events))
         .routes(routes!(clusters::kubeconfig))
         .routes(routes!(users::list, users::create))

@@ -28,6 +28,7 @@ fn image(name: &str, kinds: &[ArtifactKind]) -> Image {
         artifacts: kinds.iter().map(artifact).collect(),
         imported_at: OffsetDateTime::UNIX_EPOCH,
         source: "test".into(),
+        kubernetes: None,
         signed_by: None,
     }
 }

@@ -54,6 +54,7 @@ async fn the_api_says_what_is_wrong() {
         (format!("/api/v1/machines/{long}"), StatusCode::NOT_FOUND),
         ("/api/v1/machines/%00%ff/events".to_owned(), StatusCode::BAD_REQUEST),
         ("/api/v1/machines?label=x".to_owned(), StatusCode::BAD_REQUEST),
+        ("/api/v1/machines?phase=bogus".to_owned(), StatusCode::BAD_REQUEST),
         ("/api/v1/events?after=many".to_owned(), StatusCode::BAD_REQUEST),
         ("/api/v1/images/..%2F..%2Fetc".to_owned(), StatusCode::NOT_FOUND),
         ("/nothing/here".to_owned(), StatusCode::NOT_FOUND),

@@ -230,6 +230,9 @@ fn around(spec: &ClusterSpec, found: &mut Findings<'_>) {
         }
     }
     let housekeeper = &spec.housekeeper;
+    if housekeeper.enabled {
+        found.warn("spec.housekeeper.enabled", "there is no operator in this version yet: nothing is deployed for it");
+    }
     if housekeeper.max_unavailable == 0 {
         found.problem("spec.housekeeper.maxUnavailable", "with 0 no node is ever upgraded: write 1 or more");
     }

@@ -58,6 +58,8 @@ pub struct ImportRequest {
     pub authorities: Option<PathBuf>,
     /// Take the place of an image of this name.
     pub replace: bool,
+    /// Version of Kubernetes that the image holds, as the operator says.
+    pub kubernetes: Option<String>,
     /// Patience with servers.
     pub retry: Retry,
     /// The most bytes of each file.
@@ -77,6 +79,7 @@ impl ImportRequest {
             key: None,
             signature: SignaturePolicy::default(),
             authorities: None,
+            kubernetes: None,
             replace: false,
             retry: Retry::default(),
             limits: Limits::default(),
@@ -215,6 +218,10 @@ impl ImageStore {
                 reason: "there are nestos, fedora-coreos and lab",
             });
         }
+        if let Some(version) = request.kubernetes.clone().filter(|v| crate::cluster::file::syntax::version(v).is_none())
+        {
+            return Err(ImportError::Request { what: "kubernetes", value: version, reason: "write it like v1.31.4" });
+        }
         let name = request.name.clone().unwrap_or_else(|| build.to_string());
         check_name(&name)?;
         tracing::info!(image = name, source, "importing");
@@ -235,6 +242,7 @@ impl ImageStore {
             artifacts: imported.artifacts,
             imported_at: now,
             source,
+            kubernetes: request.kubernetes,
             signed_by: imported.signed_by,
         };
         self.catalog.publish(&image, request.replace)?;

@@ -1,0 +1,235 @@
+//! What can be said of a cluster file before a machine is powered on: does it fit what the service has?
+#![expect(clippy::disallowed_methods, reason = "asks whether an endpoint answers")]
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nkd_api::Problem;
+use nkd_api::cluster::{Cluster, ClusterSpec, PoolMachine};
+use nkd_api::image::Image;
+use nkd_api::machine::Machine;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::file::{hostname, pool_size, syntax};
+use super::fits::fits;
+use super::record::{MemberRecord, Record};
+use crate::content::image::catalog::CatalogError;
+use crate::machine::identity::usable_uuid;
+use crate::service::Service;
+use crate::store::StoreError;
+
+/// How long an endpoint may take to answer.
+const ENDPOINT: Duration = Duration::from_secs(2);
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Prechecked {
+    /// Nothing can come of it.
+    pub problems: Vec<Problem>,
+    /// It may be meant, or mend itself.
+    pub warnings: Vec<Problem>,
+}
+
+/// The check could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PrecheckError {
+    /// Store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Images.
+    #[error("the image store failed")]
+    Images(#[from] CatalogError),
+}
+
+/// Holds a file against images, machines, other clusters, and its endpoint.
+pub async fn precheck(service: &Service, cluster: &Cluster) -> Result<Prechecked, PrecheckError> {
+    let store = service.registry.store();
+    let (images, machines) = (service.images.list()?, store.machines().await?);
+    let clusters: Vec<Record> = store.clusters().await?.into_iter().map(|(record, _)| record).collect();
+    let mut found = judge(cluster, &images, &machines, &clusters);
+    if let Some(endpoint) = &cluster.spec.endpoint
+        && let Some(warning) = endpoint_warning(cluster, endpoint).await
+    {
+        found.warnings.push(Problem { path: "spec.endpoint".into(), message: warning });
+    }
+    Ok(found)
+}
+
+/// The image that nodes without a named one get: of their profile and version of Kubernetes, else one whose version
+/// nobody has said; the newest.
+pub(super) fn image<'a>(spec: &ClusterSpec, images: impl Iterator<Item = &'a Image>) -> Option<&'a Image> {
+    let fitting = images.filter(|image| {
+        let version = image.kubernetes.as_ref();
+        image.profile == spec.os.profile && version.is_none_or(|version| *version == spec.kubernetes.version)
+    });
+    fitting.max_by_key(|image| (image.kubernetes.is_some(), image.imported_at))
+}
+
+/// The part that asks nobody (pure).
+fn judge(cluster: &Cluster, images: &[Arc<Image>], machines: &[Machine], clusters: &[Record]) -> Prechecked {
+    let mut found = Prechecked::default();
+    judge_image(&cluster.spec, images, &mut found);
+    let name = &cluster.metadata.name;
+    let mut others: Vec<(&Record, &MemberRecord)> = Vec::new();
+    for record in clusters.iter().filter(|record| record.name() != name) {
+        others.extend(record.members.iter().map(|member| (record, member)));
+    }
+    let own = clusters.iter().find(|record| record.name() == name);
+    for (i, pool) in cluster.spec.pools.iter().enumerate() {
+        for (j, wanted) in pool.machines.iter().enumerate() {
+            let path = format!("spec.pools[{i}].machines[{j}]");
+            let known = machines.iter().find(|machine| is_same(machine, wanted));
+            judge_machine(&path, wanted, known, own, &others, &mut found);
+        }
+        for index in 0..pool_size(pool) {
+            let hostname = hostname(name, pool, index);
+            let listed = pool.machines.get(index);
+            let path = match listed {
+                Some(_) => format!("spec.pools[{i}].machines[{index}].hostname"),
+                None => format!("spec.pools[{i}].count"),
+            };
+            if let Some((other, _)) = others.iter().find(|(_, member)| member.hostname == hostname) {
+                let message = format!("{hostname} is the name of a node of the cluster {}", other.name());
+                found.problems.push(Problem { path, message });
+                continue;
+            }
+            let namesake = machines.iter().find(|machine| machine.name == hostname);
+            let is_other = |machine: &&Machine| match listed {
+                Some(wanted) => !is_same(machine, wanted),
+                None => true,
+            };
+            let ours = |machine: &Machine| own.is_some_and(|record| record.member_of(machine.id).is_some());
+            if let Some(machine) = namesake.filter(is_other).filter(|machine| !ours(machine)) {
+                let keys: Vec<String> = machine.identity.macs.iter().map(ToString::to_string).collect();
+                let message = format!(
+                    "{hostname} is the name of another machine ({}): give one of them another name, or `nkd machine forget {hostname}`",
+                    keys.join(", ")
+                );
+                found.problems.push(Problem { path, message });
+            }
+        }
+        let more = pool_size(pool).saturating_sub(pool.machines.len());
+        let taken = own.map_or(0, |record| {
+            let counted = |m: &&MemberRecord| m.pool == pool.name && m.machine.is_some() && m.leaving.is_none();
+            record.members.iter().filter(counted).count().saturating_sub(pool.machines.len())
+        });
+        let wanted = pool.matches.clone().unwrap_or_default();
+        let free = machines.iter().filter(|m| m.accepted && m.assignment.is_none() && fits(&wanted, m)).count();
+        if more > taken + free {
+            let message = format!(
+                "{more} machines are to be taken, and {} of those that are accepted fit now: it waits for more",
+                taken + free
+            );
+            found.warnings.push(Problem { path: format!("spec.pools[{i}].count"), message });
+        }
+    }
+    found
+}
+
+fn judge_image(spec: &ClusterSpec, images: &[Arc<Image>], found: &mut Prechecked) {
+    let version = &spec.kubernetes.version;
+    let mut problem = |path: &str, message| found.problems.push(Problem { path: path.into(), message });
+    let Some(name) = &spec.os.image else {
+        if image(spec, images.iter().map(AsRef::as_ref)).is_none() {
+            let message = format!(
+                "no image of the profile {} holds {version}: `nkd image import SOURCE --kubernetes {version}`, or name one in spec.os.image",
+                spec.os.profile
+            );
+            problem("spec.kubernetes.version", message);
+        }
+        return;
+    };
+    let Some(image) = images.iter().find(|image| image.name == *name) else {
+        return problem("spec.os.image", format!("there is no image {name}: `nkd image list` shows all"));
+    };
+    if image.profile != spec.os.profile {
+        problem("spec.os.image", format!("{name} is of the profile {}, not {}", image.profile, spec.os.profile));
+    }
+    match &image.kubernetes {
+        Some(held) if held != version => {
+            problem("spec.kubernetes.version", format!("the image {name} holds {held}, not {version}"));
+        }
+        Some(_) => {}
+        None => found.warnings.push(Problem {
+            path: "spec.os.image".into(),
+            message: format!("nobody has said which Kubernetes {name} holds: it has to be {version}"),
+        }),
+    }
+}
+
+fn judge_machine(
+    path: &str,
+    wanted: &PoolMachine,
+    known: Option<&Machine>,
+    own: Option<&Record>,
+    others: &[(&Record, &MemberRecord)],
+    found: &mut Prechecked,
+) {
+    let mut problem = |path: String, message: String| found.problems.push(Problem { path, message });
+    let taken = others.iter().find(|(_, member)| {
+        let other = &member.wanted;
+        (known.is_some() && member.machine == known.map(|machine| machine.id))
+            || (wanted.mac.is_some() && wanted.mac == other.mac)
+            || (wanted.uuid.is_some() && wanted.uuid == other.uuid)
+            || (wanted.serial.is_some() && wanted.serial == other.serial)
+    });
+    if let Some((record, member)) = taken {
+        let message = format!("this machine is {} of the cluster {}", member.hostname, record.name());
+        return problem(path.to_owned(), message);
+    }
+    let address = wanted.ip.as_deref().and_then(|ip| ip.split('/').next()?.parse::<IpAddr>().ok());
+    if let Some((record, member)) = others.iter().find(|(_, member)| address.is_some() && member.address == address) {
+        let message = format!("this is the address of {} of the cluster {}", member.hostname, record.name());
+        problem(format!("{path}.ip"), message);
+    }
+    let Some(machine) = known else { return };
+    if own.is_some_and(|record| record.member_of(machine.id).is_some()) {
+        return;
+    }
+    let name = &machine.name;
+    if machine.stopped.is_some() {
+        let message = format!("{name} is stopped after an alarm: look into it, then `nkd machine release {name}`");
+        found.warnings.push(Problem { path: path.to_owned(), message });
+    } else if machine.assignment.is_some() && machine.installed_generation == Some(machine.generation) {
+        let message = format!(
+            "{name} holds a system: it is taken as it is when that is the cluster's image, otherwise `nkd machine forget {name}` first"
+        );
+        found.warnings.push(Problem { path: path.to_owned(), message });
+    }
+}
+
+fn is_same(machine: &Machine, wanted: &PoolMachine) -> bool {
+    let identity = &machine.identity;
+    wanted.mac.is_some_and(|mac| identity.macs.contains(&mac))
+        || wanted.uuid.as_deref().and_then(usable_uuid).is_some_and(|uuid| identity.uuid == Some(uuid))
+        || (wanted.serial.is_some() && wanted.serial == identity.serial)
+}
+
+/// Why an endpoint will not do as it is now. One that is a machine of the file cannot answer yet.
+async fn endpoint_warning(cluster: &Cluster, endpoint: &str) -> Option<String> {
+    let (host, port) = syntax::endpoint(endpoint).ok()?;
+    let machines = cluster.spec.pools.iter().flat_map(|pool| &pool.machines);
+    let mut ips = machines.filter_map(|machine| machine.ip.as_deref()?.split('/').next());
+    if ips.any(|ip| ip == host) {
+        return None;
+    }
+    let found = match timeout(ENDPOINT, tokio::net::lookup_host((host.as_str(), port))).await {
+        Ok(Ok(found)) => found.collect::<Vec<SocketAddr>>(),
+        Ok(Err(error)) => return Some(format!("{host} has no address that the service can find: {error}")),
+        Err(_) => return Some(format!("the name servers do not say which address {host} has")),
+    };
+    let address = found.first()?;
+    match timeout(ENDPOINT, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => None,
+        // Nobody is behind it yet, and that is said by the machine itself.
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => None,
+        Ok(Err(error)) => Some(format!("{address} cannot be reached from the service: {error}; nodes need it to join")),
+        Err(_) => Some(format!("{address} does not answer the service; nodes need it to join")),
+    }
+}
+
+#[cfg(test)]
+#[path = "precheck_tests.rs"]
+mod tests;

@@ -1,0 +1,95 @@
+//! Files that do not fit what the service has.
+
+use nkd_api::machine::Identity;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::super::plan::tests::cluster;
+use super::*;
+use crate::machine::lifecycle::new_machine;
+
+const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+fn image(name: &str, profile: &str, kubernetes: Option<&str>) -> Arc<Image> {
+    Arc::new(Image {
+        name: name.into(),
+        profile: profile.into(),
+        version: "1".into(),
+        architecture: "x86_64".into(),
+        artifacts: Vec::new(),
+        imported_at: NOW,
+        source: "test".into(),
+        kubernetes: kubernetes.map(Into::into),
+        signed_by: None,
+    })
+}
+
+fn lines(problems: &[Problem]) -> Vec<String> {
+    problems.iter().map(|p| format!("{}: {}", p.path, p.message)).collect()
+}
+
+#[test]
+fn a_version_needs_an_image_that_holds_it() {
+    let mut file = cluster(1, 0);
+    let problems = |file: &Cluster, images: &[Arc<Image>]| lines(&judge(file, images, &[], &[]).problems);
+    let none = problems(&file, &[image("other", "lab", None), image("old", "nestos", Some("v1.19.0"))]);
+    assert_eq!(none.len(), 1);
+    assert!(none[0].starts_with("spec.kubernetes.version: no image of the profile nestos holds v1.20.2"), "{none:?}");
+    assert_eq!(problems(&file, &[image("a", "nestos", Some("v1.20.2"))]), [""; 0]);
+    let said = [image("a", "nestos", None), image("b", "nestos", Some("v1.20.2"))];
+    assert_eq!(super::image(&file.spec, said.iter().map(AsRef::as_ref)).unwrap().name, "b");
+    file.spec.os.image = Some("old".into());
+    let images = [image("old", "lab", Some("v1.19.0"))];
+    assert_eq!(
+        problems(&file, &images),
+        [
+            "spec.os.image: old is of the profile lab, not nestos",
+            "spec.kubernetes.version: the image old holds v1.19.0, not v1.20.2"
+        ]
+    );
+    assert!(problems(&file, &[])[0].starts_with("spec.os.image: there is no image old"));
+}
+
+#[test]
+fn names_addresses_and_machines_of_others_are_said() {
+    let images = [image("a", "nestos", Some("v1.20.2"))];
+    let file = cluster(1, 1);
+    let mut other = cluster(1, 1);
+    other.metadata.name = "rack8".into();
+    let clusters = [Record::new(Uuid::from_u128(8), other, NOW)];
+    let found = judge(&file, &images, &[], &clusters);
+    let problems = lines(&found.problems);
+    for wanted in [
+        "spec.pools[0].machines[0]: this machine is w1 of the cluster rack8",
+        "spec.pools[0].machines[0].hostname: w1 is the name of a node of the cluster rack8",
+        "spec.pools[1].machines[0]: this machine is cp1 of the cluster rack8",
+    ] {
+        assert!(problems.iter().any(|p| p == wanted), "{wanted}: {problems:?}");
+    }
+    // The same file again is about the same cluster.
+    let own = [Record::new(Uuid::from_u128(7), file.clone(), NOW)];
+    assert_eq!(judge(&file, &images, &[], &own).problems, []);
+    // A declared machine with the name of a node, and another MAC.
+    let identity = Identity { macs: vec!["52:54:00:00:00:aa".parse().unwrap()], ..Identity::default() };
+    let mut machine = new_machine(Uuid::from_u128(1), identity, NOW);
+    machine.name = "w1".into();
+    let problems = lines(&judge(&file, &images, &[machine.clone()], &[]).problems);
+    assert!(problems[0].contains("w1 is the name of another machine (52:54:00:00:00:aa)"), "{problems:?}");
+    // The machine itself may have the name.
+    machine.identity.macs = file.spec.pools[0].machines[0].mac.into_iter().collect();
+    assert_eq!(judge(&file, &images, &[machine], &[]).problems, []);
+}
+
+#[test]
+fn a_counted_pool_says_how_many_machines_are_there_to_take() {
+    let images = [image("a", "nestos", Some("v1.20.2"))];
+    let mut file = cluster(1, 0);
+    file.spec.pools[0].count = Some(2);
+    let warnings = lines(&judge(&file, &images, &[], &[]).warnings);
+    assert_eq!(
+        warnings,
+        [
+            "spec.pools[0].count: 2 machines are to be taken, and 0 of those that are accepted fit now: it waits for more"
+        ]
+    );
+}
