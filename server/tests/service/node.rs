@@ -228,7 +228,7 @@ pub async fn live(place: &Place, mac: &str) -> (AgentConfig, KeyPair, Enrolled) 
 }
 
 /// From a blank disk to an enrolled node.
-pub async fn install(place: &Place, mac: &str) -> (AgentConfig, KeyPair, Enrolled) {
+pub async fn enroll_installed(place: &Place, mac: &str) -> (AgentConfig, KeyPair, Enrolled) {
     let (config, _, live) = live(place, mac).await;
     let task = live.task(place).await;
     assert_eq!((&task["do"], &task["generation"]), (&json!("install"), &json!(config.generation)), "{task}");
@@ -243,6 +243,12 @@ pub async fn install(place: &Place, mac: &str) -> (AgentConfig, KeyPair, Enrolle
     let config = agent_config(&node_config);
     let key = KeyPair::generate().unwrap();
     let node = enroll(place, &config, &key).await;
+    (config, key, node)
+}
+
+/// The same, with a node that has nothing to do.
+pub async fn install(place: &Place, mac: &str) -> (AgentConfig, KeyPair, Enrolled) {
+    let (config, key, node) = enroll_installed(place, mac).await;
     assert_eq!(node.task(place).await["do"], "run");
     (config, key, node)
 }
