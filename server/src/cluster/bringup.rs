@@ -1,22 +1,25 @@
 //! Carries the plan out: takes machines, orders runs of kubeadm, applies add-ons, watches the API.
 #![expect(clippy::disallowed_methods, reason = "the edge where clock, randomness and the network come in")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use nkd_api::agent::{KubeadmAction, KubeadmTask};
 use nkd_api::cluster::{Health, MemberState};
-use nkd_api::machine::Machine;
+use nkd_api::machine::{Machine, Phase};
 use time::OffsetDateTime;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::claim::{self, ClaimError};
 use super::kubeadm::KubeadmError;
 use super::kubernetes::{Cluster as Api, KubeError};
-use super::order::{pki, text, token_name};
-use super::pki::{Access, PkiError};
+use super::order::{self, text, token_name};
+use super::pki::PkiError;
 use super::plan::{self, Seen, Step};
 use super::record::{Record, Run};
 use crate::fleet::secret::{self, NoRandomness};
@@ -26,13 +29,11 @@ use crate::service::Service;
 use crate::store::{RowEffects, StoreError};
 
 /// Between two looks at every cluster, unless something happens.
-const LOOK: Duration = Duration::from_secs(2);
-/// Between two questions to the API of a cluster that is complete.
-const HEALTH: time::Duration = time::Duration::seconds(10);
-/// Life of a bootstrap token, in case that nobody can revoke it.
-const TOKEN_LIFE: time::Duration = time::Duration::hours(1);
-/// Life of the service's own access to a cluster.
-const ACCESS_LIFE: time::Duration = time::Duration::hours(1);
+const LOOK: Duration = Duration::from_secs(1);
+/// From an event of a machine to the look that it is worth.
+const SOON: Duration = Duration::from_millis(100);
+/// Between two looks at a cluster that is complete.
+const HEALTH: Duration = Duration::from_secs(10);
 
 /// A cluster does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -74,17 +75,26 @@ pub enum BringUpError {
 
 /// What nodes are to do for their clusters, at hand for every agent that asks.
 #[derive(Debug, Default)]
-pub struct Orders(Mutex<HashMap<Uuid, KubeadmTask>>);
+pub struct Orders {
+    tasks: Mutex<HashMap<Uuid, KubeadmTask>>,
+    /// Somebody has changed a cluster: it is worth a look.
+    changed: Notify,
+}
 
 impl Orders {
     /// What this machine is to do.
     #[must_use]
     pub fn of(&self, machine: Uuid) -> Option<KubeadmTask> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&machine).cloned()
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).get(&machine).cloned()
+    }
+
+    /// A cluster has changed: it is looked at now.
+    pub fn wake(&self) {
+        self.changed.notify_one();
     }
 
     pub(super) fn learn(&self, record: &Record) {
-        let mut orders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut orders = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
         for member in &record.members {
             let Some(machine) = member.machine else { continue };
             match member.run.filter(|run| run.ended_at.is_none() && member.state == MemberState::Joining) {
@@ -97,36 +107,72 @@ impl Orders {
     }
 }
 
-/// Looks after every cluster until the service ends.
+/// Reads what nodes are to do: before the first agent asks, so that none is told that there is nothing.
+pub async fn learn(service: &Service) -> Result<(), StoreError> {
+    for (record, _) in service.registry.store().clusters().await? {
+        service.orders.learn(&record);
+    }
+    Ok(())
+}
+
+/// Looks after every cluster until the service ends. One whose API server keeps us waiting keeps no other waiting.
 pub async fn run(service: Arc<Service>, stop: CancellationToken) {
     let mut events = service.registry.subscribe();
+    let mut turns = FuturesUnordered::new();
+    let mut busy = HashSet::new();
+    let mut looked = HashMap::new();
     loop {
+        let mut open = false;
         match service.registry.store().clusters().await {
             Ok(clusters) => {
-                let turns = clusters.into_iter().map(|(record, revision)| turn(&service, record, revision));
-                futures_util::future::join_all(turns).await;
+                open = clusters.iter().any(|(record, _)| !plan::is_complete(record));
+                for (record, revision) in clusters {
+                    let id = record.id;
+                    let rests = |at: &Instant| plan::is_complete(&record) && at.elapsed() < HEALTH;
+                    if looked.get(&id).is_some_and(rests) || !busy.insert(id) {
+                        continue;
+                    }
+                    looked.insert(id, Instant::now());
+                    turns.push(turn(&service, record, revision).map(move |went_on| (id, went_on)));
+                }
             }
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "clusters cannot be read"),
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(LOOK) => {}
-            // Machines have moved: look at once, and not more than a few times a second.
-            _ = events.recv() => tokio::time::sleep(Duration::from_millis(200)).await,
+        let pause = tokio::time::sleep(LOOK);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = &mut pause => break,
+                Some((id, went_on)) = turns.next() => {
+                    busy.remove(&id);
+                    // What was done may be what the next step waited for.
+                    if went_on {
+                        break;
+                    }
+                }
+                () = service.orders.changed.notified() => {
+                    looked.clear();
+                    break;
+                }
+                // Machines have moved: look soon, and not more than a few times a second.
+                _ = events.recv(), if open => {
+                    let soon = pause.deadline().min(Instant::now() + SOON);
+                    pause.as_mut().reset(soon);
+                }
+            }
+            events = events.resubscribe();
         }
-        events = events.resubscribe();
     }
 }
 
-/// One look at one cluster, and everything that can be done now.
-async fn turn(service: &Arc<Service>, record: Record, revision: i64) {
+/// One look at one cluster, and everything that can be done now. True when something was done.
+async fn turn(service: &Arc<Service>, record: Record, revision: i64) -> bool {
     let name = record.name().to_owned();
     let mut work = Work { service: Arc::clone(service), record, revision };
-    if let Err(error) = work.turn().await {
-        if matches!(error, BringUpError::Store(StoreError::Stale)) {
-            // Somebody else wrote first: the next look sees it.
-            return;
-        }
+    let Err(error) = work.turn().await else { return work.revision != revision };
+    // If somebody else wrote first, the next look sees it.
+    if !matches!(error, BringUpError::Store(StoreError::Stale)) {
         let reason = crate::http::chain(&error);
         if work.record.waiting.as_ref() != Some(&reason) {
             tracing::warn!(cluster = name, reason, "a cluster waits");
@@ -136,6 +182,7 @@ async fn turn(service: &Arc<Service>, record: Record, revision: i64) {
             }
         }
     }
+    false
 }
 
 struct Work {
@@ -164,7 +211,7 @@ impl Work {
                 machines.push(machine);
             }
         }
-        let api = match self.record.is_initialised() && self.is_due() {
+        let api = match self.record.is_initialised() {
             true => Some(self.api().await?),
             false => None,
         };
@@ -185,16 +232,11 @@ impl Work {
         for step in steps {
             self.take(step, api.as_ref(), &machines).await?;
         }
+        self.tell_ready(&machines).await?;
         if went_on && self.record.waiting.take().is_some() {
             self.save(Vec::new()).await?;
         }
         Ok(())
-    }
-
-    /// A complete cluster is not asked at every look.
-    fn is_due(&self) -> bool {
-        let now = OffsetDateTime::now_utc();
-        !plan::is_complete(&self.record) || self.record.asked_at.is_none_or(|at| now >= at + HEALTH)
     }
 
     /// What the answer says of the cluster's health; kept when it changes.
@@ -224,20 +266,10 @@ impl Work {
     }
 
     async fn api(&self) -> Result<Api, BringUpError> {
-        let pki = pki(&self.service, &self.record).await?;
-        let endpoint = self.record.endpoint().ok_or(BringUpError::Missing("endpoint"))?;
-        let access = Access {
-            cluster: self.record.name(),
-            server: &format!("https://{endpoint}"),
-            user: "nkd",
-            group: "system:masters",
-            lifetime: ACCESS_LIFE,
-        };
-        Ok(Api::connect(&pki.kubeconfig(&access, OffsetDateTime::now_utc())?).await?)
+        order::api(&self.record, &order::pki(&self.service, &self.record).await?).await
     }
 
     async fn take(&mut self, step: Step, api: Option<&Api>, machines: &[Machine]) -> Result<(), BringUpError> {
-        let cluster = self.record.name().to_owned();
         match step {
             Step::Claim { member } => {
                 let id = claim::claim(&self.service, &self.record, member).await?;
@@ -250,13 +282,9 @@ impl Work {
                 let member = &mut self.record.members[member];
                 let before = std::mem::replace(&mut member.state, state);
                 (member.detail, member.address) = (detail, address);
-                let (hostname, machine) = (member.hostname.clone(), member.machine);
+                let hostname = member.hostname.clone();
                 let said = (before != state).then(|| format!("{hostname}: {state:?}").to_lowercase());
                 self.save(said.into_iter().collect()).await?;
-                let ready = state == MemberState::Ready;
-                if let (Some(id), true) = (machine, before != state && (ready || before == MemberState::Ready)) {
-                    self.tell(id, Input::NodeReady { cluster, ready }).await?;
-                }
             }
             Step::Run { member, action } => self.order(member, action, api, machines).await?,
             Step::Revoke { member } => {
@@ -277,8 +305,8 @@ impl Work {
         Ok(())
     }
 
-    /// Orders a run of kubeadm. A join's token is in the cluster before the order is durable, and the order before the
-    /// agent hears of it.
+    /// Orders a run of kubeadm. The order is durable before the agent hears of it, and so is the token of a join, which
+    /// comes into the cluster when the node asks for its order.
     async fn order(
         &mut self,
         index: usize,
@@ -294,8 +322,8 @@ impl Work {
             if let Some(old) = &self.record.members[index].token {
                 api.revoke_token(old).await?;
             }
+            api.forget_node(&hostname).await?;
             let (id, secret) = bootstrap_token()?;
-            api.create_token(&id, &secret, &hostname, now + TOKEN_LIFE).await?;
             let text = format!("{id}.{secret}");
             let name = token_name(&self.record, operation);
             self.service.registry.store().save_secrets(&[(&name, text.as_bytes())]).await?;
@@ -314,6 +342,24 @@ impl Work {
             Some(id) => self.tell(id, Input::Joining { cluster }).await,
             None => Ok(()),
         }
+    }
+
+    /// Tells the machines what became of their nodes. By comparison, not when it changes: a service that was killed in
+    /// between tells it later.
+    async fn tell_ready(&self, machines: &[Machine]) -> Result<(), BringUpError> {
+        for member in &self.record.members {
+            let ready = member.state == MemberState::Ready;
+            let Some(machine) = machines.iter().find(|m| Some(m.id) == member.machine) else { continue };
+            let other = match machine.phase {
+                Phase::Enrolled | Phase::Joining => ready,
+                Phase::Ready => member.state == MemberState::Joined,
+                _ => false,
+            };
+            if other {
+                self.tell(machine.id, Input::NodeReady { cluster: self.record.name().to_owned(), ready }).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn tell(&self, machine: Uuid, input: Input) -> Result<(), BringUpError> {

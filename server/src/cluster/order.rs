@@ -10,7 +10,8 @@ use uuid::Uuid;
 
 use super::bringup::BringUpError;
 use super::kubeadm::{self, Endpoint, Node};
-use super::pki::ClusterPki;
+use super::kubernetes::Cluster as Api;
+use super::pki::{Access, ClusterPki};
 use super::record::{MemberRecord, Record};
 use super::{plan, runtime};
 use crate::fleet::pki::NodeIdentity;
@@ -19,6 +20,10 @@ use crate::store::StoreError;
 
 /// How long a manifest may take to arrive.
 const FETCH: Duration = Duration::from_secs(60);
+/// Life of a bootstrap token, in case that nobody can revoke it.
+const TOKEN_LIFE: time::Duration = time::Duration::hours(1);
+/// Life of the service's own access to a cluster.
+const ACCESS_LIFE: time::Duration = time::Duration::hours(1);
 /// Tries when two writers meet.
 const TRIES: usize = 16;
 
@@ -95,6 +100,7 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
         KubeadmAction::Join => {
             let token = store.secret(&token_name(record, operation)).await?.ok_or(BringUpError::Missing("token"))?;
             let token = String::from_utf8_lossy(&token).into_owned();
+            put_token(record, &pki, member, &token).await?;
             let join = kubeadm::Join { endpoint: &endpoint, token: &token, ca_hash: &pki.ca_hash()? };
             (kubeadm::join(cluster, &own, &join)?, kubeadm::join_skip_phases(cluster))
         }
@@ -112,6 +118,7 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
     }
     Ok(KubeadmOrder {
         operation,
+        issued_at: OffsetDateTime::now_utc(),
         action: run.action,
         config,
         skip_phases,
@@ -120,6 +127,27 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
         restart: vec![runtime::unit(cluster).to_owned()],
         before,
     })
+}
+
+/// The token of a join is in the cluster from when its node asks for the order, not before: a node that was off for days
+/// finds one that lives, and a service that is killed leaves none that nobody knows of.
+async fn put_token(record: &Record, pki: &ClusterPki, member: &MemberRecord, token: &str) -> Result<(), BringUpError> {
+    let (id, secret) = token.split_once('.').ok_or(BringUpError::Missing("token"))?;
+    let until = OffsetDateTime::now_utc() + TOKEN_LIFE;
+    Ok(api(record, pki).await?.put_token(id, secret, &member.hostname, until).await?)
+}
+
+/// A client of the cluster's API, with the rights of an administrator for an hour.
+pub(super) async fn api(record: &Record, pki: &ClusterPki) -> Result<Api, BringUpError> {
+    let endpoint = record.endpoint().ok_or(BringUpError::Missing("endpoint"))?;
+    let access = Access {
+        cluster: record.name(),
+        server: &format!("https://{endpoint}"),
+        user: "nkd",
+        group: "system:masters",
+        lifetime: ACCESS_LIFE,
+    };
+    Ok(Api::connect(&pki.kubeconfig(&access, OffsetDateTime::now_utc())?).await?)
 }
 
 /// A node tells how its run goes. Durable when this returns; told twice, it counts once.

@@ -70,6 +70,7 @@ pub(super) async fn apply(
     // The keys first: a cluster without them could not go on.
     store.save_secrets(&[(&order::pki_name(record.id), &document)]).await?;
     store.save_cluster(&record, 0, &["applied".to_owned()], &caller.0.name, now).await?;
+    service.orders.wake();
     Ok(Json(record.status()))
 }
 
