@@ -7,6 +7,7 @@ use nkd_api::Problem;
 use serde::Serialize;
 
 use super::CliError;
+use super::cluster_retry::{self, RetryArgs};
 use super::cluster_service::{self, AccessArgs};
 use super::context::ContextArgs;
 use super::output::{OutputArgs, say};
@@ -67,6 +68,8 @@ pub(super) enum ClusterCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Try again now what failed, on one node or on all of them
+    Retry(RetryArgs),
     /// Print a kubeconfig, with a certificate that is made for it
     Kubeconfig {
         /// Name of the cluster
@@ -112,6 +115,7 @@ pub(super) async fn run(command: ClusterCommand, context: &ContextArgs) -> Resul
         ClusterCommand::Events { name, limit, output } => {
             cluster_service::events(&context.client()?, &name, limit, output).await
         }
+        ClusterCommand::Retry(arguments) => cluster_retry::retry(&context.client()?, &arguments).await,
         ClusterCommand::Kubeconfig { name, access } => {
             cluster_service::kubeconfig(&context.client()?, &name, &access).await
         }

@@ -2,6 +2,7 @@
 
 mod client;
 mod cluster;
+mod cluster_retry;
 mod cluster_service;
 mod context;
 mod image;

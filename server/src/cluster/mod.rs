@@ -13,6 +13,7 @@ pub mod order;
 pub mod pki;
 pub mod plan;
 pub mod record;
+pub mod retry;
 pub mod runtime;
 pub mod snippets;
 pub mod template;

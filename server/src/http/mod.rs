@@ -4,6 +4,7 @@
 
 mod agents;
 mod auth;
+mod cluster_retry;
 mod clusters;
 mod error;
 mod extract;
@@ -68,6 +69,7 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(clusters::show))
         .routes(routes!(clusters::events))
         .routes(routes!(clusters::kubeconfig))
+        .routes(routes!(cluster_retry::retry))
         .routes(routes!(users::list, users::create))
         .routes(routes!(users::remove))
         .routes(routes!(users::rotate))
