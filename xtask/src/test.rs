@@ -49,9 +49,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let words =
             ["test", "--package", "nkd-server", "--test", "kubeadm_accepts", "--", "--ignored", "--test-threads=1"];
         tier("kubeadm", &[&words[..], &filter[..]].concat(), &environment)?;
-        let words =
-            ["test", "--package", "nkd-vm-tests", "--test", "nodes", "--test", "cluster", "--", "--test-threads=1"];
-        tier("nodes", &[&words[..], &filter[..]].concat(), &environment)?;
+        let words = ["test", "--package", "nkd-vm-tests", "--test", "nodes", "--test", "cluster"];
+        let more = ["--test", "cluster_faults", "--", "--test-threads=1"];
+        tier("nodes", &[&words[..], &more, &filter].concat(), &environment)?;
     }
     if chosen(Tier::Vm) {
         let program = build::nkd()?;
