@@ -254,6 +254,9 @@ pub struct KubeadmOrder {
     pub operation: Uuid,
     /// What is done.
     pub action: KubeadmAction,
+    /// The service's clock when it gave this out: a node whose own clock is far from it makes certificates of no use.
+    #[serde(with = "time::serde::rfc3339")]
+    pub issued_at: OffsetDateTime,
     /// kubeadm's configuration, YAML; empty for `reset`.
     pub config: String,
     /// `--skip-phases`.

@@ -37,6 +37,16 @@ pub const KUBERNETES: &str = "v1.20.2";
 const KUBELET: &str = "{imageGCHighThresholdPercent: 100, evictionHard: {nodefs.available: 0%, imagefs.available: 0%, nodefs.inodesFree: 0%}}";
 /// The disk and the processors are shared too: nobody is voted out for being slow.
 const ETCD: &str = "{extraArgs: {heartbeat-interval: '500', election-timeout: '5000'}}";
+/// Where the programs are that the service and its nodes are made of.
+#[derive(Debug, Clone)]
+pub struct LabPrograms {
+    /// `nkd`.
+    pub nkd: PathBuf,
+    /// `nkd-agent`.
+    pub agent: PathBuf,
+    /// What `cargo xtask image kubernetes` makes.
+    pub kubernetes: PathBuf,
+}
 
 /// A running service with an image that nobody boots, and what nodes are made of.
 pub struct ClusterLab {
@@ -46,8 +56,7 @@ pub struct ClusterLab {
     pub host: Host,
     /// The network of all of them.
     pub net: Network,
-    folder: PathBuf,
-    agent: PathBuf,
+    programs: LabPrograms,
 }
 
 /// A cluster file: one pool of control planes, `cp`, and one of workers, `w`.
@@ -177,13 +186,12 @@ impl ClusterFile {
 impl ClusterLab {
     /// A service on a new network; the name of the network must be its test's own.
     pub fn start(network: &str) -> Result<Self, Error> {
-        Self::start_on(Network::create(network)?, None)
+        Self::start_on(Network::create(network)?, LabPrograms::from_environment()?, None)
     }
 
     /// The same on a network that is there, perhaps under a clock that the test sets.
-    pub fn start_on(net: Network, clock: Option<&Clock>) -> Result<Self, Error> {
-        let (folder, agent) = (kubernetes_folder()?, agent_program()?);
-        let builds = Builds::program_from_environment()?;
+    pub fn start_on(net: Network, programs: LabPrograms, clock: Option<&Clock>) -> Result<Self, Error> {
+        let builds = Builds { program: programs.nkd.clone(), image: PathBuf::new() };
         let nkd = Nkd::start_under(&net, &builds, DhcpMode::Off, &[], clock)?;
         let image = net.folder().join("image");
         let writing = || Error::io(format!("writing into {}", image.display()));
@@ -198,7 +206,7 @@ impl ClusterLab {
         }
         nkd.nkd(&net, &["image", "import", &image.display().to_string(), "--name", "lab"])?;
         let host = net.host("by-hand", Some("192.0.2.3/24"))?;
-        Ok(Self { nkd, host, net, folder, agent })
+        Ok(Self { nkd, host, net, programs })
     }
 
     /// Runs `nkd` with these words; gives what it printed.
@@ -237,13 +245,7 @@ impl ClusterLab {
 
     /// A node with Kubernetes, its images and the agent's program, of which the service knows nothing.
     pub fn bare_node(&self, member: &LabMember) -> Result<Node, Error> {
-        let spec = Node::named(&member.hostname).address(&member.address).mac(&member.mac);
-        let node = spec.kubernetes(&self.folder, &member.version).agent(&self.agent).start(&self.net)?;
-        node.expect_unit_active("containerd", within(60))?;
-        node.import_images(member.images, within(180))?;
-        // CoreDNS is not in Debian and its add-on is left out, but kubeadm wants its image all the same.
-        node.shell("ctr -n k8s.io images tag k8s.gcr.io/pause:3.2 k8s.gcr.io/coredns:1.7.0", within(20))?;
-        Ok(node)
+        self.programs.node(&self.net, member)
     }
 
     /// Brings a node to where an installed machine is at its first start.
@@ -295,7 +297,7 @@ impl ClusterLab {
             let config = self.nkd(&["cluster", "kubeconfig", cluster])?;
             std::fs::write(&path, config).map_err(Error::io(format!("writing {}", path.display())))?;
         }
-        let mut command = Command::new(self.folder.join("versions").join(KUBERNETES).join("kubectl"));
+        let mut command = Command::new(self.programs.kubernetes.join("versions").join(KUBERNETES).join("kubectl"));
         command.arg("--kubeconfig").arg(&path).args(words);
         Ok(self.host.run(command, within(60))?.success()?.text())
     }
@@ -332,14 +334,29 @@ impl ClusterLab {
 
     /// Where the programs and images of Kubernetes lie.
     pub fn kubernetes(&self) -> &Path {
-        &self.folder
+        &self.programs.kubernetes
     }
 }
 
-fn agent_program() -> Result<PathBuf, Error> {
-    let remedy = "run this through `cargo xtask test`, which builds it";
-    let agent = std::env::var_os("NKD_AGENT").map(PathBuf::from).filter(|p| p.exists());
-    agent.ok_or(Error::NotBuilt { variable: "NKD_AGENT", remedy })
+impl LabPrograms {
+    /// As `cargo xtask test` gives them.
+    pub fn from_environment() -> Result<Self, Error> {
+        let remedy = "run this through `cargo xtask test`, which builds it";
+        let agent = std::env::var_os("NKD_AGENT").map(PathBuf::from).filter(|p| p.exists());
+        let agent = agent.ok_or(Error::NotBuilt { variable: "NKD_AGENT", remedy })?;
+        Ok(Self { nkd: Builds::program_from_environment()?.program, agent, kubernetes: kubernetes_folder()? })
+    }
+
+    /// A node with Kubernetes, its images and the agent's program, of which no service knows anything.
+    pub fn node(&self, net: &Network, member: &LabMember) -> Result<Node, Error> {
+        let spec = Node::named(&member.hostname).address(&member.address).mac(&member.mac);
+        let node = spec.kubernetes(&self.kubernetes, &member.version).agent(&self.agent).start(net)?;
+        node.expect_unit_active("containerd", within(60))?;
+        node.import_images(member.images, within(180))?;
+        // CoreDNS is not in Debian and its add-on is left out, but kubeadm wants its image all the same.
+        node.shell("ctr -n k8s.io images tag k8s.gcr.io/pause:3.2 k8s.gcr.io/coredns:1.7.0", within(20))?;
+        Ok(node)
+    }
 }
 
 #[cfg(test)]

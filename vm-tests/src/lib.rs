@@ -65,7 +65,7 @@ use std::time::Duration;
 
 pub use by_hand::install_by_hand;
 pub use error::{ConsoleFailure, Error};
-pub use lab_cluster::{ClusterFile, ClusterLab, KUBERNETES, LabMember};
+pub use lab_cluster::{ClusterFile, ClusterLab, KUBERNETES, LabMember, LabPrograms};
 pub use machine::Machine;
 pub use machine::accel::Accelerator;
 pub use machine::boot_sector;

@@ -1,6 +1,6 @@
 //! Nodes that come and go, with real kubeadm, etcd and pods: what an operator does to a cluster after its first day.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, which writes files and waits")]
 
 use std::time::Instant;
 

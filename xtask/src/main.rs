@@ -11,6 +11,7 @@ mod image;
 mod lab;
 mod metadata;
 mod root;
+mod soak;
 mod stage;
 mod test;
 mod tidy;
@@ -32,6 +33,8 @@ enum Chore {
     Lab(lab::Arguments),
     /// Install what the tests need and run them all
     Test(test::Arguments),
+    /// Run the tests that are too slow for every change
+    Soak(soak::Arguments),
     /// Build a node image and print the directory it is in
     Image(image::Arguments),
     /// Measure ours and a peer side by side and print the ratios
@@ -48,6 +51,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().chore {
         Chore::Lab(arguments) => lab::run(&arguments),
         Chore::Test(arguments) => test::run(&arguments),
+        Chore::Soak(arguments) => soak::run(&arguments),
         Chore::Image(arguments) => image::run(&arguments),
         Chore::Bench(arguments) => bench::run(&arguments),
         Chore::Fuzz(arguments) => fuzz::run(&arguments),

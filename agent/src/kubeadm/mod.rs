@@ -9,6 +9,7 @@
 //! agent is killed. After a power cut there is neither unit nor end in the journal: the next run removes what kubeadm
 //! left (`kubeadm reset`) and begins again.
 
+mod fit;
 mod journal;
 mod run;
 mod watch;

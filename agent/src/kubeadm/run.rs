@@ -8,12 +8,14 @@ use std::process::{Command, Stdio};
 
 use nkd_api::agent::{BALANCER_CONFIG_PATH, KubeadmAction, KubeadmOrder, KubeadmState, NodeFile};
 
-use super::{Entry, Journal};
+use super::{Entry, Journal, fit};
 use crate::client::chain;
 use crate::files::{self, FileError};
 
 /// Bytes of kubeadm's output that are kept for the report.
 const LOG_TAIL: usize = 4096;
+/// So many of what kubeadm's checks found stand in the reason of a failure.
+const FINDINGS: usize = 4;
 /// kubeadm's configuration; in memory, because a join has its token in it.
 const CONFIG: &str = "/run/nkd/kubeadm.yaml";
 /// Where kubeadm and what it starts are looked for.
@@ -55,7 +57,7 @@ pub fn run(order: &Path, state: &Path) -> Result<(), RunError> {
         Err(Failure { step, reason, log_tail }) => KubeadmState::Failed { step, reason, log_tail },
     };
     // What ended well is never removed by the next order's beginning, unless that is a reset.
-    diary.entry.touched = diary.entry.state != KubeadmState::Done;
+    diary.entry.touched &= diary.entry.state != KubeadmState::Done;
     diary.journal.write(&diary.entry)?;
     Ok(())
 }
@@ -77,6 +79,9 @@ fn failure(step: &str, reason: impl Into<String>) -> Failure {
 }
 
 fn carry_out(order: &KubeadmOrder, diary: &mut Diary) -> Result<(), Failure> {
+    if order.action != KubeadmAction::Reset {
+        fit::clock(order).map_err(|reason| failure("clock", reason))?;
+    }
     if diary.entry.touched || order.action == KubeadmAction::Reset {
         diary.step("reset")?;
         reset()?;
@@ -86,6 +91,7 @@ fn carry_out(order: &KubeadmOrder, diary: &mut Diary) -> Result<(), Failure> {
         // The balancer ends when it sees that.
         return files::remove(Path::new(BALANCER_CONFIG_PATH)).map_err(|error| failure("reset", chain(&error)));
     }
+    fit::room(order).map_err(|reason| failure("room", reason))?;
     diary.step("files")?;
     for file in &order.files {
         write(file).map_err(|error| failure("files", format!("{}: {error}", file.path)))?;
@@ -192,11 +198,15 @@ fn write(file: &NodeFile) -> std::io::Result<()> {
     }
     let beside = path.with_extension("nkd-new");
     let _ = std::fs::remove_file(&beside);
-    let mut target = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
-    std::io::Write::write_all(&mut target, file.contents.as_bytes())?;
-    target.set_permissions(std::fs::Permissions::from_mode(file.mode & 0o7777))?;
-    target.sync_all()?;
-    std::fs::rename(&beside, path)
+    let write = || {
+        let mut target = std::fs::File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+        std::io::Write::write_all(&mut target, file.contents.as_bytes())?;
+        target.set_permissions(std::fs::Permissions::from_mode(file.mode & 0o7777))?;
+        target.sync_all()?;
+        std::fs::rename(&beside, path)
+    };
+    // The disk may be full: what is half written is not left there.
+    write().inspect_err(|_| drop(std::fs::remove_file(&beside)))
 }
 
 /// Runs a program to its end; every line of what it says is heard and goes to the journal of the system.
@@ -235,13 +245,21 @@ fn command(
     if status.success() {
         return Ok(());
     }
-    let reason = tail.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-    let told = tail.lines().find(|line| line.contains("[ERROR ") || line.starts_with("error")).unwrap_or(reason);
     Err(Failure {
         step: step.to_owned(),
-        reason: format!("`{program}` ended with {status}: {}", told.trim()),
+        reason: format!("`{program}` ended with {status}: {}", told(&tail)),
         log_tail: tail,
     })
+}
+
+/// Why a program failed, as it says itself: what kubeadm's checks found, its error, or the last line.
+fn told(tail: &str) -> String {
+    let found: Vec<&str> = tail.lines().map(str::trim).filter(|line| line.contains("[ERROR ")).take(FINDINGS).collect();
+    if !found.is_empty() {
+        return found.join("; ");
+    }
+    let last = tail.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    tail.lines().find(|line| line.starts_with("error")).unwrap_or(last).trim().to_owned()
 }
 
 #[cfg(test)]
@@ -277,6 +295,18 @@ mod tests {
         assert!(failure.log_tail.len() <= LOG_TAIL && failure.log_tail.ends_with("swap is on\n"));
         assert_eq!(heard, 2001);
         assert!(command("x", "no-such-program", &[], |_| Ok(())).unwrap_err().reason.contains("could not be run"));
+    }
+
+    #[test]
+    fn the_reason_is_what_the_checks_found_not_that_they_found_something() {
+        let head = "error execution phase preflight: [preflight] Some fatal errors occurred:\n";
+        let found =
+            "\t[ERROR ImagePull]: failed to pull image a: output: x\n, error: exit status 1\n\t[ERROR Swap]: on\n";
+        let end = "[preflight] If you know what you are doing, you can make a check non-fatal\n";
+        let reason = told(&format!("{head}{found}{end}"));
+        assert_eq!(reason, "[ERROR ImagePull]: failed to pull image a: output: x; [ERROR Swap]: on");
+        assert_eq!(told("a\nerror execution phase x: y\nTo see the stack trace\n"), "error execution phase x: y");
+        assert_eq!(told("a\n b \n\n"), "b");
     }
 
     #[test]

@@ -14,7 +14,9 @@ use crate::client::{Client, chain};
 use crate::files;
 
 /// Between two looks at the journal.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(100);
+/// One question to systemd for so many looks: it costs a process.
+const LOOKS: u32 = 20;
 /// How long systemd may take to answer.
 const SYSTEMD: Duration = Duration::from_secs(30);
 
@@ -44,6 +46,7 @@ pub async fn carry_out(
     let unit = format!("nkd-kubeadm-{}.service", task.operation.simple());
     let mut told = String::new();
     let mut begun = false;
+    let mut looks = (0..LOOKS).cycle();
     loop {
         let entry = journal.read().map_err(|error| chain(&error))?.filter(|entry| entry.operation == task.operation);
         match entry.map(|entry| entry.state) {
@@ -56,7 +59,7 @@ pub async fn carry_out(
             Some(ended) => return Ok(ended),
             None => {}
         }
-        if !is_active(place, &unit).await? {
+        if looks.next() == Some(0) && !is_active(place, &unit).await? {
             // It may have ended between the two looks.
             let entry = journal.read().map_err(|error| chain(&error))?;
             if entry.is_some_and(|e| e.operation == task.operation && !matches!(e.state, KubeadmState::Running { .. }))

@@ -1,4 +1,4 @@
-//! One HTTP/1.1 exchange on one connection, plain or over TLS.
+//! HTTP/1.1, plain or over TLS, one exchange after the other on a connection.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -17,33 +17,55 @@ pub struct Request<'a> {
     pub body: Option<Vec<u8>>,
 }
 
-/// Fetches from `own` address; gives the body of a 200.
+/// Fetches from `own` address, over a connection of its own; gives the body of a 200.
 pub async fn fetch(own: Ipv4Addr, tls: Option<Arc<rustls::ClientConfig>>, request: Request<'_>) -> Result<Vec<u8>> {
     let url = request.url;
-    let host: Ipv4Addr = url.host_str().context("no host")?.parse().context("a host that is no address")?;
-    let port = url.port_or_known_default().context("no port")?;
-    let socket = TcpSocket::new_v4()?;
-    socket.bind(SocketAddr::from((own, 0)))?;
-    let stream = socket.connect(SocketAddr::from((host, port))).await.context("cannot connect")?;
-    stream.set_nodelay(true)?;
     match (url.scheme(), tls) {
-        ("http", None) => exchange(stream, &request).await,
-        ("https", Some(config)) => {
-            let name = std::net::IpAddr::from(host).into();
-            let connector = tokio_rustls::TlsConnector::from(config);
-            let stream: tokio_rustls::client::TlsStream<TcpStream> =
-                connector.connect(name, stream).await.context("TLS")?;
-            exchange(stream, &request).await
-        }
+        ("http", None) => exchange(&mut connect(own, url).await?, &request, "close").await,
+        ("https", Some(config)) => exchange(&mut connect_tls(own, url, config).await?, &request, "close").await,
         _ => bail!("{url} is not as it should be"),
     }
 }
 
-async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &Request<'_>) -> Result<Vec<u8>> {
+/// Asks over a connection that stays; gives the body of a 200.
+pub async fn ask(line: &mut (impl AsyncRead + AsyncWrite + Unpin), request: &Request<'_>) -> Result<Vec<u8>> {
+    exchange(line, request, "keep-alive").await
+}
+
+/// A connection from `own` address to the host of this URL.
+async fn connect(own: Ipv4Addr, url: &Url) -> Result<TcpStream> {
+    let port = url.port_or_known_default().context("no port")?;
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((own, 0)))?;
+    let stream = socket.connect(SocketAddr::from((host(url)?, port))).await.context("cannot connect")?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// The same with TLS on it.
+pub async fn connect_tls(
+    own: Ipv4Addr,
+    url: &Url,
+    config: Arc<rustls::ClientConfig>,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let name = std::net::IpAddr::from(host(url)?).into();
+    let connector = tokio_rustls::TlsConnector::from(config);
+    connector.connect(name, connect(own, url).await?).await.context("TLS")
+}
+
+fn host(url: &Url) -> Result<Ipv4Addr> {
+    url.host_str().context("no host")?.parse().context("a host that is no address")
+}
+
+async fn exchange(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    request: &Request<'_>,
+    connection: &str,
+) -> Result<Vec<u8>> {
     let url = request.url;
     let method = if request.body.is_some() { "POST" } else { "GET" };
     let mut message = format!("{method} {}", &url[url::Position::BeforePath..url::Position::AfterQuery]);
-    message.push_str(&format!(" HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", url.authority()));
+    message.push_str(&format!(" HTTP/1.1\r\nHost: {}\r\nConnection: {connection}\r\n", url.authority()));
     if let Some(token) = request.token {
         message.push_str(&format!("Authorization: Bearer {token}\r\n"));
     }

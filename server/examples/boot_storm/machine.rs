@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use nkd_api::MacAddr;
-use nkd_api::agent::{AGENT_CONFIG_PATH, AgentConfig, EnrollRequest, EnrollResponse, Task, TaskAnswer};
+use nkd_api::agent::{
+    AGENT_CONFIG_PATH, AgentConfig, EnrollRequest, EnrollResponse, Report as Told, ReportEvent, Task, TaskAnswer,
+};
 use nkd_api::facts::{Disk, Facts, Firmware, Nic};
 use rustls::crypto::CryptoProvider;
 use rustls_pki_types::pem::PemObject as _;
@@ -16,10 +18,12 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
 use sha2::{Digest as _, Sha512};
 use url::Url;
+use uuid::Uuid;
 
 use crate::http::{self, Request};
 use crate::relay::{Client, Lease, Relay};
 use crate::report::Report;
+use crate::stay::Node;
 use crate::tftp;
 
 /// How often a step is tried.
@@ -58,7 +62,8 @@ impl Machine {
         MacAddr([0x52, 0x54, 0, 0x0a, high, low])
     }
 
-    pub async fn boot(&self) -> Result<()> {
+    /// From its first packet to the agent of its live system; with `stays` to the agent of its installed one.
+    pub async fn boot(&self, stays: bool) -> Result<Option<Node>> {
         let begun = Instant::now();
         let firmware = self.lease("dhcp_firmware", Client::Firmware).await?;
         let own = firmware.address;
@@ -87,9 +92,28 @@ impl Machine {
         ensure!(hex::encode(Sha512::digest(&config)) == stage.digest, "the configuration has another digest");
 
         let agent = agent_config(&config)?;
-        self.enroll(own, &agent).await?;
+        let tls = self.enroll(own, &agent).await?;
+        let url = Url::parse(&agent.server)?.join("/agent/v1/task")?;
+        let answer = self.secure("task", own, &tls, || Request { url: &url, token: None, body: None }).await?;
+        let TaskAnswer { task, .. } = serde_json::from_slice(&answer)?;
+        ensure!(matches!(task, Task::Install(_)), "told to {task:?}");
         self.report.add("whole_boot", begun.elapsed(), 0);
-        Ok(())
+        Ok(if stays { Some(self.become_node(own, &agent, &tls).await?) } else { None })
+    }
+
+    /// What the installation comes to, for the service: the node's configuration is fetched, the disk is written, and the
+    /// node enrolls with its own token.
+    async fn become_node(&self, own: Ipv4Addr, live: &AgentConfig, tls: &Arc<rustls::ClientConfig>) -> Result<Node> {
+        let server = Url::parse(&live.server)?;
+        let url = server.join(&format!("/agent/v1/install-config?generation={}", live.generation))?;
+        let config = self.secure("install_config", own, tls, || Request { url: &url, token: None, body: None }).await?;
+        let event = ReportEvent::Installed { generation: live.generation };
+        let report = serde_json::to_vec(&Told { id: Uuid::new_v4(), boot_id: "live".into(), event })?;
+        let url = server.join("/agent/v1/report")?;
+        let request = || Request { url: &url, token: None, body: Some(report.clone()) };
+        self.secure("installed", own, tls, request).await?;
+        let tls = self.enroll(own, &agent_config(&config)?).await?;
+        Ok(Node { number: self.number, own, server, tls })
     }
 
     /// The script that boots something. One that makes the machine wait is asked for again after its sleep.
@@ -108,8 +132,8 @@ impl Machine {
         Ok(script)
     }
 
-    /// A certificate for the token, and the task for the certificate.
-    async fn enroll(&self, own: Ipv4Addr, agent: &AgentConfig) -> Result<()> {
+    /// A certificate for the token.
+    async fn enroll(&self, own: Ipv4Addr, agent: &AgentConfig) -> Result<Arc<rustls::ClientConfig>> {
         let server = Url::parse(&agent.server)?;
         let key = rcgen::KeyPair::generate()?;
         let mut params = rcgen::CertificateParams::default();
@@ -125,12 +149,7 @@ impl Machine {
         let answer = self.secure("enroll", own, &self.client(&agent.ca, None)?, request).await?;
         let bought: EnrollResponse = serde_json::from_slice(&answer)?;
 
-        let tls = self.client(&bought.ca, Some((&bought.certificate, &key.serialize_pem())))?;
-        let url = server.join("/agent/v1/task")?;
-        let answer = self.secure("task", own, &tls, || Request { url: &url, token: None, body: None }).await?;
-        let TaskAnswer { task, .. } = serde_json::from_slice(&answer)?;
-        ensure!(matches!(task, Task::Install(_)), "told to {task:?}");
-        Ok(())
+        self.client(&bought.ca, Some((&bought.certificate, &key.serialize_pem())))
     }
 
     async fn lease(&self, name: &'static str, client: Client) -> Result<Lease> {

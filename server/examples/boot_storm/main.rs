@@ -7,18 +7,20 @@
 //! A machine is a UEFI machine: its firmware takes an address and fetches iPXE over TFTP; iPXE takes the address again,
 //! asks for its script, fetches kernel and initramfs; Ignition takes the configuration with the token and the CA out of
 //! the overlay and checks its digest; the agent enrolls and asks for its task. Whatever is not answered is asked for
-//! again, as firmware does, so many times. The last line is one JSON object.
+//! again, as firmware does, so many times. The last line is one JSON object. With `--stay`, they go on as installed nodes
+//! that ask for their task and tell that they live.
 #![allow(clippy::disallowed_methods, reason = "a measuring program: sockets and the clock are its business")]
 
 mod http;
 mod machine;
 mod relay;
 mod report;
+mod stay;
 mod tftp;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Parser;
@@ -28,6 +30,7 @@ use tokio::task::JoinSet;
 use machine::Machine;
 use relay::Relay;
 use report::Report;
+use stay::{Fleet, Node};
 
 #[derive(Parser)]
 struct Options {
@@ -43,6 +46,9 @@ struct Options {
     /// How many of them are on their way at a time
     #[arg(long, default_value_t = 128)]
     in_flight: usize,
+    /// Go on as nodes that are installed and enrolled, for so many seconds from when all of them are
+    #[arg(long)]
+    stay: Option<u64>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -69,18 +75,42 @@ async fn storm(options: Options) -> anyhow::Result<()> {
         machines.spawn(async move {
             let _slot = slots.acquire_owned().await?;
             let mac = machine.mac();
-            machine.boot().await.with_context(|| format!("machine {mac}"))
+            machine.boot(options.stay.is_some()).await.with_context(|| format!("machine {mac}"))
         });
     }
-    let mut failed = 0;
+    let (mut failed, mut nodes) = (0, Vec::new());
     while let Some(ended) = machines.join_next().await {
-        if let Err(error) = ended? {
-            failed += 1;
-            eprintln!("{error:#}");
+        match ended? {
+            Ok(node) => nodes.extend(node),
+            Err(error) => {
+                failed += 1;
+                eprintln!("{error:#}");
+            }
         }
     }
     let seconds = begun.elapsed().as_secs_f64();
-    println!("{}", report.as_json(usize::from(options.machines), failed, seconds));
+    let mut told = report.as_json(usize::from(options.machines), failed, seconds);
     ensure!(failed == 0, "{failed} of {} machines did not get through", options.machines);
+    if let Some(stay) = options.stay {
+        told["fleet"] = fleet(nodes, Duration::from_secs(stay)).await?;
+    }
+    println!("{told}");
     Ok(())
+}
+
+/// The nodes stay for so long; the last one to be there is said on standard error.
+async fn fleet(nodes: Vec<Node>, stay: Duration) -> anyhow::Result<serde_json::Value> {
+    let fleet = Arc::new(Fleet::default());
+    let until = tokio::time::Instant::now() + stay;
+    let mut staying = JoinSet::new();
+    for node in nodes {
+        let fleet = Arc::clone(&fleet);
+        staying.spawn(async move { node.stay(&fleet, until).await });
+    }
+    eprintln!("all are nodes");
+    while let Some(ended) = staying.join_next().await {
+        ended??;
+    }
+    let of = |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed);
+    Ok(serde_json::json!({"heartbeats": of(&fleet.heartbeats), "answers": of(&fleet.answers)}))
 }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::CliError;
 use super::cluster_certs::{self, CertsArgs};
 use super::cluster_changes;
+use super::cluster_retry::{self, RetryArgs};
 use super::cluster_service::{self, AccessArgs};
 use super::context::ContextArgs;
 use super::output::{OutputArgs, say};
@@ -121,6 +122,8 @@ pub(super) enum ClusterCommand {
     },
     /// Show the certificates of a cluster and when they end; `certs renew` renews them
     Certs(CertsArgs),
+    /// Try again now what failed, on one node or on all of them
+    Retry(RetryArgs),
     /// Print a kubeconfig, with a certificate that is made for it
     Kubeconfig {
         /// Name of the cluster
@@ -179,6 +182,7 @@ pub(super) async fn run(command: ClusterCommand, context: &ContextArgs) -> Resul
             cluster_service::events(&context.client()?, &name, limit, output).await
         }
         ClusterCommand::Certs(arguments) => cluster_certs::run(arguments, context).await,
+        ClusterCommand::Retry(arguments) => cluster_retry::retry(&context.client()?, &arguments).await,
         ClusterCommand::Kubeconfig { name, access } => {
             cluster_service::kubeconfig(&context.client()?, &name, &access).await
         }

@@ -4,6 +4,7 @@ mod client;
 mod cluster;
 mod cluster_certs;
 mod cluster_changes;
+mod cluster_retry;
 mod cluster_service;
 mod context;
 mod image;

@@ -1,16 +1,18 @@
 //! Carries the plan out: takes machines, orders runs of kubeadm, applies add-ons, watches the API.
 #![expect(clippy::disallowed_methods, reason = "the edge where clock, randomness and the network come in")]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use nkd_api::agent::{KubeadmAction, KubeadmTask};
 use nkd_api::cluster::MemberState;
-use nkd_api::machine::Machine;
+use nkd_api::machine::{Machine, Phase};
 use time::OffsetDateTime;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -32,11 +34,11 @@ use crate::service::Service;
 use crate::store::{RowEffects, StoreError};
 
 /// Between two looks at every cluster, unless something happens.
-const LOOK: Duration = Duration::from_secs(2);
-/// Between two questions to the API of a cluster that is complete.
-const HEALTH: time::Duration = time::Duration::seconds(10);
-/// Life of a bootstrap token, in case that nobody can revoke it.
-const TOKEN_LIFE: time::Duration = time::Duration::hours(1);
+const LOOK: Duration = Duration::from_secs(1);
+/// From an event of a machine to the look that it is worth.
+const SOON: Duration = Duration::from_millis(100);
+/// Between two looks at a cluster that is complete.
+const HEALTH: Duration = Duration::from_secs(10);
 
 /// A cluster does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +87,8 @@ pub struct Orders {
     tasks: Mutex<HashMap<Uuid, KubeadmTask>>,
     /// The API servers of each machine's cluster; whoever holds a question of an agent hears of changes.
     api_servers: watch::Sender<HashMap<Uuid, Vec<SocketAddr>>>,
+    /// Somebody has changed a cluster: it is worth a look.
+    changed: Notify,
 }
 
 impl Orders {
@@ -104,6 +108,11 @@ impl Orders {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<HashMap<Uuid, Vec<SocketAddr>>> {
         self.api_servers.subscribe()
+    }
+
+    /// A cluster has changed: it is looked at now.
+    pub fn wake(&self) {
+        self.changed.notify_one();
     }
 
     /// A machine has left its cluster.
@@ -141,37 +150,73 @@ impl Orders {
     }
 }
 
-/// Looks after every cluster until the service ends.
+/// Reads what nodes are to do: before the first agent asks, so that none is told that there is nothing.
+pub async fn learn(service: &Service) -> Result<(), StoreError> {
+    for (record, _) in service.registry.store().clusters().await? {
+        service.orders.learn(&record);
+    }
+    Ok(())
+}
+
+/// Looks after every cluster until the service ends. One whose API server keeps us waiting keeps no other waiting.
 pub async fn run(service: Arc<Service>, stop: CancellationToken) {
     let mut events = service.registry.subscribe();
+    let mut turns = FuturesUnordered::new();
+    let mut busy = HashSet::new();
+    let mut looked = HashMap::new();
     loop {
+        let mut open = false;
         match service.registry.store().clusters().await {
             Ok(clusters) => {
                 service.watches.keep(&clusters.iter().map(|(record, _)| record.id).collect::<Vec<_>>());
-                let turns = clusters.into_iter().map(|(record, revision)| turn(&service, record, revision));
-                futures_util::future::join_all(turns).await;
+                open = clusters.iter().any(|(record, _)| !plan::is_complete(record));
+                for (record, revision) in clusters {
+                    let id = record.id;
+                    let rests = |at: &Instant| plan::is_complete(&record) && at.elapsed() < HEALTH;
+                    if looked.get(&id).is_some_and(rests) || !busy.insert(id) {
+                        continue;
+                    }
+                    looked.insert(id, Instant::now());
+                    turns.push(turn(&service, record, revision).map(move |went_on| (id, went_on)));
+                }
             }
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "clusters cannot be read"),
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(LOOK) => {}
-            // Machines have moved: look at once, and not more than a few times a second.
-            _ = events.recv() => tokio::time::sleep(Duration::from_millis(200)).await,
+        let pause = tokio::time::sleep(LOOK);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = &mut pause => break,
+                Some((id, went_on)) = turns.next() => {
+                    busy.remove(&id);
+                    // What was done may be what the next step waited for.
+                    if went_on {
+                        break;
+                    }
+                }
+                () = service.orders.changed.notified() => {
+                    looked.clear();
+                    break;
+                }
+                // Machines have moved: look soon, and not more than a few times a second.
+                _ = events.recv(), if open => {
+                    let soon = pause.deadline().min(Instant::now() + SOON);
+                    pause.as_mut().reset(soon);
+                }
+            }
+            events = events.resubscribe();
         }
-        events = events.resubscribe();
     }
 }
 
-/// One look at one cluster, and everything that can be done now.
-async fn turn(service: &Arc<Service>, record: Record, revision: i64) {
+/// One look at one cluster, and everything that can be done now. True when something was done.
+async fn turn(service: &Arc<Service>, record: Record, revision: i64) -> bool {
     let name = record.name().to_owned();
     let mut work = Work { service: Arc::clone(service), record, revision };
-    if let Err(error) = work.turn().await {
-        if matches!(error, BringUpError::Store(StoreError::Stale)) {
-            // Somebody else wrote first: the next look sees it.
-            return;
-        }
+    let Err(error) = work.turn().await else { return work.revision != revision };
+    // If somebody else wrote first, the next look sees it.
+    if !matches!(error, BringUpError::Store(StoreError::Stale)) {
         let reason = crate::http::chain(&error);
         if work.record.waiting.as_ref() != Some(&reason) {
             tracing::warn!(cluster = name, reason, "a cluster waits");
@@ -181,6 +226,7 @@ async fn turn(service: &Arc<Service>, record: Record, revision: i64) {
             }
         }
     }
+    false
 }
 
 pub(super) struct Work {
@@ -209,7 +255,7 @@ impl Work {
                 machines.push(machine);
             }
         }
-        let api = match self.record.is_initialised() && self.is_due() {
+        let api = match self.record.is_initialised() {
             true => Some(self.api().await?),
             false => None,
         };
@@ -232,17 +278,11 @@ impl Work {
         for step in steps {
             self.take(step, api.as_ref(), &machines).await?;
         }
+        self.tell_ready(&machines).await?;
         if went_on && self.record.waiting.take().is_some() {
             self.save(Vec::new()).await?;
         }
         Ok(())
-    }
-
-    /// A complete cluster is not asked at every look.
-    fn is_due(&self) -> bool {
-        let now = OffsetDateTime::now_utc();
-        !plan::is_complete(&self.record)
-            || self.service.watches.asked_at(self.record.id).is_none_or(|at| now >= at + HEALTH)
     }
 
     /// Looks at the cluster, keeps its health when that changes, and says what has held for a while. Its nodes, if it
@@ -266,7 +306,6 @@ impl Work {
     }
 
     async fn take(&mut self, step: Step, api: Option<&Api>, machines: &[Machine]) -> Result<(), BringUpError> {
-        let cluster = self.record.name().to_owned();
         match step {
             Step::Claim { member } => {
                 let id = claim::claim(&self.service, &self.record, member).await?;
@@ -279,13 +318,9 @@ impl Work {
                 let member = &mut self.record.members[member];
                 let before = std::mem::replace(&mut member.state, state);
                 (member.detail, member.address) = (detail, address);
-                let (hostname, machine) = (member.hostname.clone(), member.machine);
+                let hostname = member.hostname.clone();
                 let said = (before != state).then(|| format!("{hostname}: {state:?}").to_lowercase());
                 self.save(said.into_iter().collect()).await?;
-                let ready = state == MemberState::Ready;
-                if let (Some(id), true) = (machine, before != state && (ready || before == MemberState::Ready)) {
-                    self.tell(id, Input::NodeReady { cluster, ready }).await?;
-                }
             }
             Step::Renew(turn) => {
                 let said = renewal::take(&mut self.record, &turn, Uuid::now_v7(), OffsetDateTime::now_utc());
@@ -329,8 +364,8 @@ impl Work {
         Ok(())
     }
 
-    /// Orders a run of kubeadm. A join's token is in the cluster before the order is durable, and the order before the
-    /// agent hears of it.
+    /// Orders a run of kubeadm. The order is durable before the agent hears of it, and so is the token of a join, which
+    /// comes into the cluster when the node asks for its order.
     async fn order(
         &mut self,
         index: usize,
@@ -346,8 +381,8 @@ impl Work {
             if let Some(old) = &self.record.members[index].token {
                 api.revoke_token(old).await?;
             }
+            api.forget_node(&hostname).await?;
             let (id, secret) = bootstrap_token()?;
-            api.create_token(&id, &secret, &hostname, now + TOKEN_LIFE).await?;
             let text = format!("{id}.{secret}");
             let name = token_name(&self.record, operation);
             self.service.registry.store().save_secrets(&[(&name, text.as_bytes())]).await?;
@@ -369,6 +404,24 @@ impl Work {
             Some(id) => self.tell(id, Input::Joining { cluster }).await,
             None => Ok(()),
         }
+    }
+
+    /// Tells the machines what became of their nodes. By comparison, not when it changes: a service that was killed in
+    /// between tells it later.
+    async fn tell_ready(&self, machines: &[Machine]) -> Result<(), BringUpError> {
+        for member in &self.record.members {
+            let ready = member.state == MemberState::Ready;
+            let Some(machine) = machines.iter().find(|m| Some(m.id) == member.machine) else { continue };
+            let other = match machine.phase {
+                Phase::Enrolled | Phase::Joining => ready,
+                Phase::Ready => member.state == MemberState::Joined,
+                _ => false,
+            };
+            if other {
+                self.tell(machine.id, Input::NodeReady { cluster: self.record.name().to_owned(), ready }).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn tell(&self, machine: Uuid, input: Input) -> Result<(), BringUpError> {

@@ -116,14 +116,9 @@ impl Cluster {
         done.map(drop).map_err(request(format!("label the node {node}")))
     }
 
-    /// Makes a bootstrap token for one node. The cluster removes it by itself when its time is over.
-    pub async fn create_token(
-        &self,
-        id: &str,
-        secret: &str,
-        node: &str,
-        until: OffsetDateTime,
-    ) -> Result<(), KubeError> {
+    /// Makes a bootstrap token for one node, or makes the same one live longer. The cluster removes it by itself when its
+    /// time is over.
+    pub async fn put_token(&self, id: &str, secret: &str, node: &str, until: OffsetDateTime) -> Result<(), KubeError> {
         let expiration = until.replace_nanosecond(0).unwrap_or(until).format(&Rfc3339).unwrap_or_default();
         let token = json!({
             "apiVersion": "v1",
@@ -142,8 +137,23 @@ impl Cluster {
         });
         let token: Secret = serde_json::from_value(token).map_err(|e| KubeError::Config(e.into()))?;
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), "kube-system");
-        secrets.create(&PostParams::default(), &token).await.map_err(request("create a bootstrap token"))?;
-        Ok(())
+        let made = match secrets.create(&PostParams::default(), &token).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                secrets.replace(&format!("bootstrap-token-{id}"), &PostParams::default(), &token).await
+            }
+            other => other,
+        };
+        made.map(drop).map_err(request("create a bootstrap token"))
+    }
+
+    /// Removes the node object that an earlier try to join left: as long as it counts as Ready, kubeadm refuses to join
+    /// under its name. One that is not there is no error.
+    pub async fn forget_node(&self, name: &str) -> Result<(), KubeError> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        match nodes.delete(name, &DeleteParams::default()).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            other => other.map(drop).map_err(request(format!("remove what is left of the node {name}"))),
+        }
     }
 
     /// Removes a bootstrap token. One that is gone is no error.

@@ -25,6 +25,7 @@ pub mod quorum;
 pub mod reach;
 pub mod record;
 pub mod renewal;
+pub mod retry;
 pub mod runtime;
 pub mod snippets;
 pub mod template;

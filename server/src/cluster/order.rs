@@ -12,13 +12,15 @@ use super::bringup::BringUpError;
 use super::kubeadm::{self, KubeadmError, Node};
 use super::pki::ClusterPki;
 use super::record::{MemberRecord, Record, labels};
-use super::{balancer, plan, renewal, runtime};
+use super::{balancer, plan, reach, renewal, runtime};
 use crate::fleet::pki::NodeIdentity;
 use crate::service::Service;
 use crate::store::StoreError;
 
 /// How long a manifest may take to arrive.
 const FETCH: Duration = Duration::from_secs(60);
+/// Life of a bootstrap token, in case that nobody can revoke it.
+const TOKEN_LIFE: time::Duration = time::Duration::hours(1);
 /// Tries when two writers meet.
 const TRIES: usize = 16;
 
@@ -99,6 +101,7 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
         KubeadmAction::Join => {
             let token = store.secret(&token_name(record, operation)).await?.ok_or(BringUpError::Missing("token"))?;
             let token = String::from_utf8_lossy(&token).into_owned();
+            put_token(service, record, member, &token).await?;
             let join = kubeadm::Join { endpoint: &endpoint, token: &token, ca_hash: &pki.ca_hash()? };
             (kubeadm::join(cluster, &own, &join)?, kubeadm::join_skip_phases(cluster))
         }
@@ -122,6 +125,7 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
     }
     Ok(KubeadmOrder {
         operation,
+        issued_at: OffsetDateTime::now_utc(),
         action: run.action,
         config,
         skip_phases,
@@ -139,6 +143,7 @@ fn renewal_order(record: &Record, member: &MemberRecord, operation: Uuid) -> Res
     let init = kubeadm::Init { endpoint: &endpoint, control_planes: std::slice::from_ref(&own) };
     Ok(KubeadmOrder {
         operation,
+        issued_at: OffsetDateTime::now_utc(),
         action: KubeadmAction::Renew,
         config: kubeadm::init(&record.cluster, &own, &init)?,
         skip_phases: Vec::new(),
@@ -147,6 +152,14 @@ fn renewal_order(record: &Record, member: &MemberRecord, operation: Uuid) -> Res
         restart: Vec::new(),
         before: Vec::new(),
     })
+}
+
+/// The token of a join is in the cluster from when its node asks for the order, not before: a node that was off for days
+/// finds one that lives, and a service that is killed leaves none that nobody knows of.
+async fn put_token(service: &Service, record: &Record, member: &MemberRecord, token: &str) -> Result<(), BringUpError> {
+    let (id, secret) = token.split_once('.').ok_or(BringUpError::Missing("token"))?;
+    let until = OffsetDateTime::now_utc() + TOKEN_LIFE;
+    Ok(reach::reach(service, record).await?.1.put_token(id, secret, &member.hostname, until).await?)
 }
 
 /// A node tells how its run goes. Durable when this returns; told twice, it counts once.

@@ -306,8 +306,15 @@ fn runs(record: &Record, seen: Seen<'_>, going: bool) -> Vec<Step> {
 }
 
 pub(super) fn is_due(member: &MemberRecord, now: OffsetDateTime) -> bool {
-    let ended = member.run.and_then(|run| run.ended_at);
-    ended.is_none_or(|ended| now >= ended + FIRST_WAIT * 2u32.saturating_pow(member.failures.saturating_sub(1)))
+    // A clock that was put back must not make anybody wait for years.
+    let ended = member.run.and_then(|run| run.ended_at).filter(|ended| *ended <= now);
+    member.failures == 0 || ended.is_none_or(|ended| now >= ended + wait(member.failures))
+}
+
+/// Between a run that failed, the so many-th in a row, and the next one.
+#[must_use]
+pub fn wait(failures: u32) -> Duration {
+    FIRST_WAIT * 2u32.saturating_pow(failures.saturating_sub(1))
 }
 
 /// The number of an add-on of `hooks.after`, from 1.

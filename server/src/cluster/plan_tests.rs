@@ -440,3 +440,27 @@ fn the_cluster_is_reached_at_every_control_plane_that_is_in() {
     assert_eq!(record.endpoints()[0].name, "rack7", "one way needs no name of its own");
     assert_eq!(record.api_servers()[0].to_string(), all[1]);
 }
+
+#[test]
+fn an_operator_or_a_clock_that_is_put_back_ends_the_wait() {
+    let mut world = World::new(1, 0);
+    world.turn();
+    world.happens(&Event::Enrolls(0));
+    world.turn();
+    world.turn();
+    assert_eq!(world.record.members[0].state, MemberState::Joining);
+    for _ in 0..TRIES {
+        world.happens(&Event::Ends(0, false));
+        world.now += Duration::from_secs(3600);
+        world.turn();
+    }
+    assert_eq!(world.record.members[0].state, MemberState::Failed, "it has given up");
+    world.record.members[0].failures = 0;
+    world.turn();
+    assert_eq!(world.record.members[0].state, MemberState::Joining, "an operator asked");
+    world.happens(&Event::Ends(0, false));
+    let later = world.now;
+    world.now -= Duration::from_secs(3600 * 24 * 365);
+    world.turn();
+    assert!(world.now < later && world.record.members[0].state == MemberState::Joining, "the clock was wrong");
+}

@@ -264,7 +264,7 @@ impl Record {
             role: m.role,
             address: m.address,
             state: m.state,
-            detail: m.detail.clone(),
+            detail: super::retry::detail(self.name(), m),
         };
         ClusterStatus {
             id: self.id,

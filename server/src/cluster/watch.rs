@@ -18,28 +18,13 @@ use super::renewal;
 
 /// What is remembered between two looks, and forgotten with the service.
 #[derive(Debug, Default)]
-pub struct Watches(Mutex<HashMap<Uuid, Watched>>);
-
-#[derive(Debug)]
-struct Watched {
-    asked_at: OffsetDateTime,
-    told: Told,
-}
+pub struct Watches(Mutex<HashMap<Uuid, Told>>);
 
 impl Watches {
-    /// When this cluster was asked last.
-    #[must_use]
-    pub fn asked_at(&self, cluster: Uuid) -> Option<OffsetDateTime> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&cluster).map(|watched| watched.asked_at)
-    }
-
     /// Hears how a cluster is now; an event when there is one to write.
     pub(super) fn hear(&self, record: &Record, health: &Health, now: OffsetDateTime) -> Option<String> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Watched { asked_at: now, told: Told::of(&record.health) };
-        let watched = all.entry(record.id).or_insert_with(new);
-        watched.asked_at = now;
-        watched.told.hear(health, now)
+        all.entry(record.id).or_insert_with(|| Told::of(&record.health)).hear(health, now)
     }
 
     /// Forgets clusters that are gone.

@@ -76,6 +76,7 @@ pub(super) async fn apply(
                 other => drop(other?),
             }
         }
+        service.orders.wake();
         applied.status = Some(record.status());
         return Ok(Json(applied));
     }
@@ -280,7 +281,10 @@ async fn edit(
         let Some((mut record, revision)) = store.cluster_by_name(name).await? else { break };
         let said = change(&mut record, now)?;
         match store.save_cluster(&record, revision, &[said], &caller.0.name, now).await {
-            Ok(_) => return Ok(Json(record.status())),
+            Ok(_) => {
+                service.orders.wake();
+                return Ok(Json(record.status()));
+            }
             Err(StoreError::Stale) => {}
             Err(error) => return Err(error.into()),
         }

@@ -6,6 +6,7 @@ mod agents;
 mod auth;
 mod cluster_certs;
 mod cluster_changes;
+mod cluster_retry;
 mod clusters;
 mod error;
 mod extract;
@@ -75,6 +76,7 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(clusters::kubeconfig))
         .routes(routes!(cluster_certs::list))
         .routes(routes!(cluster_certs::renew))
+        .routes(routes!(cluster_retry::retry))
         .routes(routes!(users::list, users::create))
         .routes(routes!(users::remove))
         .routes(routes!(users::rotate))

@@ -172,6 +172,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     }
     state::show_first_token(&settings.state_dir, token.as_deref(), fingerprint);
 
+    bringup::learn(&service).await?;
     tasks.spawn(api.run(stop.clone()));
     tasks.spawn(plane.run(stop.clone()));
     if let Some(tftp) = tftp {

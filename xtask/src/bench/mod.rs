@@ -2,9 +2,11 @@
 //!
 //! The two take turns, round by round, so that what else this machine does meets both; each figure is the median of its
 //! rounds. A ratio is ours divided by the best peer's: above 1 is better for a rate, worse for a cost. What has no peer
-//! (`storm_...`) is given as it is.
+//! (`storm_...`, `fleet_...`, `agent_...`) is given as it is.
 
+mod cluster;
 mod dhcp;
+mod fleet;
 mod http;
 mod lane;
 mod storm;
@@ -32,6 +34,34 @@ pub struct Arguments {
 enum Bench {
     /// TFTP, HTTP image serving and DHCP against the servers that Debian has, and a boot storm
     Netboot(Netboot),
+    /// Clusters of namespace machines beside a shell script with kubeadm, and a thousand nodes that only live
+    Cluster(Cluster),
+}
+
+#[derive(Args)]
+struct Cluster {
+    /// Print one JSON object as the last line
+    #[arg(long)]
+    json: bool,
+    /// Rounds of each figure
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Only these parts
+    #[arg(long, value_enum)]
+    only: Vec<ClusterPart>,
+    /// Take our programs from this folder instead of a release build
+    #[arg(long)]
+    programs: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ClusterPart {
+    /// From `nkd cluster apply` to Ready: one control plane with one worker
+    Small,
+    /// The same with four workers
+    Large,
+    /// A thousand enrolled nodes that ask for their task and tell that they live
+    Fleet,
 }
 
 #[derive(Args)]
@@ -60,7 +90,32 @@ enum Part {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let Bench::Netboot(netboot) = &arguments.bench;
+    match &arguments.bench {
+        Bench::Netboot(netboot) => run_netboot(netboot),
+        Bench::Cluster(cluster) => run_cluster(cluster),
+    }
+}
+
+fn run_cluster(arguments: &Cluster) -> Result<()> {
+    let programs = match &arguments.programs {
+        Some(folder) => Programs { examples: folder.clone(), binaries: folder.clone() },
+        None => Programs::build()?,
+    };
+    let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
+    let mut table = Table::default();
+    for (part, workers) in [(ClusterPart::Small, 1), (ClusterPart::Large, 4)] {
+        if wanted(part) {
+            cluster::measure(&programs, arguments.rounds, workers, &mut table).context("bring-up")?;
+        }
+    }
+    if wanted(ClusterPart::Fleet) {
+        fleet::measure(&programs, arguments.rounds, &mut table).context("fleet")?;
+    }
+    table.print(arguments.json);
+    Ok(())
+}
+
+fn run_netboot(netboot: &Netboot) -> Result<()> {
     let programs = match &netboot.programs {
         Some(folder) => Programs { examples: folder.clone(), binaries: folder.clone() },
         None => Programs::build()?,
@@ -95,6 +150,10 @@ impl Programs {
         let mut cargo = Command::new("cargo");
         cargo.args(["build", "--release", "-p", "nkd-server", "--bins", "--examples"]).current_dir(repository());
         ensure!(cargo.status().context("cannot run cargo")?.success(), "the release build failed");
+        // Alone: together with the service it would be built with the service's features.
+        let mut cargo = Command::new("cargo");
+        cargo.args(["build", "--release", "-p", "nkd-agent"]).current_dir(repository());
+        ensure!(cargo.status().context("cannot run cargo")?.success(), "the release build of the agent failed");
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
         let binaries = target.join("release");
         Ok(Self { examples: binaries.join("examples"), binaries })

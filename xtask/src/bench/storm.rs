@@ -1,14 +1,14 @@
 //! A boot storm: a thousand machines that start at the same time, against the whole service, from their first DHCP packet
 //! to their enrolled agents. Everyone has to be answered.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::http::noise;
-use super::lane::{Lane, last_json, number};
+use super::lane::{Lane, Peer, last_json, number};
 use super::{Better, OURS, Programs, Table};
 
 /// Both ends of the cable, and the subnet of both.
@@ -19,7 +19,7 @@ const PREFIX: u8 = 16;
 const POOL: (&str, &str) = ("10.123.8.1", "10.123.15.254");
 const POOL_SUBNET: &str = "10.123.8.0/21";
 
-const MACHINES: usize = 1000;
+pub(super) const MACHINES: usize = 1000;
 /// How many are on their way at a time.
 const IN_FLIGHT: usize = 128;
 
@@ -40,45 +40,17 @@ pub fn measure(programs: &Programs, rounds: usize, table: &mut Table) -> Result<
 }
 
 fn round(nkd: &Path, storm: &Path, table: &mut Table) -> Result<()> {
-    // Not in memory: commits are part of what is measured.
-    let folder = tempfile::tempdir_in("/var/tmp")?;
-    let (server, client) = (Lane::new("storm-s")?, Lane::new("storm-c")?);
-    let address = |end: (&str, &str)| format!("{}/{PREFIX}", end.1);
-    server.connect((SERVER.0, &address(SERVER)), &client, (CLIENT.0, &address(CLIENT)))?;
-    // Each machine speaks from the address that it is given.
-    client.measure({
-        let mut route = client.command("ip");
-        route.args(["route", "add", "local", POOL_SUBNET, "dev", CLIENT.0]);
-        route
-    })?;
-    let log = folder.path().join("log");
-    let service = server.start(serve(&server, folder.path(), nkd)?, &log, |lane| lane.listens("-t", 8443))?;
-    let source = folder.path().join("image");
-    std::fs::create_dir(&source)?;
-    for (name, size) in IMAGE {
-        std::fs::write(source.join(name), noise(size))?;
-    }
-    // Its first use deletes the file.
-    let token = std::fs::read_to_string(folder.path().join("state/first-admin-token"))?;
-    let ask = |arguments: &[&str]| -> Result<String> {
-        let mut command = server.command("env");
-        command.args(["NKD_SERVER=https://127.0.0.1:8443", "NKD_CONFIG=/nonexistent"]);
-        command.arg(format!("NKD_CA={}", folder.path().join("state/ca.pem").display()));
-        server.measure({
-            command.arg(format!("NKD_TOKEN={}", token.trim())).arg(nkd).args(arguments);
-            command
-        })
-    };
-    ask(&["image", "import", source.to_str().context("the folder's name is no text")?, "--name", "storm"])?;
-    ask(&["rule", "set", "storm", "--mac", "52:54:*", "--image", "storm"])?;
-    let idle = Usage::of(service.pid())?;
+    let stage = Stage::set(nkd)?;
+    let idle = stage.usage()?;
 
-    let mut command = client.command(storm);
-    command.args(["--server", SERVER.1, "--relay", CLIENT.1, "--machines", &MACHINES.to_string()]);
-    command.args(["--in-flight", &IN_FLIGHT.to_string()]);
-    let told = last_json(&client.measure(command).with_context(|| format!("the service said last:\n{}", said(&log)))?)?;
-    let busy = Usage::of(service.pid())?;
-    let machines: Vec<Value> = serde_json::from_str(&ask(&["machine", "list", "--output", "json"])?)?;
+    let told = last_json(
+        &stage
+            .client
+            .measure(stage.storm(storm, &[]))
+            .with_context(|| format!("the service said last:\n{}", stage.said()))?,
+    )?;
+    let busy = stage.usage()?;
+    let machines: Vec<Value> = serde_json::from_str(&stage.ask(&["machine", "list", "--output", "json"])?)?;
     let enrolled = machines.iter().filter(|machine| is_enrolled(machine)).count();
     ensure!(
         enrolled == MACHINES && machines.len() == MACHINES,
@@ -101,6 +73,80 @@ fn round(nkd: &Path, storm: &Path, table: &mut Table) -> Result<()> {
     add("retries", "", retries);
     table.add("storm_enrolled", "machines", Better::More, OURS, f64::from(u32::try_from(enrolled)?));
     Ok(())
+}
+
+/// A service that lets everybody in, and a cable to the machines.
+pub(super) struct Stage {
+    service: Peer,
+    pub client: Lane,
+    server: Lane,
+    folder: tempfile::TempDir,
+    nkd: PathBuf,
+}
+
+impl Stage {
+    pub fn set(nkd: &Path) -> Result<Self> {
+        // Not in memory: commits are part of what is measured.
+        let folder = tempfile::tempdir_in("/var/tmp")?;
+        let (server, client) = (Lane::new("storm-s")?, Lane::new("storm-c")?);
+        let address = |end: (&str, &str)| format!("{}/{PREFIX}", end.1);
+        server.connect((SERVER.0, &address(SERVER)), &client, (CLIENT.0, &address(CLIENT)))?;
+        // Each machine speaks from the address that it is given.
+        client.measure({
+            let mut route = client.command("ip");
+            route.args(["route", "add", "local", POOL_SUBNET, "dev", CLIENT.0]);
+            route
+        })?;
+        let command = serve(&server, folder.path(), nkd)?;
+        let service = server.start(command, &folder.path().join("log"), |lane| lane.listens("-t", 8443))?;
+        let source = folder.path().join("image");
+        std::fs::create_dir(&source)?;
+        for (name, size) in IMAGE {
+            std::fs::write(source.join(name), noise(size))?;
+        }
+        // Its first use deletes the file.
+        let token = std::fs::read_to_string(folder.path().join("state/first-admin-token"))?;
+        std::fs::write(folder.path().join("token"), token.trim())?;
+        let stage = Self { service, client, server, folder, nkd: nkd.to_owned() };
+        stage.ask(&["image", "import", source.to_str().context("the folder's name is no text")?, "--name", "storm"])?;
+        stage.ask(&["rule", "set", "storm", "--mac", "52:54:*", "--image", "storm"])?;
+        Ok(stage)
+    }
+
+    /// What `nkd` answers.
+    pub fn ask(&self, arguments: &[&str]) -> Result<String> {
+        let folder = self.folder.path();
+        let token = std::fs::read_to_string(folder.join("token"))?;
+        let mut command = self.server.command("env");
+        command.args(["NKD_SERVER=https://127.0.0.1:8443", "NKD_CONFIG=/nonexistent"]);
+        command.arg(format!("NKD_CA={}", folder.join("state/ca.pem").display()));
+        command.arg(format!("NKD_TOKEN={token}")).arg(&self.nkd).args(arguments);
+        self.server.measure(command)
+    }
+
+    /// The machines.
+    pub fn storm(&self, storm: &Path, more: &[&str]) -> Command {
+        let mut command = self.client.command(storm);
+        command.args(["--server", SERVER.1, "--relay", CLIENT.1, "--machines", &MACHINES.to_string()]);
+        command.args(["--in-flight", &IN_FLIGHT.to_string()]).args(more);
+        command
+    }
+
+    pub fn usage(&self) -> Result<Usage> {
+        Usage::of(self.service.pid())
+    }
+
+    /// A file of this stage.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// The end of the service's log.
+    pub fn said(&self) -> String {
+        let text = std::fs::read_to_string(self.file("log")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join("\n")
+    }
 }
 
 /// The service as an operator sets it up. There is no conflict probe because the addresses of machines that have not
@@ -130,20 +176,13 @@ fn is_enrolled(machine: &Value) -> bool {
     machine["stopped"].is_null() && steps.iter().any(|step| step["name"] == "live" && step["state"] == "done")
 }
 
-/// The end of the service's log.
-fn said(log: &Path) -> String {
-    let text = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(5)..].join("\n")
-}
-
 /// What a process uses.
-struct Usage {
+pub(super) struct Usage {
     /// MiB of memory now.
-    resident: f64,
+    pub resident: f64,
     /// MiB of memory at most.
-    peak: f64,
-    cpu_seconds: f64,
+    pub peak: f64,
+    pub cpu_seconds: f64,
 }
 
 impl Usage {
@@ -157,7 +196,7 @@ impl Usage {
     }
 }
 
-fn mebibytes(status: &str, name: &str) -> Option<f64> {
+pub(super) fn mebibytes(status: &str, name: &str) -> Option<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix(" kB")?.parse::<f64>().ok().map(|kibibytes| kibibytes / 1024.0)
 }

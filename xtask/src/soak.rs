@@ -1,0 +1,25 @@
+//! `cargo xtask soak`: tests that are too slow for every change, on machines made of namespaces.
+
+use anyhow::Result;
+
+use crate::build;
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Only tests whose name holds this text
+    filter: Option<String>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    build::packages(&[&build::VM_PACKAGES[..], &build::TEST_PACKAGES[..]].concat())?;
+    let (program, agent, kubernetes) = (build::nkd()?, build::agent()?, build::kubernetes()?);
+    let environment = [
+        ("NKD_PROGRAM", program.as_os_str()),
+        ("NKD_AGENT", agent.as_os_str()),
+        ("NKD_KUBERNETES", kubernetes.as_os_str()),
+    ];
+    let words = ["test", "--package", "nkd-vm-tests", "--test", "cluster_faults", "--"];
+    let only = ["--ignored", "--test-threads=1", "--nocapture"];
+    let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).collect();
+    build::cargo_with(&[&words[..], &only, &filter].concat(), &environment)
+}
