@@ -59,8 +59,19 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test-threads=1",
         ];
         tier("kubeadm", &[&words[..], &filter[..]].concat(), &environment)?;
-        let words =
-            ["test", "--package", "nkd-vm-tests", "--test", "nodes", "--test", "cluster", "--", "--test-threads=1"];
+        let words = [
+            "test",
+            "--package",
+            "nkd-vm-tests",
+            "--test",
+            "nodes",
+            "--test",
+            "cluster",
+            "--test",
+            "certificates",
+            "--",
+            "--test-threads=1",
+        ];
         tier("nodes", &[&words[..], &filter[..]].concat(), &environment)?;
     }
     if chosen(Tier::Vm) {

@@ -88,7 +88,12 @@ fn text(all: &ClusterCertificates) -> String {
 fn renewals(all: &[NodeRenewal]) -> String {
     let row = |r: &NodeRenewal| {
         let state = serde_json::to_value(r.state).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
-        vec![r.node.clone(), state, format!("{} {}", r.at.date(), clock(r.at)), r.detail.clone().unwrap_or_else(|| "-".into())]
+        vec![
+            r.node.clone(),
+            state,
+            format!("{} {}", r.at.date(), clock(r.at)),
+            r.detail.clone().unwrap_or_else(|| "-".into()),
+        ]
     };
     table(&["NODE", "RENEWAL", "SINCE", "DETAIL"], all.iter().map(row))
 }
