@@ -53,7 +53,7 @@ fn agent() -> Result<PathBuf> {
 
 fn file(net: &Network) -> String {
     let text = format!(
-        "apiVersion: nkd.io/v1alpha1\nkind: Cluster\nmetadata: {{name: rack7}}\nspec:\n  os: {{profile: lab, image: lab}}\n  kubernetes:\n    version: {VERSION}\n    skipPhases: [addon/coredns]\n    kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n  pools:\n  - name: cp\n    role: control-plane\n    machines:\n    - {{mac: '52:54:00:00:00:01', hostname: cp1, ip: 192.0.2.11/24}}\n"
+        "apiVersion: nkd.io/v1alpha1\nkind: Cluster\nmetadata: {{name: rack7}}\nspec:\n  os: {{profile: lab, image: lab}}\n  kubernetes:\n    version: {VERSION}\n    skipPhases: [addon/coredns]\n    kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n    # The disk is this computer's, which may be fuller than a kubelet likes.\n    kubeletConfiguration: {{evictionHard: {{imagefs.available: 1%, nodefs.available: 1%, nodefs.inodesFree: 1%}}}}\n  pools:\n  - name: cp\n    role: control-plane\n    machines:\n    - {{mac: '52:54:00:00:00:01', hostname: cp1, ip: 192.0.2.11/24}}\n"
     );
     let path = net.folder().join("cluster.yaml");
     std::fs::write(&path, text).unwrap();

@@ -44,7 +44,7 @@ fn file(net: &Network, workers: u8) -> String {
         |n: u8| format!("    - {{mac: '52:54:00:00:01:{n:02x}', hostname: w{n}, ip: 192.0.2.{}/24}}\n", 20 + n);
     let workers: String = (1..=workers).map(worker).collect();
     let text = format!(
-        "apiVersion: nkd.io/v1alpha1\nkind: Cluster\nmetadata: {{name: rack7}}\nspec:\n  os: {{profile: lab, image: lab}}\n  kubernetes:\n    version: {VERSION}\n    skipPhases: [addon/coredns]\n    cni: {{manifest: ./cni.yaml}}\n    kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n  hooks: {{after: [./after.yaml]}}\n  pools:\n  - name: cp\n    role: control-plane\n    machines:\n    - {{mac: '52:54:00:00:00:01', hostname: cp1, ip: 192.0.2.11/24}}\n  - name: w\n    role: worker\n    machines:\n{workers}"
+        "apiVersion: nkd.io/v1alpha1\nkind: Cluster\nmetadata: {{name: rack7}}\nspec:\n  os: {{profile: lab, image: lab}}\n  kubernetes:\n    version: {VERSION}\n    skipPhases: [addon/coredns]\n    cni: {{manifest: ./cni.yaml}}\n    kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n    # The disk is this computer's, which may be fuller than a kubelet likes.\n    kubeletConfiguration: {{evictionHard: {{imagefs.available: 1%, nodefs.available: 1%, nodefs.inodesFree: 1%}}}}\n  hooks: {{after: [./after.yaml]}}\n  pools:\n  - name: cp\n    role: control-plane\n    machines:\n    - {{mac: '52:54:00:00:00:01', hostname: cp1, ip: 192.0.2.11/24}}\n  - name: w\n    role: worker\n    machines:\n{workers}"
     );
     let map = |name: &str| {
         format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}, namespace: kube-system}}\ndata: {{a: b}}\n")
@@ -97,8 +97,9 @@ fn one_control_plane_and_one_worker_become_ready_with_no_hand_on_them() -> Resul
     let mut cp = start("cp1", "52:54:00:00:00:01", "192.0.2.11/24", Images::ControlPlane)?;
     let mut worker = start("w1", "52:54:00:00:01:01", "192.0.2.21/24", Images::Worker)?;
     bridge_pods(&mut [&mut cp, &mut worker])?;
-    let status = wait_for(&net, &nkd, "the cluster is Ready", within(400), |s| s["phase"] == "ready")?;
-    assert_eq!(status["health"]["state"], "healthy", "{status:#}");
+    wait_for(&net, &nkd, "the cluster is Ready", within(400), |s| s["phase"] == "ready")?;
+    // Static pods take a while to be Ready after their node is.
+    wait_for(&net, &nkd, "the cluster is healthy", within(180), |s| s["health"]["state"] == "healthy")?;
     assert_eq!(nkd.machine(&net, "w1")?["phase"]["name"], "ready");
 
     // The way of an operator: a kubeconfig, and kubectl.

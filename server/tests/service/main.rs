@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "clippy takes only the test functions themselves for tests")]
 
 mod access;
+mod certificates;
 mod command_line;
 mod crash;
 mod full_disk;
