@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nkd_api::agent::{AgentConfig, EnrollRequest, RenewRequest, Report, ReportEvent};
+use nkd_api::agent::{AgentConfig, EnrollRequest, Purpose, RenewRequest, Report, ReportEvent};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -233,7 +233,12 @@ async fn perform(shared: &Shared, action: Action) -> Event {
             Ok(()) => Event::Reported(number),
             Err(error) => Event::ReportFailed(number, error.failure()),
         },
-        Action::GatherFacts => Event::Facts(Box::new(facts::gather(&shared.root, &net::addresses()))),
+        Action::GatherFacts => {
+            if shared.config.purpose == Purpose::Node {
+                let _ = shared.events.send(Event::Certificates(kubeadm::certificates(&shared.options.root)));
+            }
+            Event::Facts(Box::new(facts::gather(&shared.root, &net::addresses())))
+        }
         Action::Install(task) => {
             let place = Workplace {
                 root: shared.root.clone(),

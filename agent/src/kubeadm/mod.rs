@@ -1,4 +1,4 @@
-//! kubeadm on this node: `init`, `join`, `reset`.
+//! kubeadm on this node: `init`, `join`, `reset`, and the renewal of certificates.
 //!
 //! ```text
 //! agent ── order (in memory, 0600) ──▶ unit nkd-kubeadm-<operation> ── nkd-agent kubeadm ──▶ files, hooks, kubeadm
@@ -9,11 +9,15 @@
 //! agent is killed. After a power cut there is neither unit nor end in the journal: the next run removes what kubeadm
 //! left (`kubeadm reset`) and begins again.
 
+mod certificates;
 mod fit;
 mod journal;
+mod local;
+mod renew;
 mod run;
 mod watch;
 
+pub use certificates::{Shown, gather as certificates};
 pub use journal::{Entry, Journal};
 pub use run::{RunError, run};
 pub use watch::{Place, carry_out};

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use nkd_api::agent::{BALANCER_CONFIG_PATH, KubeadmAction, KubeadmOrder, KubeadmState, NodeFile};
 
+use super::renew::renew;
 use super::{Entry, Journal, fit};
 use crate::client::chain;
 use crate::files::{self, FileError};
@@ -17,7 +18,7 @@ const LOG_TAIL: usize = 4096;
 /// So many of what kubeadm's checks found stand in the reason of a failure.
 const FINDINGS: usize = 4;
 /// kubeadm's configuration; in memory, because a join has its token in it.
-const CONFIG: &str = "/run/nkd/kubeadm.yaml";
+pub(super) const CONFIG: &str = "/run/nkd/kubeadm.yaml";
 /// Where kubeadm and what it starts are looked for.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -33,7 +34,7 @@ pub enum RunError {
 }
 
 /// A step ended badly.
-struct Failure {
+pub(super) struct Failure {
     step: String,
     reason: String,
     log_tail: String,
@@ -50,31 +51,42 @@ pub fn run(order: &Path, state: &Path) -> Result<(), RunError> {
     files::remove(path)?;
     let touched = journal.read()?.is_some_and(|entry| entry.touched);
     let mut diary = Diary { journal, entry: Entry { operation: order.operation, state: KubeadmState::Done, touched } };
-    let ended = carry_out(&order, &mut diary);
+    let ended = match order.action {
+        KubeadmAction::Renew => renew(&order, &mut diary),
+        _ => carry_out(&order, &mut diary),
+    };
     files::remove(Path::new(CONFIG))?;
     diary.entry.state = match ended {
         Ok(()) => KubeadmState::Done,
         Err(Failure { step, reason, log_tail }) => KubeadmState::Failed { step, reason, log_tail },
     };
-    // What ended well is never removed by the next order's beginning, unless that is a reset.
-    diary.entry.touched &= diary.entry.state != KubeadmState::Done;
+    diary.entry.touched = leaves_something(order.action, diary.entry.touched, &diary.entry.state);
     diary.journal.write(&diary.entry)?;
     Ok(())
 }
 
-struct Diary {
+/// True when a run that ended so left what the next one has to remove. What ended well is never removed by the next
+/// order's beginning, unless that is a reset. A renewal makes no node: it leaves things as they were.
+fn leaves_something(action: KubeadmAction, before: bool, ended: &KubeadmState) -> bool {
+    match action {
+        KubeadmAction::Renew => before,
+        _ => before && *ended != KubeadmState::Done,
+    }
+}
+
+pub(super) struct Diary {
     journal: Journal,
     entry: Entry,
 }
 
 impl Diary {
-    fn step(&mut self, step: &str) -> Result<(), Failure> {
+    pub(super) fn step(&mut self, step: &str) -> Result<(), Failure> {
         self.entry.state = KubeadmState::Running { step: step.to_owned() };
         self.journal.write(&self.entry).map_err(|error| failure(step, chain(&error)))
     }
 }
 
-fn failure(step: &str, reason: impl Into<String>) -> Failure {
+pub(super) fn failure(step: &str, reason: impl Into<String>) -> Failure {
     Failure { step: step.to_owned(), reason: reason.into(), log_tail: String::new() }
 }
 
@@ -187,7 +199,7 @@ fn empty(folder: &Path) -> std::io::Result<()> {
 }
 
 /// Writes a file in one step, its folders too.
-fn write(file: &NodeFile) -> std::io::Result<()> {
+pub(super) fn write(file: &NodeFile) -> std::io::Result<()> {
     let path = Path::new(&file.path);
     let sane = path.is_absolute() && !path.components().any(|c| matches!(c, std::path::Component::ParentDir));
     if !sane {
@@ -210,7 +222,7 @@ fn write(file: &NodeFile) -> std::io::Result<()> {
 }
 
 /// Runs a program to its end; every line of what it says is heard and goes to the journal of the system.
-fn command(
+pub(super) fn command(
     step: &str,
     program: &str,
     words: &[&str],
@@ -273,6 +285,17 @@ mod tests {
         for other in ["", "[", "[]", "W0101 [x] y", "[ERROR Swap]: running", "Your Kubernetes control-plane"] {
             assert_eq!(phase(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_renewal_that_fails_leaves_nothing_to_reset() {
+        let failed = KubeadmState::Failed { step: "x".into(), reason: "y".into(), log_tail: String::new() };
+        for action in [KubeadmAction::Init, KubeadmAction::Join] {
+            assert!(leaves_something(action, false, &failed) && !leaves_something(action, true, &KubeadmState::Done));
+        }
+        // Otherwise the next run would reset a control plane that works.
+        assert!(!leaves_something(KubeadmAction::Renew, false, &failed));
+        assert!(leaves_something(KubeadmAction::Renew, true, &KubeadmState::Done), "what a join left is still there");
     }
 
     #[test]

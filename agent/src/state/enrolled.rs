@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use nkd_api::agent::{InstallTask, KubeadmState, KubeadmTask, Purpose, ReportEvent, Task, TaskAnswer};
+use nkd_api::agent::{InstallTask, KubeadmAction, KubeadmState, KubeadmTask, Purpose, ReportEvent, Task, TaskAnswer};
 use nkd_api::facts::Facts;
 
 use super::lane::{backoff, spread};
+use crate::kubeadm::Shown;
+
 use super::{Action, CertificateDates, Event, InstallFailure, Lane, Now, Outbox, Outcome, Phase, Settings, Voice};
 
 /// Time between heartbeats.
@@ -91,6 +93,8 @@ pub struct Enrolled {
     renewal: Lane,
     facts: Lane,
     known: Option<Box<Facts>>,
+    /// Certificates that were told.
+    shown: Shown,
     heartbeat: Duration,
     work: Work,
     /// Installations that failed: none of them is tried again by itself.
@@ -110,6 +114,7 @@ impl Enrolled {
             renewal: Lane::at(now.uptime),
             facts: Lane::at(now.uptime),
             known: None,
+            shown: Shown::default(),
             heartbeat: now.uptime,
             work: Work::Idle,
             failed: Vec::new(),
@@ -132,7 +137,10 @@ impl Enrolled {
             Work::Installed { .. } => "installed",
             Work::Wiping { .. } | Work::Wiped { .. } => "wiping",
             Work::Failed => "failed",
-            Work::Kubeadm { .. } | Work::KubeadmWaiting { .. } => "joining",
+            Work::Kubeadm { ref task, .. } | Work::KubeadmWaiting { ref task, .. } => match task.action {
+                KubeadmAction::Renew => "renewing certificates",
+                _ => "joining",
+            },
         }
     }
 
@@ -187,6 +195,8 @@ impl Enrolled {
             Event::ReportFailed(number, failure) => {
                 self.outbox.failed(number, now.uptime, &failure, settings.jitter);
                 if !failure.retry {
+                    // Whatever it was: the next look tells them again.
+                    self.shown = Shown::default();
                     voice.say(format!("the service refused a report: {}", failure.reason));
                 }
             }
@@ -196,6 +206,11 @@ impl Enrolled {
                     self.known = Some(facts.clone());
                     self.outbox.push(ReportEvent::Facts { facts });
                 }
+            }
+            Event::Certificates(shown) if self.shown != shown => {
+                self.shown = shown.clone();
+                let Shown { certificates, unreadable } = shown;
+                self.outbox.push(ReportEvent::Certificates { certificates, unreadable });
             }
             Event::Certified(_) if self.renewal.is_busy() => {
                 self.renewal.succeeded(now.uptime);
@@ -436,6 +451,10 @@ impl Enrolled {
                 self.outbox.push(ReportEvent::Kubeadm { operation: task.operation, progress });
                 self.told = Some(task.operation);
                 self.work = Work::Idle;
+                // kubeadm may have made certificates.
+                if !self.facts.is_busy() {
+                    self.facts = Lane::at(now.uptime);
+                }
                 self.ask_anew(now);
             }
             Err(reason) => {
@@ -497,9 +516,9 @@ impl Enrolled {
 /// What kubeadm does, in a word.
 fn word(task: &KubeadmTask) -> &'static str {
     match task.action {
-        nkd_api::agent::KubeadmAction::Init => "init",
-        nkd_api::agent::KubeadmAction::Join => "join",
-        nkd_api::agent::KubeadmAction::Reset => "reset",
-        nkd_api::agent::KubeadmAction::Renew => "certs renew",
+        KubeadmAction::Init => "init",
+        KubeadmAction::Join => "join",
+        KubeadmAction::Reset => "reset",
+        KubeadmAction::Renew => "certs renew",
     }
 }

@@ -25,6 +25,8 @@ use std::time::Duration;
 
 use nkd_api::agent::{InstallTask, KubeadmState, KubeadmTask, Purpose, ReportEvent, TaskAnswer};
 use nkd_api::facts::Facts;
+
+use crate::kubeadm::Shown;
 use time::OffsetDateTime;
 
 pub use enrolled::{Enrolled, Work};
@@ -130,6 +132,8 @@ pub enum Event {
     ReportFailed(u64, Failure),
     /// What the machine says of itself now.
     Facts(Box<Facts>),
+    /// The certificates of Kubernetes that are on the disk now.
+    Certificates(Shown),
     /// The installation moves.
     Progress {
         /// `fetch`, `write`, `verify`, `finish`.

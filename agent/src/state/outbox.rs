@@ -1,6 +1,6 @@
 //! Reports on their way out, in order.
 //!
-//! A newer heartbeat, progress or facts report takes the place of the older one that still waits; what happened to the
+//! A newer heartbeat, progress, facts or certificates report takes the place of the older one that still waits; what happened to the
 //! disk (`Installed`, `Wiped`, `Failed`) waits until the service has it.
 
 use std::collections::VecDeque;
@@ -79,11 +79,12 @@ impl Outbox {
 
 /// True when `new` says all that `old` said.
 fn replaces(new: &ReportEvent, old: &ReportEvent) -> bool {
-    use ReportEvent::{Facts, Heartbeat, InstallProgress};
+    use ReportEvent::{Certificates, Facts, Heartbeat, InstallProgress};
     matches!(
         (new, old),
         (Heartbeat { .. }, Heartbeat { .. })
             | (InstallProgress { .. }, InstallProgress { .. })
             | (Facts { .. }, Facts { .. })
+            | (Certificates { .. }, Certificates { .. })
     )
 }

@@ -232,6 +232,39 @@ fn a_stopped_agent_sends_no_heartbeat_and_asks_once_a_minute() {
 }
 
 #[test]
+fn certificates_are_told_when_they_change_and_again_when_the_service_refused_them() {
+    let shown = |serial: &str| Shown {
+        certificates: vec![nkd_api::agent::NodeCertificate {
+            name: "apiserver".into(),
+            subject: "CN=kube-apiserver".into(),
+            serial: serial.into(),
+            since: OffsetDateTime::UNIX_EPOCH,
+            not_after: OffsetDateTime::UNIX_EPOCH,
+        }],
+        unreadable: Vec::new(),
+    };
+    let is = |event: &ReportEvent| matches!(event, ReportEvent::Certificates { .. });
+    let told = |agent: &Agent| agent.sent.as_ref().is_some_and(|(_, event)| is(event));
+    let mut agent = Agent::enrolled(Purpose::Node);
+    while let Some((number, _)) = agent.sent.clone() {
+        agent.event(Event::Reported(number));
+    }
+    agent.event(Event::Certificates(Shown::default()));
+    assert!(!told(&agent), "a node of no cluster has nothing to tell");
+    agent.event(Event::Certificates(shown("1")));
+    let number = agent.report(is);
+    agent.event(Event::Reported(number));
+    agent.event(Event::Certificates(shown("1")));
+    assert!(!told(&agent), "nothing has changed");
+    agent.event(Event::Certificates(shown("2")));
+    let number = agent.report(is);
+    agent.event(Event::ReportFailed(number, refusal(false)));
+    agent.event(Event::Certificates(shown("2")));
+    agent.later(61, Event::Tick);
+    agent.report(is);
+}
+
+#[test]
 fn facts_are_told_when_they_change() {
     let mut agent = Agent::enrolled(Purpose::Node);
     let facts = Box::new(Facts { cpus: 2, ..Facts::default() });

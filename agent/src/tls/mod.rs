@@ -5,7 +5,7 @@
 //! service key whose certificate has expired is of use only against an agent that has just started; the price of
 //! machines whose clocks are years off.
 
-mod validity;
+pub(crate) mod validity;
 
 use std::sync::Arc;
 

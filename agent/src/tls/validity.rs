@@ -1,6 +1,6 @@
-//! The validity of a certificate (RFC 5280, 4.1.2.5), read straight from its DER.
+//! What a certificate says of itself: validity, serial number and subject (RFC 5280, 4.1.2), read straight from its DER.
 //!
-//! rustls checks everything else of a certificate and does not tell these two dates.
+//! rustls checks all of it and tells none of it.
 
 use std::time::Duration;
 
@@ -9,26 +9,72 @@ use time::{Date, Month, PrimitiveDateTime, Time};
 
 const SEQUENCE: u8 = 0x30;
 const INTEGER: u8 = 0x02;
+const OBJECT_IDENTIFIER: u8 = 0x06;
+const SET: u8 = 0x31;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 /// `[0]`, the version of a certificate.
 const VERSION: u8 = 0xa0;
 
+/// What a certificate says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Serial number, hexadecimal.
+    pub serial: String,
+    /// `O=system:masters, CN=kubernetes-admin`; attributes without a common name of theirs are left out.
+    pub subject: String,
+    /// First moment.
+    pub not_before: UnixTime,
+    /// Last moment.
+    pub not_after: UnixTime,
+}
+
 /// First and last moment of a certificate. None: this is not a certificate.
 #[must_use]
 pub fn validity(der: &[u8]) -> Option<(UnixTime, UnixTime)> {
+    summary(der).map(|read| (read.not_before, read.not_after))
+}
+
+/// What a certificate says of itself. None: this is not a certificate.
+#[must_use]
+pub fn summary(der: &[u8]) -> Option<Summary> {
     let (certificate, _) = element(der, SEQUENCE)?;
     let (mut body, _) = element(certificate, SEQUENCE)?;
     if let Some((_, rest)) = element(body, VERSION) {
         body = rest;
     }
-    let (_, body) = element(body, INTEGER)?; // serial number
+    let (serial, body) = element(body, INTEGER)?;
     let (_, body) = element(body, SEQUENCE)?; // signature algorithm
     let (_, body) = element(body, SEQUENCE)?; // issuer
-    let (validity, _) = element(body, SEQUENCE)?;
+    let (validity, body) = element(body, SEQUENCE)?;
     let (not_before, rest) = moment(validity)?;
     let (not_after, _) = moment(rest)?;
-    Some((not_before, not_after))
+    let (names, _) = element(body, SEQUENCE)?;
+    let serial = serial.iter().map(|byte| format!("{byte:02x}")).collect();
+    Some(Summary { serial, subject: subject(names)?, not_before, not_after })
+}
+
+/// The attributes of a name (RFC 5280, 4.1.2.4) that certificates of Kubernetes have.
+fn subject(mut names: &[u8]) -> Option<String> {
+    let mut all = Vec::new();
+    while !names.is_empty() {
+        let (mut set, rest) = element(names, SET)?;
+        names = rest;
+        while !set.is_empty() {
+            let (attribute, rest) = element(set, SEQUENCE)?;
+            set = rest;
+            let (kind, value) = element(attribute, OBJECT_IDENTIFIER)?;
+            let word = match kind {
+                [0x55, 0x04, 0x03] => "CN",
+                [0x55, 0x04, 0x0a] => "O",
+                [0x55, 0x04, 0x0b] => "OU",
+                _ => continue,
+            };
+            let (text, _) = element(value, *value.first()?)?;
+            all.push(format!("{word}={}", String::from_utf8_lossy(text)));
+        }
+    }
+    Some(all.join(", "))
 }
 
 /// Splits the element with `tag` off: its content, and what follows.

@@ -5,6 +5,7 @@
 
 mod access;
 mod balancer;
+mod certificates;
 mod cluster;
 mod command_line;
 mod crash;

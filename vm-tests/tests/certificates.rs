@@ -1,0 +1,258 @@
+//! Health and certificates of a cluster on the real thing: one control plane with real kubeadm, kubelet and etcd.
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, of processes and files")]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nkd_vm_tests::{
+    Builds, DhcpMode, Error, Host, Images, Network, Nkd, Node, bridge_pods, install_by_hand, kubernetes_folder, within,
+};
+use serde_json::Value;
+
+type Result<T = ()> = std::result::Result<T, Error>;
+
+const VERSION: &str = "v1.20.2";
+const MADE: [&str; 10] = [
+    "apiserver",
+    "apiserver-kubelet-client",
+    "apiserver-etcd-client",
+    "etcd/server",
+    "etcd/peer",
+    "etcd/healthcheck-client",
+    "front-proxy-client",
+    "admin.conf",
+    "controller-manager.conf",
+    "scheduler.conf",
+];
+
+fn service(net: &Network) -> Result<Nkd> {
+    let builds = Builds::program_from_environment()?;
+    let nkd = Nkd::start(net, &builds, DhcpMode::Off, &[])?;
+    let folder = net.folder().join("image");
+    std::fs::create_dir_all(&folder).unwrap();
+    for name in [
+        "lab-1-live-kernel-x86_64",
+        "lab-1-live-initramfs.x86_64.img",
+        "lab-1-live-rootfs.x86_64.img",
+        "lab-1-metal.x86_64.raw",
+    ] {
+        std::fs::write(folder.join(name), vec![7; 10_000]).unwrap();
+    }
+    nkd.nkd(net, &["image", "import", &folder.display().to_string(), "--name", "lab"])?;
+    Ok(nkd)
+}
+
+fn agent() -> Result<PathBuf> {
+    let remedy = "run this through `cargo xtask test`, which builds it";
+    let agent = std::env::var_os("NKD_AGENT").map(PathBuf::from).filter(|p| p.exists());
+    agent.ok_or(Error::NotBuilt { variable: "NKD_AGENT", remedy })
+}
+
+fn file(net: &Network) -> String {
+    let text = format!(
+        "apiVersion: nkd.io/v1alpha1\nkind: Cluster\nmetadata: {{name: rack7}}\nspec:\n  os: {{profile: lab, image: lab}}\n  kubernetes:\n    version: {VERSION}\n    skipPhases: [addon/coredns]\n    kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n    # The disk is this computer's, which may be fuller than a kubelet likes.\n    kubeletConfiguration: {{evictionHard: {{imagefs.available: 1%, nodefs.available: 1%, nodefs.inodesFree: 1%}}}}\n  pools:\n  - name: cp\n    role: control-plane\n    machines:\n    - {{mac: '52:54:00:00:00:01', hostname: cp1, ip: 192.0.2.11/24}}\n"
+    );
+    let path = net.folder().join("cluster.yaml");
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+struct World {
+    net: Network,
+    nkd: Nkd,
+    host: Host,
+    cp: Node,
+}
+
+impl World {
+    fn json(&self, words: &[&str]) -> Result<Value> {
+        self.nkd.json(&self.net, words)
+    }
+
+    fn wait_for(&self, what: &str, words: &[&str], limit: Duration, fits: impl Fn(&Value) -> bool) -> Result<Value> {
+        let end = Instant::now() + limit;
+        loop {
+            let seen = self.json(words)?;
+            if fits(&seen) {
+                return Ok(seen);
+            }
+            if Instant::now() >= end {
+                let events = self.nkd.nkd(&self.net, &["cluster", "events", "rack7"])?;
+                return Err(Error::Unexpected { what: what.into(), got: format!("{seen:#}\n{events}") });
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+
+    fn expect_health(&self, state: &str, words: &str, limit: Duration) -> Result<Value> {
+        self.wait_for(&format!("{state}: {words}"), &["cluster", "status", "rack7"], limit, |status| {
+            let health = &status["health"];
+            health["state"] == state && health.to_string().contains(words)
+        })
+    }
+
+    fn expect_event(&self, words: &str) -> Result {
+        self.wait_for(&format!("the event {words}"), &["cluster", "events", "rack7"], within(60), |events| {
+            events.as_array().unwrap().iter().any(|event| event["message"].as_str().unwrap().contains(words))
+        })?;
+        Ok(())
+    }
+
+    /// Waits for a line of the metrics.
+    fn expect_metric(&self, line: &str) -> Result {
+        let end = Instant::now() + within(30);
+        loop {
+            let mut command = Command::new("curl");
+            command.args(["--silent", "--fail", "http://127.0.0.1:9090/metrics"]);
+            let text = self.net.run(command, within(20))?.success()?.text();
+            if text.lines().any(|seen| seen == line) {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                let got = text.lines().filter(|l| l.contains("nkd_cluster")).collect::<Vec<_>>().join("\n");
+                return Err(Error::Unexpected { what: format!("the metric {line}"), got });
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+
+    /// The certificate that the API server shows, by its serial number.
+    fn served(&self) -> Result<String> {
+        let line = "openssl s_client -connect 192.0.2.11:6443 </dev/null 2>/dev/null | openssl x509 -noout -serial";
+        let mut command = Command::new("sh");
+        command.args(["-c", line]);
+        let text = self.host.run(command, within(30))?.success()?.text();
+        Ok(text.trim().trim_start_matches("serial=").trim_start_matches('0').to_lowercase())
+    }
+}
+
+/// Serial and end by name.
+fn on_node(certificates: &Value) -> BTreeMap<String, (String, String)> {
+    let all = certificates["certificates"].as_array().unwrap().iter().filter(|c| c["node"] == "cp1");
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    all.map(|c| (text(&c["name"]), (text(&c["serial"]), text(&c["notAfter"])))).collect()
+}
+
+#[test]
+fn health_names_what_is_wrong_and_certificates_are_shown_and_renewed() -> Result {
+    let (folder, agent) = (kubernetes_folder()?, agent()?);
+    let net = Network::create("certificates")?;
+    let nkd = service(&net)?;
+    let host = net.host("by-hand", Some("192.0.2.3/24"))?;
+    nkd.nkd(&net, &["cluster", "apply", "-f", &file(&net)])?;
+    let end = Instant::now() + within(20);
+    while !nkd.json(&net, &["cluster", "status", "rack7"])?["members"][0]["machine"].is_string() {
+        assert!(Instant::now() < end, "no machine is taken");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let mac = "52:54:00:00:00:01";
+    let config = install_by_hand(&net, &host, mac)?;
+    let node = Node::named("cp1").address("192.0.2.11/24").mac(mac);
+    let mut cp = node.kubernetes(&folder, VERSION).agent(&agent).start(&net)?;
+    cp.expect_unit_active("containerd", within(60))?;
+    cp.import_images(Images::ControlPlane, within(180))?;
+    // CoreDNS is not in Debian and its add-on is left out, but kubeadm wants its image all the same.
+    cp.shell("ctr -n k8s.io images tag k8s.gcr.io/pause:3.2 k8s.gcr.io/coredns:1.7.0", within(20))?;
+    cp.write_file("/etc/nkd/agent.json", 0o600, &config)?;
+    cp.shell("systemctl enable nkd-agent && systemctl start nkd-agent", within(20))?;
+    bridge_pods(&mut [&mut cp])?;
+    let mut world = World { net, nkd, host, cp };
+    world.wait_for("the cluster is Ready", &["cluster", "status", "rack7"], within(400), |s| s["phase"] == "ready")?;
+    world.expect_health("healthy", "", within(120))?;
+    world.expect_event("healthy")?;
+
+    certificates_are_shown_and_renewed(&world)?;
+    health_names_what_is_wrong(&mut world)
+}
+
+fn certificates_are_shown_and_renewed(world: &World) -> Result {
+    let certs = ["cluster", "certs", "rack7"];
+    let all =
+        world.wait_for("the node tells its certificates", &certs, within(120), |c| on_node(c).len() > MADE.len())?;
+    let before = on_node(&all);
+    for name in MADE.iter().chain(&["kubelet"]) {
+        assert!(before.contains_key(*name), "{name}: {all:#}");
+    }
+    assert_eq!(all["unreadable"], serde_json::json!([]), "{all:#}");
+    let held: Vec<&Value> = all["certificates"].as_array().unwrap().iter().filter(|c| c["node"].is_null()).collect();
+    assert_eq!(held.len(), 3, "the service's own authorities: {all:#}");
+    assert_eq!(world.served()?, before["apiserver"].0.trim_start_matches('0'));
+
+    // What kubeadm says of the same certificates.
+    let said = world.cp.shell("kubeadm certs check-expiration", within(60))?;
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains(" UTC ")).collect();
+    // kubeadm writes `etcd-server` for etcd/server.
+    for name in MADE.map(|name| name.replace('/', "-")) {
+        let line = lines.iter().find(|line| line.split_whitespace().next() == Some(&name));
+        let line = line.unwrap_or_else(|| panic!("{name}: {said}"));
+        assert!(line.trim_end().ends_with("no"), "{name} is not externally managed: {said}");
+    }
+
+    let table = world.nkd.nkd(&world.net, &certs)?;
+    for words in ["etcd/healthcheck-client", "O=system:masters, CN=kubernetes-admin", "by the kubelet", "DAYS LEFT"] {
+        assert!(table.contains(words), "{words}: {table}");
+    }
+
+    let told = world.nkd.nkd(&world.net, &["cluster", "certs", "renew", "rack7", "--node", "cp1"])?;
+    assert!(told.contains("cp1"), "{told}");
+    let renewed = world.wait_for("cp1 is renewed", &certs, within(700), |c| {
+        let state = &c["renewals"][0]["state"];
+        assert_ne!(state, "failed", "{c:#}\n{}", world.cp.logs().unwrap_or_default());
+        state == "done"
+    })?;
+    let after = on_node(&renewed);
+    for name in MADE {
+        let ((old, old_end), (new, new_end)) = (&before[name], &after[name]);
+        assert_ne!(old, new, "{name} has a new serial number");
+        assert!(new_end >= old_end, "{name}: {old_end} to {new_end}");
+    }
+    assert_eq!(world.served()?, after["apiserver"].0.trim_start_matches('0'), "the API server shows the new one");
+    world.cp.shell("test ! -e /etc/kubernetes/nkd-renewal && kubeadm certs check-expiration", within(60))?;
+    world.expect_health("healthy", "", within(120))?;
+    world.expect_event("cp1: its certificates are renewed")?;
+    let status = world.json(&["cluster", "status", "rack7"])?;
+    assert_eq!(status["members"][0]["state"], "ready", "{status:#}");
+    Ok(())
+}
+
+fn health_names_what_is_wrong(world: &mut World) -> Result {
+    let state = |state: &str, value: u8| format!("nkd_cluster_health{{cluster=\"rack7\",state=\"{state}\"}} {value}");
+    world.expect_metric(&state("healthy", 1))?;
+    world.expect_metric("nkd_cluster_nodes_ready{cluster=\"rack7\"} 1")?;
+
+    world.cp.shell("mv /etc/kubernetes/manifests/kube-scheduler.yaml /root/", within(20))?;
+    world.expect_health("degraded", "the pod kube-scheduler-cp1 is missing", within(180))?;
+    world.expect_event("degraded: the pod kube-scheduler-cp1 is missing")?;
+    world.cp.shell("mv /root/kube-scheduler.yaml /etc/kubernetes/manifests/", within(20))?;
+    world.expect_health("healthy", "", within(240))?;
+
+    world.cp.shell("systemctl stop kubelet", within(60))?;
+    world.expect_health("degraded", "the node cp1 is not Ready, its kubelet has gone silent", within(180))?;
+    world.expect_event("degraded: the node cp1 is not Ready")?;
+    world.expect_metric(&state("degraded", 1))?;
+    world.expect_metric(&state("healthy", 0))?;
+    world.expect_metric("nkd_cluster_nodes_ready{cluster=\"rack7\"} 0")?;
+    world.cp.shell("systemctl start kubelet", within(60))?;
+    world.expect_health("healthy", "", within(240))?;
+
+    world.cp.power_cut()?;
+    let away = world.expect_health("unreachable", "", within(120))?;
+    let since = away["health"]["since"].as_str().unwrap().to_owned();
+    world.expect_event("unreachable:")?;
+    world.expect_metric(&state("unreachable", 1))?;
+    let still = world.json(&["cluster", "status", "rack7"])?;
+    assert_eq!(still["health"]["since"], since.as_str(), "since the first time");
+    world.cp.power_on()?;
+    world.expect_health("healthy", "", within(400))?;
+    // One word for each thing that has held, and no storm.
+    let events = world.json(&["cluster", "events", "rack7"])?;
+    let spoken = |e: &&Value| {
+        ["healthy", "degraded", "unreachable"].iter().any(|w| e["message"].as_str().unwrap().starts_with(w))
+    };
+    let spoken = events.as_array().unwrap().iter().filter(spoken).count();
+    assert!(spoken <= 24, "{events:#}");
+    Ok(())
+}
