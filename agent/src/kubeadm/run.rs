@@ -291,7 +291,8 @@ mod tests {
     fn a_renewal_that_fails_leaves_nothing_to_reset() {
         let failed = KubeadmState::Failed { step: "x".into(), reason: "y".into(), log_tail: String::new() };
         for action in [KubeadmAction::Init, KubeadmAction::Join] {
-            assert!(leaves_something(action, false, &failed) && !leaves_something(action, true, &KubeadmState::Done));
+            assert!(leaves_something(action, true, &failed) && !leaves_something(action, true, &KubeadmState::Done));
+            assert!(!leaves_something(action, false, &failed), "kubeadm was not started");
         }
         // Otherwise the next run would reset a control plane that works.
         assert!(!leaves_something(KubeadmAction::Renew, false, &failed));
