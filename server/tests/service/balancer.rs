@@ -67,7 +67,7 @@ async fn the_balancer_comes_with_the_order_and_nodes_that_wait_hear_of_control_p
         "{}",
         order["config"]
     );
-    assert_eq!(order["restart"], json!(["containerd.service", "nkd-balancer.service"]));
+    assert_eq!(order["restart"], json!(["containerd", "nkd-balancer.service"]));
 
     // The other node's question is held while the first one becomes the cluster's first API server.
     let (_, task) = second.call(&place, Method::GET, "/agent/v1/task", None).await;
@@ -91,7 +91,7 @@ async fn a_cluster_with_an_endpoint_of_its_own_has_no_balancer() {
     let _service = place.start().await;
     let (order, [first, _]) = ordered(&place, Some("api.rack7.example")).await;
     assert_eq!(balancer(&order), None);
-    assert_eq!(order["restart"], json!(["containerd.service"]));
+    assert_eq!(order["restart"], json!(["containerd"]));
     assert!(order["config"].as_str().unwrap().contains("controlPlaneEndpoint: api.rack7.example:6443\n"));
     let done = json!({"kind": "kubeadm", "operation": order["operation"], "progress": {"state": "done"}});
     assert_eq!(first.report(&place, done).await.0, StatusCode::OK);
