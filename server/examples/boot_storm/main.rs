@@ -112,5 +112,9 @@ async fn fleet(nodes: Vec<Node>, stay: Duration) -> anyhow::Result<serde_json::V
         ended??;
     }
     let of = |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed);
-    Ok(serde_json::json!({"heartbeats": of(&fleet.heartbeats), "answers": of(&fleet.answers)}))
+    Ok(serde_json::json!({
+        "heartbeats": of(&fleet.heartbeats),
+        "answers": of(&fleet.answers),
+        "connections": of(&fleet.connections),
+    }))
 }

@@ -1,5 +1,5 @@
 //! A machine that has become a node and stays: one connection holds the question for its task, another tells every
-//! half-minute that the node lives, as the agent does.
+//! half-minute that the node lives, as the agent does. A connection that the service has closed is made anew.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub struct Fleet {
     pub heartbeats: AtomicU64,
     pub answers: AtomicU64,
+    /// That were made to tell that a node lives.
+    pub connections: AtomicU64,
 }
 
 /// A node with its certificate.
@@ -59,7 +61,7 @@ impl Node {
     }
 
     async fn beat(&self, fleet: &Fleet, until: Instant) -> Result<()> {
-        let mut line = self.connect().await?;
+        let mut line = None;
         let url = self.server.join("/agent/v1/report")?;
         // Not all of them at the same time.
         let mut next = Instant::now() + HEARTBEAT * u32::from(self.number % 1000) / 1000;
@@ -71,7 +73,14 @@ impl Node {
             let event = ReportEvent::Heartbeat { uptime: 600 };
             let report = Report { id: Uuid::new_v4(), boot_id: "fleet".into(), event };
             let request = Request { url: &url, token: None, body: Some(serde_json::to_vec(&report)?) };
-            timeout(LIMIT, http::ask(&mut line, &request)).await??;
+            let told = match line.as_mut() {
+                Some(open) => timeout(LIMIT, http::ask(open, &request)).await?.is_ok(),
+                None => false,
+            };
+            if !told {
+                fleet.connections.fetch_add(1, Ordering::Relaxed);
+                timeout(LIMIT, http::ask(line.insert(self.connect().await?), &request)).await??;
+            }
             fleet.heartbeats.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::lane::{last_json, number};
-use super::storm::{MACHINES, Stage};
+use super::storm::Stage;
 use super::{Better, OURS, Programs, Table};
 
 /// How long they stay, and how much of that is measured: two signs of life of each.
@@ -16,18 +16,18 @@ const MEASURED: Duration = Duration::from_secs(60);
 /// How long it may take until all are nodes.
 const ENROLLED: Duration = Duration::from_secs(300);
 
-pub fn measure(programs: &Programs, rounds: usize, table: &mut Table) -> Result<()> {
+pub fn measure(programs: &Programs, rounds: usize, nodes: u16, table: &mut Table) -> Result<()> {
     let (nkd, storm) = (programs.binary("nkd")?, programs.example("boot_storm")?);
     for _ in 0..rounds {
-        round(&nkd, &storm, table)?;
+        round(&nkd, &storm, nodes, table)?;
     }
     Ok(())
 }
 
-fn round(nkd: &Path, storm: &Path, table: &mut Table) -> Result<()> {
+fn round(nkd: &Path, storm: &Path, nodes: u16, table: &mut Table) -> Result<()> {
     let stage = Stage::set(nkd)?;
     let (told, said) = (stage.file("told"), stage.file("said"));
-    let mut command = stage.storm(storm, &["--stay", &STAY.as_secs().to_string()]);
+    let mut command = stage.storm(storm, usize::from(nodes), &["--stay", &STAY.as_secs().to_string()]);
     command.stdin(Stdio::null()).stdout(std::fs::File::create(&told)?).stderr(std::fs::File::create(&said)?);
     let mut child = command.spawn().context("cannot run boot_storm")?;
     let end = Instant::now() + ENROLLED;
@@ -56,13 +56,14 @@ fn round(nkd: &Path, storm: &Path, table: &mut Table) -> Result<()> {
     let counts = last_json(&std::fs::read_to_string(&told)?)?["fleet"].clone();
     let heartbeats = number(&counts, "heartbeats")?;
     // Each has told it twice, most of them three times.
-    let fewest = f64::from(u32::try_from(2 * MACHINES)?);
+    let fewest = 2.0 * f64::from(nodes);
     ensure!(heartbeats >= fewest, "{heartbeats} heartbeats were answered, {fewest} should be");
 
     let mut add = |name: &str, unit, figure| table.add(&format!("fleet_{name}"), unit, Better::Less, OURS, figure);
     add("cpu_percent", "% of a core", (after.cpu_seconds - before.cpu_seconds) / seconds * 100.0);
     add("rss", "MiB", after.resident);
     add("rss_peak", "MiB", after.peak);
+    add("connections", "", number(&counts, "connections")?);
     table.add("fleet_heartbeats", "", Better::More, OURS, heartbeats);
     Ok(())
 }

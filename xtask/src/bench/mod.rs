@@ -46,6 +46,9 @@ struct Cluster {
     /// Rounds of each figure
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// How many nodes the fleet has
+    #[arg(long, default_value_t = 1000)]
+    nodes: u16,
     /// Only these parts
     #[arg(long, value_enum)]
     only: Vec<ClusterPart>,
@@ -109,7 +112,7 @@ fn run_cluster(arguments: &Cluster) -> Result<()> {
         }
     }
     if wanted(ClusterPart::Fleet) {
-        fleet::measure(&programs, arguments.rounds, &mut table).context("fleet")?;
+        fleet::measure(&programs, arguments.rounds, arguments.nodes, &mut table).context("fleet")?;
     }
     table.print(arguments.json);
     Ok(())

@@ -19,7 +19,7 @@ const PREFIX: u8 = 16;
 const POOL: (&str, &str) = ("10.123.8.1", "10.123.15.254");
 const POOL_SUBNET: &str = "10.123.8.0/21";
 
-pub(super) const MACHINES: usize = 1000;
+const MACHINES: usize = 1000;
 /// How many are on their way at a time.
 const IN_FLIGHT: usize = 128;
 
@@ -46,7 +46,7 @@ fn round(nkd: &Path, storm: &Path, table: &mut Table) -> Result<()> {
     let told = last_json(
         &stage
             .client
-            .measure(stage.storm(storm, &[]))
+            .measure(stage.storm(storm, MACHINES, &[]))
             .with_context(|| format!("the service said last:\n{}", stage.said()))?,
     )?;
     let busy = stage.usage()?;
@@ -98,14 +98,16 @@ impl Stage {
             route
         })?;
         let command = serve(&server, folder.path(), nkd)?;
-        let service = server.start(command, &folder.path().join("log"), |lane| lane.listens("-t", 8443))?;
+        let first = folder.path().join("state/first-admin-token");
+        let ready = |lane: &Lane| lane.listens("-t", 8443) && first.exists();
+        let service = server.start(command, &folder.path().join("log"), ready)?;
         let source = folder.path().join("image");
         std::fs::create_dir(&source)?;
         for (name, size) in IMAGE {
             std::fs::write(source.join(name), noise(size))?;
         }
         // Its first use deletes the file.
-        let token = std::fs::read_to_string(folder.path().join("state/first-admin-token"))?;
+        let token = std::fs::read_to_string(&first)?;
         std::fs::write(folder.path().join("token"), token.trim())?;
         let stage = Self { service, client, server, folder, nkd: nkd.to_owned() };
         stage.ask(&["image", "import", source.to_str().context("the folder's name is no text")?, "--name", "storm"])?;
@@ -125,9 +127,9 @@ impl Stage {
     }
 
     /// The machines.
-    pub fn storm(&self, storm: &Path, more: &[&str]) -> Command {
+    pub fn storm(&self, storm: &Path, machines: usize, more: &[&str]) -> Command {
         let mut command = self.client.command(storm);
-        command.args(["--server", SERVER.1, "--relay", CLIENT.1, "--machines", &MACHINES.to_string()]);
+        command.args(["--server", SERVER.1, "--relay", CLIENT.1, "--machines", &machines.to_string()]);
         command.args(["--in-flight", &IN_FLIGHT.to_string()]).args(more);
         command
     }
