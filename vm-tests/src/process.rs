@@ -234,8 +234,9 @@ pub(crate) fn run_as(line: String, input: Stdio, mut command: Command, limit: Du
         let _ = killpg(pid_of(&child), Signal::SIGKILL);
         let _ = child.wait();
     }
-    // A grandchild may hold the pipe open: its output is not waited for.
-    let take = |from: mpsc::Receiver<Vec<u8>>| from.recv_timeout(Duration::from_secs(2)).unwrap_or_default();
+    // A grandchild may hold the pipe open: its output is not waited for. On a busy computer, the thread that reads may be
+    // late by seconds, and what the process said would be lost.
+    let take = |from: mpsc::Receiver<Vec<u8>>| from.recv_timeout(Duration::from_secs(10)).unwrap_or_default();
     let (stdout, stderr) = (take(stdout), take(stderr));
     match status {
         Some(status) => Ok(Output { command: line, status, stdout, stderr }),

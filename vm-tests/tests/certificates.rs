@@ -83,7 +83,7 @@ impl World {
                 let events = self.nkd.nkd(&self.net, &["cluster", "events", "rack7"])?;
                 return Err(Error::Unexpected { what: what.into(), got: format!("{seen:#}\n{events}") });
             }
-            std::thread::sleep(Duration::from_secs(1));
+            std::thread::sleep(Duration::from_secs(2));
         }
     }
 
@@ -115,7 +115,7 @@ impl World {
                 let got = text.lines().filter(|l| l.contains("nkd_cluster")).collect::<Vec<_>>().join("\n");
                 return Err(Error::Unexpected { what: format!("the metric {line}"), got });
             }
-            std::thread::sleep(Duration::from_secs(1));
+            std::thread::sleep(Duration::from_secs(2));
         }
     }
 
