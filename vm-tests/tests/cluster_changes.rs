@@ -98,7 +98,7 @@ fn control_planes_and_workers_come_and_go_and_the_cluster_is_taken_apart() -> Re
     cp1.power_cut()?;
     std::fs::remove_file(lab.net.folder().join("kubeconfig-rack7")).unwrap();
     let status = lab.wait_ready("rack7", within(120))?;
-    assert_eq!(status["endpoint"], "192.0.2.12:6443", "{status:#}");
+    assert_eq!(status["endpoints"], serde_json::json!(["192.0.2.12:6443"]), "{status:#}");
     assert_eq!(ready(&lab)?, ["cp2", "w2"]);
     let etcd = lab.kubectl("rack7", &["-n", "kube-system", "get", "pods", "-l", "component=etcd", "-o", "name"])?;
     assert_eq!(etcd.trim(), "pod/etcd-cp2");
