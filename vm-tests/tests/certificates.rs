@@ -137,6 +137,7 @@ fn on_node(certificates: &Value) -> BTreeMap<String, (String, String)> {
 }
 
 #[test]
+#[ignore = "takes minutes: cargo xtask soak"]
 fn health_names_what_is_wrong_and_certificates_are_shown_and_renewed() -> Result {
     let (folder, agent) = (kubernetes_folder()?, agent()?);
     let net = Network::create("certificates")?;

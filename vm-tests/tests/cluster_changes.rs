@@ -1,4 +1,5 @@
-//! Nodes that come and go, with real kubeadm, etcd and pods: what an operator does to a cluster after its first day.
+//! From enrolled nodes to a Ready cluster, and what an operator does to it after its first day: nodes that come and go, with real
+//! kubeadm, kubelet, containerd, etcd and pods in namespace machines.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, which writes files and waits")]
 
@@ -39,11 +40,12 @@ fn members(status: &serde_json::Value) -> Vec<&str> {
 }
 
 #[test]
-fn control_planes_and_workers_come_and_go_and_the_cluster_is_taken_apart() -> Result {
+fn a_cluster_comes_up_grows_shrinks_and_is_taken_apart_with_no_hand_on_its_nodes() -> Result {
     let lab = ClusterLab::start("cluster-changes")?;
     let small = ClusterFile::named("rack7").workers(1);
     let large = ClusterFile::named("rack7").control_planes(2).workers(2);
-    lab.apply(&small)?;
+    let told = lab.apply(&small)?;
+    assert!(told.contains("rack7"), "{told}");
     let all = large.members();
     let [cp1, cp2, w1, w2] = &all[..] else { unreachable!("two and two") };
     let mut cp1 = lab.node(cp1)?;
@@ -53,6 +55,13 @@ fn control_planes_and_workers_come_and_go_and_the_cluster_is_taken_apart() -> Re
     // A label that no kubelet may give its own node.
     let roles = lab.kubectl("rack7", &["get", "nodes", "-l", "node-role.kubernetes.io/worker", "-o", "name"])?;
     assert_eq!(roles.trim(), "node/w1");
+
+    // What was to be applied is there, and nothing secret is in what the nodes say.
+    lab.kubectl("rack7", &["-n", "kube-system", "get", "configmap", "made-by-cni", "made-after"])?;
+    assert_eq!(lab.nkd.machine(&lab.net, "w1")?["phase"]["name"], "ready");
+    for node in [&cp1, &w1] {
+        assert!(!node.logs()?.contains("--token "), "a token is in the log of {}", node.name());
+    }
 
     // Growing, when every token of the first day is gone.
     lab.expect_no_tokens("rack7", within(120))?;

@@ -189,6 +189,7 @@ fn ask_for_order(lab: &ClusterLab, node: &Node, operation: &str) -> Result<(u16,
 }
 
 #[test]
+#[ignore = "takes minutes: cargo xtask soak"]
 fn two_clusters_know_nothing_of_each_other_and_a_node_joins_only_its_own() -> Result {
     let lab = ClusterLab::start("cluster-two")?;
     let (one, two) = (ClusterFile::named("one").workers(1), ClusterFile::named("two").number(1));
@@ -259,6 +260,7 @@ fn two_clusters_know_nothing_of_each_other_and_a_node_joins_only_its_own() -> Re
 }
 
 #[test]
+#[ignore = "takes minutes: cargo xtask soak"]
 fn clock_disk_and_image_are_named_and_once_they_are_right_it_goes_on() -> Result {
     let net = Network::create("cluster-unfit")?;
     let clock = Clock::new(&net)?;

@@ -18,7 +18,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ("NKD_AGENT", agent.as_os_str()),
         ("NKD_KUBERNETES", kubernetes.as_os_str()),
     ];
-    let words = ["test", "--package", "nkd-vm-tests", "--test", "cluster_faults", "--"];
+    let tests = ["--test", "control_planes", "--test", "certificates", "--test", "cluster_faults"];
+    let words = [&["test", "--package", "nkd-vm-tests", "--no-fail-fast"], &tests[..], &["--"]].concat();
     let only = ["--ignored", "--test-threads=1", "--nocapture"];
     let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).collect();
     build::cargo_with(&[&words[..], &only, &filter].concat(), &environment)
