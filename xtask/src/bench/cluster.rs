@@ -65,7 +65,7 @@ fn ours(programs: &LabPrograms, file: &ClusterFile) -> Result<(f64, Recipe, f64)
 
     let begun = Instant::now();
     lab.apply_only(file)?;
-    let mut configs = [None, None];
+    let (mut configs, mut joined) = ([None, None], 0);
     let end = begun + within(LIMIT);
     loop {
         for (config, node) in configs.iter_mut().zip(&nodes) {
@@ -74,6 +74,11 @@ fn ours(programs: &LabPrograms, file: &ClusterFile) -> Result<(f64, Recipe, f64)
             }
         }
         let status = lab.nkd.json(&lab.net, &["cluster", "status", NAME])?;
+        let members = status["members"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let now = members.iter().filter(|m| matches!(m["state"].as_str(), Some("joined" | "ready"))).count();
+        if now > std::mem::replace(&mut joined, now) {
+            eprintln!("{OURS}: {now} of {} have joined after {:.1} s", nodes.len(), begun.elapsed().as_secs_f64());
+        }
         if status["phase"] == "ready" && status["health"]["state"] == "healthy" {
             break;
         }
@@ -99,13 +104,14 @@ fn theirs(programs: &LabPrograms, file: &ClusterFile, recipe: &Recipe) -> Result
     let members = file.members();
     let mut nodes = Vec::new();
     for member in &members {
-        let node = programs.node(&net, member)?;
+        nodes.push(programs.node(&net, member)?);
+    }
+    bridge_pods(&mut nodes.iter_mut().collect::<Vec<_>>())?;
+    for node in &nodes {
         node.write_file("/etc/containerd/config.toml", 0o644, &recipe.containerd)?;
         node.shell("systemctl restart containerd", within(60))?;
         node.expect_unit_active("containerd", within(60))?;
-        nodes.push(node);
     }
-    bridge_pods(&mut nodes.iter_mut().collect::<Vec<_>>())?;
     let folder = file.write(net.folder())?;
     let folder = folder.parent().unwrap_or_else(|| Path::new("."));
     let (control_plane, workers) = nodes.split_first().context("no machine")?;
@@ -121,6 +127,8 @@ fn theirs(programs: &LabPrograms, file: &ClusterFile, recipe: &Recipe) -> Result
         kubeadm token create --print-join-command"
     );
     let command = control_plane.shell(&init, within(LIMIT))?;
+    let reached = |what: &str| eprintln!("{SCRIPT}: {what} after {:.1} s", begun.elapsed().as_secs_f64());
+    reached("the first control plane is made");
     thread::scope(|scope| {
         let joins: Vec<_> = workers
             .iter()
@@ -136,6 +144,7 @@ fn theirs(programs: &LabPrograms, file: &ClusterFile, recipe: &Recipe) -> Result
             .collect();
         joins.into_iter().try_for_each(|join| join.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
+    reached("all have joined");
     let end = begun + within(LIMIT);
     loop {
         let text = control_plane.shell("kubectl get nodes --no-headers", within(60))?;
