@@ -73,7 +73,7 @@ pub fn kubernetes() -> Result<PathBuf> {
 
 /// Builds the lab image, or finds the one that the same inputs made earlier.
 pub fn lab_image() -> Result<PathBuf> {
-    image::lab()
+    image::lab(None)
 }
 
 /// The installer that the lab image carries.
