@@ -51,6 +51,7 @@
 //! It wants root, `iproute2` and QEMU; what is missing is named in the error with its Debian package.
 
 mod by_hand;
+mod cluster;
 mod error;
 mod folder;
 mod machine;
@@ -63,6 +64,7 @@ mod service;
 use std::time::Duration;
 
 pub use by_hand::install_by_hand;
+pub use cluster::LabCluster;
 pub use error::{ConsoleFailure, Error};
 pub use machine::Machine;
 pub use machine::accel::Accelerator;

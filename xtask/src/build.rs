@@ -76,6 +76,11 @@ pub fn lab_image() -> Result<PathBuf> {
     image::lab(None)
 }
 
+/// The same with Kubernetes in it.
+pub fn cluster_image() -> Result<PathBuf> {
+    image::lab(Some(nkd_vm_tests::LabCluster::KUBERNETES))
+}
+
 /// The installer that the lab image carries.
 pub fn installer() -> Result<PathBuf> {
     image::installer()
