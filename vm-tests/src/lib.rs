@@ -51,6 +51,7 @@
 //! It wants root, `iproute2` and QEMU; what is missing is named in the error with its Debian package.
 
 mod by_hand;
+mod cluster;
 mod error;
 mod folder;
 mod lab_cluster;
@@ -64,6 +65,7 @@ mod service;
 use std::time::Duration;
 
 pub use by_hand::install_by_hand;
+pub use cluster::LabCluster;
 pub use error::{ConsoleFailure, Error};
 pub use lab_cluster::{ClusterFile, ClusterLab, KUBERNETES, LabMember, LabPrograms};
 pub use machine::Machine;

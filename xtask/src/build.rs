@@ -73,7 +73,12 @@ pub fn kubernetes() -> Result<PathBuf> {
 
 /// Builds the lab image, or finds the one that the same inputs made earlier.
 pub fn lab_image() -> Result<PathBuf> {
-    image::lab()
+    image::lab(None)
+}
+
+/// The same with Kubernetes in it.
+pub fn cluster_image() -> Result<PathBuf> {
+    image::lab(Some(nkd_vm_tests::LabCluster::KUBERNETES))
 }
 
 /// The installer that the lab image carries.

@@ -1,12 +1,11 @@
-//! `cargo xtask lab`: two blank machines, one with BIOS and one with UEFI, from network boot to enrolled nodes, watched.
+//! `cargo xtask lab`: two blank machines, one with BIOS and one with UEFI, from network boot to a Ready cluster, watched.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use nkd_vm_tests::{BootOrder, Builds, DhcpMode, Firmware, Machine, Network, Nic, Nkd, within};
+use nkd_vm_tests::{Builds, DhcpMode, LabCluster, Machine, Network, Nkd, within};
 use serde_json::Value;
 
 use crate::build;
@@ -18,137 +17,113 @@ pub struct Arguments {
     /// Leave machines and service running at the end, until Enter is pressed
     #[arg(long)]
     keep: bool,
-    /// Minutes that both machines together may take
+    /// Minutes that both machines together may take until they are a cluster
     #[arg(long, default_value_t = 40)]
     minutes: u64,
 }
 
-struct Racked {
-    name: &'static str,
-    mac: &'static str,
-    firmware: Firmware,
-    nic: Nic,
-}
-
-/// Disk first, as machines are racked: an empty disk falls through to the network. The UEFI machine has no ROM on its
-/// card, so that the firmware's own PXE and our TFTP are used.
-const MACHINES: [Racked; 2] = [
-    Racked { name: "bios-1", mac: "52:54:00:00:00:01", firmware: Firmware::Bios, nic: Nic::VirtioWithIpxe },
-    Racked { name: "uefi-1", mac: "52:54:00:00:00:02", firmware: Firmware::Uefi, nic: Nic::VirtioBare },
-];
-
 pub fn run(arguments: &Arguments) -> Result<()> {
-    build::packages(&[&build::VM_PACKAGES[..]].concat())?;
-    let builds = builds()?;
+    build::packages(&build::VM_PACKAGES)?;
+    let builds = Builds { program: build::nkd()?, image: build::cluster_image()? };
+    let kubernetes = build::kubernetes()?;
     let started = Instant::now();
     let net = Network::create("lab").context("the lab's network cannot be made")?;
     let nkd = Nkd::start(&net, &builds, DhcpMode::Server, &[])?;
     say(&started, &format!("nkd serves in the network namespace {}", net.name()));
     nkd.nkd(&net, &["image", "import", &builds.image.display().to_string(), "--name", IMAGE])?;
     say(&started, "the lab image is imported");
-    let mut machines = Vec::new();
-    for racked in &MACHINES {
-        nkd.nkd(&net, &["machine", "declare", racked.name, "--mac", racked.mac, "--image", IMAGE])?;
-        let machine = Machine::named(racked.name)
-            .firmware(racked.firmware)
-            .nic(racked.nic)
-            .mac(racked.mac)
-            .disk_gib(4)
-            .boot(BootOrder::DiskThenNetwork)
-            .start(&net)?;
-        machines.push(machine);
-    }
+    let cluster = LabCluster::create(&net, &kubernetes)?;
+    let file = cluster.file().display().to_string();
+    print!("\n$ nkd cluster apply -f {file}\n{}\n", nkd.nkd(&net, &["cluster", "apply", "-f", &file])?);
+    let machines = LabCluster::machines().into_iter().map(|spec| spec.start(&net));
+    let mut machines: Vec<Machine> = machines.collect::<Result<_, _>>()?;
     say(&started, "two blank machines are powered on");
     let limit = Duration::from_secs(arguments.minutes * 60);
     watch(&net, &nkd, &started, limit)?;
-    println!("\n$ nkd machine list\n{}", nkd.nkd(&net, &["machine", "list"])?);
+    cluster.access(&net, &nkd)?;
+    show(&net, &nkd, &cluster)?;
 
-    say(&started, "power cycle: both machines must boot their disks and install nothing");
-    for machine in &mut machines {
-        machine.power_off(within(180))?;
-        machine.power_on()?;
-    }
-    for (machine, racked) in machines.iter().zip(&MACHINES) {
-        machine.console().expect("login:", within(600))?;
-        let record = nkd.machine(&net, racked.name)?;
-        if record["installedGeneration"] != 1 || record["phase"]["name"] != "enrolled" {
-            bail!("{} is not what it was before the power cycle: {record:#}", racked.name);
-        }
-        say(&started, &format!("{} is back from its own disk", racked.name));
-    }
-    for racked in &MACHINES {
-        println!("\n$ nkd machine show {}\n{}", racked.name, nkd.nkd(&net, &["machine", "show", racked.name])?);
+    say(&started, "power cycle: both machines must boot their disks, install nothing, and be the cluster again");
+    cluster.cycle_power(&net, &nkd, &mut machines, within(900))?;
+    say(&started, "both are back from their own disks, and the cluster is Ready");
+    show(&net, &nkd, &cluster)?;
+    for name in LabCluster::MACHINES {
+        println!("\n$ nkd machine show {name}\n{}", nkd.nkd(&net, &["machine", "show", name])?);
     }
     if arguments.keep {
         let environment: Vec<String> = nkd.environment().iter().map(|(k, v)| format!("{k}={v}")).collect();
-        println!(
-            "\nTo look around: {} ip netns exec {} {} machine list",
-            environment.join(" "),
-            net.name(),
-            builds.program.display()
-        );
+        let inside = format!("ip netns exec {}", net.name());
+        println!("\nTo look around: {} {inside} {} machine list", environment.join(" "), builds.program.display());
+        println!("                {inside} {} get pods -A", cluster.kubectl_line());
         println!("Press Enter to power everything off.");
         std::io::stdin().read_line(&mut String::new()).context("standard input cannot be read")?;
     } else {
         for machine in &mut machines {
-            machine.power_off(within(180))?;
+            machine.power_off(within(240))?;
         }
     }
-    say(&started, "done; logs are in target/vm-tests/lab");
+    say(&started, &format!("done; logs and kubeconfig are in {}", net.folder().display()));
     Ok(())
 }
 
-fn builds() -> Result<Builds> {
-    let program = build::nkd()?;
-    let image: PathBuf = build::lab_image()?;
-    Ok(Builds { program, image })
+/// The cluster as an operator sees it.
+fn show(net: &Network, nkd: &Nkd, cluster: &LabCluster) -> Result<()> {
+    let name = LabCluster::NAME;
+    println!("\n$ nkd cluster status {name}\n{}", nkd.nkd(net, &["cluster", "status", name])?);
+    println!("$ nkd cluster kubeconfig {name} > {}", cluster.kubeconfig().display());
+    println!("$ kubectl get nodes\n{}", cluster.kubectl(net, &["get", "nodes", "--output=wide"])?);
+    Ok(())
 }
 
 fn say(started: &Instant, text: &str) {
     println!("[{:>4} s] {text}", started.elapsed().as_secs());
 }
 
-/// Shows where each machine stands until all are enrolled. A machine that fails ends the wait at once, with its history.
+/// Shows where each machine stands until they are a Ready cluster. A machine that fails ends the wait at once, with its
+/// history.
 fn watch(net: &Network, nkd: &Nkd, started: &Instant, limit: Duration) -> Result<()> {
     let view = MultiProgress::new();
     let style =
         ProgressStyle::with_template("  {spinner} {prefix:<8} {msg}").context("the live view's template is wrong")?;
     let mut lines: BTreeMap<&str, (ProgressBar, String)> = BTreeMap::new();
-    for racked in &MACHINES {
-        let bar = view.add(ProgressBar::new_spinner().with_style(style.clone()).with_prefix(racked.name));
+    for name in LabCluster::MACHINES {
+        let bar = view.add(ProgressBar::new_spinner().with_style(style.clone()).with_prefix(name));
         bar.enable_steady_tick(Duration::from_millis(250));
-        lines.insert(racked.name, (bar, String::new()));
+        lines.insert(name, (bar, String::new()));
     }
     let end = Instant::now() + limit;
     loop {
-        let mut enrolled = 0;
+        let status = LabCluster::status(net, nkd)?;
         for (name, (bar, last)) in &mut lines {
+            let members = status["members"].as_array().map(Vec::as_slice).unwrap_or_default();
+            let member = members.iter().find(|member| member["hostname"] == *name).unwrap_or(&Value::Null);
+            // The service takes the machine in a moment.
+            if member["machine"].is_null() {
+                continue;
+            }
             let machine = nkd.machine(net, name)?;
             let phase = machine["phase"]["name"].as_str().unwrap_or("?").to_owned();
-            let text = format!("{phase:<11} {}", steps(&machine));
-            bar.set_message(text.clone());
-            if view.is_hidden() && phase != *last {
-                say(started, &format!("{name}: {text}"));
+            if phase == "failed" {
+                bail!("{name} failed:\n{}", nkd.nkd(net, &["machine", "events", name])?);
             }
-            *last = phase.clone();
-            match phase.as_str() {
-                "enrolled" => {
-                    bar.finish();
-                    enrolled += 1;
-                }
-                "failed" => bail!("{name} failed:\n{}", nkd.nkd(net, &["machine", "events", name])?),
-                _ => {}
+            // What kubeadm does stands at its place in the cluster.
+            let state = member["state"].as_str().unwrap_or_default();
+            let detail = member["detail"].as_str().filter(|_| state != "waiting").unwrap_or_default();
+            bar.set_message(format!("{phase:<11} {} {detail}", steps(&machine)));
+            let stand = format!("{phase} {detail}");
+            if view.is_hidden() && stand != *last {
+                say(started, &format!("{name}: {phase:<11} {} {detail}", steps(&machine)));
             }
+            *last = stand;
         }
-        if enrolled == lines.len() {
+        if LabCluster::is_ready(&status) {
+            lines.values().for_each(|(bar, _)| bar.finish());
+            say(started, "the cluster is Ready");
             return Ok(());
         }
         if Instant::now() >= end {
-            bail!(
-                "not both machines enrolled within {} minutes:\n{}",
-                limit.as_secs() / 60,
-                nkd.nkd(net, &["machine", "events"])?
-            );
+            let events = nkd.nkd(net, &["cluster", "events", LabCluster::NAME])?;
+            bail!("the cluster is not Ready within {} minutes:\n{status:#}\n{events}", limit.as_secs() / 60);
         }
         std::thread::sleep(Duration::from_secs(2));
     }

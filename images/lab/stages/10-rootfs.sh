@@ -4,6 +4,7 @@ set -euo pipefail
 root=$work/root
 cp -a --reflink=auto "$tree/root" "$root"
 cp -r --preserve=mode "$recipe/overlay/." "$root/"
+cp -r --preserve=mode "$work/kubernetes/." "$root/"
 chmod 0440 "$root/etc/sudoers.d/nestos"
 sed -i "s/@DISK_GUID@/$disk_guid/" "$root/usr/lib/dracut/modules.d/50nestos/nestos-firstboot-disk"
 install -m 0755 "$installer" "$root/usr/bin/coreos-installer"
@@ -28,6 +29,8 @@ OS
 # The kernel goes where ostree looks for it.
 kernel_version=$(basename "$root"/usr/lib/modules/*)
 mv "$root/boot/vmlinuz-$kernel_version" "$root/usr/lib/modules/$kernel_version/vmlinuz"
+# kubeadm's preflight reads it there.
+mv "$root/boot/config-$kernel_version" "$root/usr/lib/modules/$kernel_version/config"
 rm -rf "$root"/boot/* "$root"/vmlinuz* "$root"/initrd.img*
 
 # GRUB's modules are taken from the Debian tree when the disk is made; a node never installs GRUB itself.

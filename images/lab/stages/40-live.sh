@@ -7,10 +7,12 @@ kernel=$out/lab-$version-live-kernel-x86_64
 initramfs=$out/lab-$version-live-initramfs.x86_64.img
 rootfs=$out/lab-$version-live-rootfs.x86_64.img
 
-# The live system was booted by a kernel and an initramfs of its own: they need not be in its memory once more.
+# The live system was booted by a kernel and an initramfs of its own: they need not be in its memory once more, nor what only
+# an installed system runs.
+mapfile -t not_live <"$work/not-live"
 env -u SOURCE_DATE_EPOCH mksquashfs "$root" "$rootfs" -noappend -quiet -no-progress -no-xattrs -comp zstd -Xcompression-level 6 \
     -mkfs-time "$SOURCE_DATE_EPOCH" -all-time "$SOURCE_DATE_EPOCH" \
-    -e "usr/lib/modules/$kernel_version/vmlinuz" "usr/lib/modules/$kernel_version/initramfs.img"
+    -e "usr/lib/modules/$kernel_version/vmlinuz" "usr/lib/modules/$kernel_version/initramfs.img" "${not_live[@]}"
 
 install -m 0644 "$root/usr/lib/modules/$kernel_version/vmlinuz" "$kernel"
 mkdir -p "$work/digest/etc"

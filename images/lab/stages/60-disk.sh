@@ -25,6 +25,12 @@ in_tools ostree admin deploy --sysroot=/mnt/sysroot --os=lab \
     --karg=root=LABEL=root --karg=rw --karg=console=tty0 --karg-append=console=ttyS0,115200 \
     --karg=ignition.platform.id=metal '--karg=$ignition_firstboot' lab:lab/x86_64/stable
 
+# --- what is in /var before the first boot
+if [[ -d $work/containerd ]]; then
+    mkdir -p "$sysroot/ostree/deploy/lab/var/lib"
+    mv "$work/containerd" "$sysroot/ostree/deploy/lab/var/lib/containerd"
+fi
+
 # --- the boot file system's part of GRUB
 mkdir -p "$boot/grub"
 # The installer looks for Fedora's name.

@@ -156,6 +156,9 @@ const FIRST_V1BETA4: u32 = 31;
 const LAST_POD_INFRA: u32 = 26;
 /// Kubelets from here on speak to Docker through cri-dockerd.
 pub(super) const FIRST_CRI_DOCKERD: u32 = 24;
+/// Where plugins for volumes would be: kubeadm has the controller manager mount it and makes it on each control plane, and the
+/// place that it would take is below `/usr`, which cannot be written.
+const VOLUME_PLUGINS: &str = "/var/lib/kubelet/volumeplugins";
 /// kubeadm waits 4 minutes for a control plane and 5 for discovery; disks and networks of machines are slower.
 const PATIENCE: &str = "10m0s";
 
@@ -215,7 +218,11 @@ pub fn init(cluster: &Cluster, node: &Node, init: &Init<'_>) -> Result<String, K
     let minor = minor(&kubernetes.version)?;
     let api = Api::of(minor);
     let gates = feature_gates(cluster);
-    let component = |theirs| api.args(&gates, theirs).map(|extra_args| ControlPlaneComponent { extra_args });
+    let mut managers = vec![("flex-volume-plugin-dir", VOLUME_PLUGINS.to_owned())];
+    managers.extend(gates.iter().cloned());
+    let component = |gates: &[(&'static str, String)], theirs| {
+        api.args(gates, theirs).map(|extra_args| ControlPlaneComponent { extra_args })
+    };
     let first = InitConfiguration {
         api_version: api.version(),
         kind: "InitConfiguration",
@@ -240,8 +247,8 @@ pub fn init(cluster: &Cluster, node: &Node, init: &Init<'_>) -> Result<String, K
             cert_sans: cert_sans(cluster, init),
             timeout_for_control_plane: api.older_timeout(),
         },
-        controller_manager: component(&kubernetes.controller_manager),
-        scheduler: component(&kubernetes.scheduler),
+        controller_manager: component(&managers, &kubernetes.controller_manager),
+        scheduler: component(&gates, &kubernetes.scheduler),
         etcd: api
             .args(&[], &kubernetes.etcd)
             .map(|extra_args| Etcd { local: LocalEtcd { data_dir: "/var/lib/etcd", extra_args } }),
@@ -349,7 +356,7 @@ fn cri_socket(runtime: Runtime, minor: u32) -> &'static str {
 
 fn node_registration<'a>(cluster: &Cluster, node: &'a Node, minor: u32) -> Result<NodeRegistration<'a>, KubeadmError> {
     let kubernetes = &cluster.spec.kubernetes;
-    let mut args = vec![("node-ip", node.address.to_string())];
+    let mut args = vec![("node-ip", node.address.to_string()), ("volume-plugin-dir", VOLUME_PLUGINS.to_owned())];
     let own = node.labels.iter().filter(|(key, _)| kubelet_may_set(key));
     let labels: Vec<String> = own.map(|(key, value)| format!("{key}={value}")).collect();
     if !labels.is_empty() {

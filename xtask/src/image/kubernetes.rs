@@ -13,7 +13,7 @@ use crate::{apt, repository, stage};
 
 const DEBIAN_SUITE: &str = "bookworm";
 /// What the source is, and what it is called a second time, for tests that upgrade.
-const VERSIONS: [&str; 2] = ["v1.20.2", "v1.21.0"];
+pub const VERSIONS: [&str; 2] = ["v1.20.2", "v1.21.0"];
 const PROGRAMS: [&str; 3] = ["kubeadm", "kubelet", "kubectl"];
 /// kubeadm names it and Debian has no source for it.
 const MISSING_IMAGE: &str = "k8s.gcr.io/coredns";

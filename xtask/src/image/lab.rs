@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
-use super::Arguments;
 use super::cache::{Cache, Lock};
 use super::inputs::Inputs;
+use super::{Arguments, kubernetes};
 use crate::{apt, dist, repository, root, stage};
 
 const INSTALLER_VERSION: &str = "0.27.0";
@@ -36,7 +36,8 @@ pub fn image(arguments: &Arguments) -> Result<PathBuf> {
     let recipe = Recipe::read()?;
     // A debugging image is another image.
     let password = std::env::var("LAB_ROOT_PASSWORD").unwrap_or_default();
-    let key = Inputs::default()
+    let layer = arguments.kubernetes.as_deref().map(Layer::of).transpose()?;
+    let inputs = Inputs::default()
         .text("tree", &recipe.tree_key)
         .text("installer", &recipe.installer_key)
         .file("compose", &recipe.directory.join("compose.sh"))?
@@ -45,9 +46,12 @@ pub fn image(arguments: &Arguments) -> Result<PathBuf> {
         .file("agent", &agent)?
         .directory("units", &units)?
         .text("version", &arguments.version)
-        .text("password", &password)
-        .key();
-    if let Some(image) = cache.find("lab-image", &key) {
+        .text("password", &password);
+    let (kind, key) = match &layer {
+        Some(layer) => ("lab-kubernetes-image", layer.add_to(inputs)?.key()),
+        None => ("lab-image", inputs.key()),
+    };
+    if let Some(image) = cache.find(kind, &key) {
         return Ok(image);
     }
 
@@ -55,7 +59,7 @@ pub fn image(arguments: &Arguments) -> Result<PathBuf> {
     let tree = recipe.tree(&cache, &lock)?;
     let installer = recipe.installer(&cache, &lock)?;
     apt::ensure(&COMPOSE_PACKAGES, &cache.logs())?;
-    cache.entry(&lock, "lab-image", &key, |out| {
+    cache.entry(&lock, kind, &key, |out| {
         let mut compose = root::command(
             recipe.directory.join("compose.sh"),
             &[("LAB_INPUT_HASH", key.as_str()), ("LAB_ROOT_PASSWORD", password.as_str())],
@@ -63,8 +67,36 @@ pub fn image(arguments: &Arguments) -> Result<PathBuf> {
         compose.arg("--tree").arg(&tree).arg("--installer").arg(installer.join("bin/coreos-installer"));
         compose.arg("--agent").arg(&agent).arg("--agent-units").arg(&units);
         compose.args(["--version", &arguments.version]).arg("--out").arg(out);
-        stage::run("lab image", &cache.logs().join("lab-image.log"), compose)
+        if let Some(layer) = &layer {
+            compose.arg("--kubernetes").arg(&layer.folder).args(["--kubernetes-version", &layer.version]);
+        }
+        stage::run(&kind.replace('-', " "), &cache.logs().join(format!("{kind}.log")), compose)
     })
+}
+
+/// Kubernetes in a lab image.
+struct Layer {
+    version: String,
+    /// What the programs and container images are taken from; its name is the digest of what it was made from.
+    folder: PathBuf,
+}
+
+impl Layer {
+    fn of(version: &str) -> Result<Self> {
+        let known = kubernetes::VERSIONS;
+        ensure!(known.contains(&version), "there is no Kubernetes {version:?} here: {}", known.join(" or "));
+        Ok(Self { version: version.to_owned(), folder: kubernetes::image()? })
+    }
+
+    fn add_to(&self, inputs: Inputs) -> Result<Inputs> {
+        let images = repository().join("images");
+        let programs = self.folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        inputs
+            .text("kubernetes version", &self.version)
+            .text("kubernetes", &programs)
+            .directory("kubernetes units", &images.join("lab/kubernetes"))?
+            .directory("nestos files", &images.join("nestos/files"))
+    }
 }
 
 /// The installer that the image carries.

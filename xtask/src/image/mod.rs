@@ -23,6 +23,9 @@ pub struct Arguments {
     /// The agent's program; without it the workspace's own is built
     #[arg(long)]
     agent: Option<PathBuf>,
+    /// A lab image that holds this version of Kubernetes, such as v1.20.2 [default: it holds none]
+    #[arg(long)]
+    kubernetes: Option<String>,
     /// Directory of the agent's unit files [default: agent/dist]
     #[arg(long)]
     agent_units: Option<PathBuf>,
@@ -47,9 +50,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The lab image of this checkout, with the workspace's own agent.
-pub fn lab() -> Result<PathBuf> {
-    lab::image(&Arguments { kind: Kind::Lab, version: "1".to_owned(), agent: None, agent_units: None })
+/// The lab image of this checkout, with the workspace's own agent, and with a version of Kubernetes if one is given.
+pub fn lab(kubernetes: Option<&str>) -> Result<PathBuf> {
+    let kubernetes = kubernetes.map(str::to_owned);
+    lab::image(&Arguments { kind: Kind::Lab, version: "1".to_owned(), agent: None, agent_units: None, kubernetes })
 }
 
 /// Kubernetes for the tests.
