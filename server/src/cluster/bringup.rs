@@ -291,7 +291,7 @@ impl Work {
         let now = OffsetDateTime::now_utc();
         let pki = pki(&self.service, &self.record).await?;
         let nodes = api.nodes().await.map_err(|error| crate::http::chain(&error));
-        let observed = observe(&self.record, &pki, api, nodes, now).await?;
+        let observed = observe(&self.service.watches, &self.record, &pki, api, nodes, now).await?;
         let health = health::judge(&observed, &self.record.health, now);
         let said = self.service.watches.hear(&self.record, &health, now);
         if said.is_some() || health != self.record.health {

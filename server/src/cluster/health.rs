@@ -42,6 +42,9 @@ pub struct NodeSeen {
     pub managed: BTreeSet<String>,
 }
 
+/// A kubelet that has renewed nothing for so long is silent; it does every ten seconds, and has forty for it.
+const SILENT: Duration = Duration::seconds(60);
+
 /// A static pod of a control plane.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PodSeen {
@@ -103,6 +106,8 @@ pub struct Observed {
     pub etcd: Option<Vec<EtcdSeen>>,
     /// Control planes whose own API server does not say that it is ready.
     pub not_ready: Vec<String>,
+    /// Nodes whose kubelets are silent, see [`Pulses`].
+    pub silent: BTreeSet<String>,
     /// Certificates.
     pub certificates: Vec<CertificateSeen>,
     /// What else is wrong, said elsewhere: a renewal that failed.
@@ -128,6 +133,14 @@ pub fn judge(observed: &Observed, before: &Health, now: OffsetDateTime) -> Healt
     for node in nodes.iter().filter(|node| !node.ready) {
         away.insert(node.name.as_str());
         reasons.push(not_ready(node));
+    }
+    // With a dead controller manager nobody marks a node whose kubelet is dead, and its pods stay as they were.
+    for node in nodes.iter().filter(|node| node.ready && observed.silent.contains(&node.name)) {
+        away.insert(node.name.as_str());
+        let name = &node.name;
+        reasons.push(format!(
+            "the kubelet of {name} is silent, and nobody has marked the node: is the machine up? `systemctl status kubelet` there says more"
+        ));
     }
     for node in nodes {
         let pressure =
@@ -248,6 +261,25 @@ fn certificate(seen: &CertificateSeen, cluster: &str, now: OffsetDateTime) -> Op
             "the certificate {name} of {node} {verb} on {date}: `nkd cluster certs renew {cluster} --node {node}` renews it"
         ),
     })
+}
+
+/// When the kubelets of a cluster were heard, by the clock of who listens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pulses(BTreeMap<String, (String, OffsetDateTime)>);
+
+impl Pulses {
+    /// Hears the beat of every node, whatever its clock says; those whose beat has not changed for [`SILENT`].
+    pub fn hear(&mut self, beats: &BTreeMap<String, String>, now: OffsetDateTime) -> BTreeSet<String> {
+        self.0.retain(|name, _| beats.contains_key(name));
+        for (name, beat) in beats {
+            match self.0.get_mut(name) {
+                Some((last, _)) if last == beat => {}
+                _ => drop(self.0.insert(name.clone(), (beat.clone(), now))),
+            }
+        }
+        let silent = self.0.iter().filter(|(_, (_, since))| now - *since >= SILENT);
+        silent.map(|(name, _)| name.clone()).collect()
+    }
 }
 
 /// What was said of a cluster's health as events, and what may be said next.

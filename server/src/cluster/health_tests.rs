@@ -32,6 +32,7 @@ fn fine() -> Observed {
         pods: Some(pods.map(|name| PodSeen { name, ready: true, cause: None }).collect()),
         etcd: Some(vec![member(1, "cp1"), member(2, "cp2"), member(3, "cp3")]),
         not_ready: Vec::new(),
+        silent: BTreeSet::new(),
         certificates: Vec::new(),
         more: Vec::new(),
     }
@@ -250,4 +251,25 @@ proptest! {
         prop_assert_eq!(&told.reasons, &BTreeSet::from(["a".to_owned()]));
         prop_assert!(!told.unreachable);
     }
+}
+
+#[test]
+fn a_kubelet_that_dies_unseen_is_found_by_its_lease() {
+    let mut pulses = Pulses::default();
+    let beats = |w1: &str| BTreeMap::from([("cp1".to_owned(), format!("{w1}-cp")), ("w1".to_owned(), w1.to_owned())]);
+    let silent = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<BTreeSet<_>>();
+    assert_eq!(pulses.hear(&beats("a"), NOW), silent(&[]), "nobody knows since when");
+    assert_eq!(pulses.hear(&beats("a"), NOW + Duration::seconds(59)), silent(&[]));
+    let mut next = beats("a");
+    next.insert("cp1".into(), "b".into());
+    assert_eq!(pulses.hear(&next, NOW + Duration::seconds(60)), silent(&["w1"]));
+    next.insert("w1".into(), "0".into());
+    assert_eq!(pulses.hear(&next, NOW + Duration::seconds(70)), silent(&[]), "a clock that was put back beats too");
+    next.remove("w1");
+    assert_eq!(pulses.hear(&next, NOW + Duration::seconds(300)), silent(&["cp1"]), "who has left is not missed");
+
+    let mut seen = fine();
+    seen.silent = silent(&["w1"]);
+    let Health::Degraded { reasons } = judge(&seen, &Health::Healthy, NOW) else { panic!("w1 is silent") };
+    assert!(reasons.len() == 1 && reasons[0].contains("the kubelet of w1 is silent"), "{reasons:?}");
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -88,6 +89,17 @@ impl Cluster {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let list = nodes.list(&ListParams::default()).await.map_err(request("list nodes"))?;
         Ok(list.items.into_iter().map(node_seen).collect())
+    }
+
+    /// When each node's kubelet renewed its lease last, as it is written there: the clock is the node's.
+    pub async fn heartbeats(&self) -> Result<BTreeMap<String, String>, KubeError> {
+        let leases: Api<Lease> = Api::namespaced(self.client.clone(), "kube-node-lease");
+        let list = leases.list(&ListParams::default()).await.map_err(request("list the leases of nodes"))?;
+        let beat = |lease: Lease| {
+            let renewed = serde_json::to_value(lease.spec?.renew_time?).ok()?;
+            Some((lease.metadata.name?, renewed.as_str()?.to_owned()))
+        };
+        Ok(list.items.into_iter().filter_map(beat).collect())
     }
 
     /// The static pods that kubeadm makes on control planes.

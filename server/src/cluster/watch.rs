@@ -1,6 +1,6 @@
 //! One look at a cluster: everything that [`super::health`] judges, asked at the same time, each within its own bound.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::etcd::{CLIENT_PORT, Etcd};
-use super::health::{CertificateSeen, EtcdSeen, Expected, NodeSeen, Observed, PodSeen, Told};
+use super::health::{CertificateSeen, EtcdSeen, Expected, NodeSeen, Observed, PodSeen, Pulses, Told};
 use super::kubernetes::Cluster as Api;
 use super::pki::{Access, ClusterPki, NamedEndpoint, PkiError};
 use super::quorum::MemberHealth;
@@ -18,13 +18,25 @@ use super::renewal;
 
 /// What is remembered between two looks, and forgotten with the service.
 #[derive(Debug, Default)]
-pub struct Watches(Mutex<HashMap<Uuid, Told>>);
+pub struct Watches(Mutex<HashMap<Uuid, Watched>>);
+
+#[derive(Debug)]
+struct Watched {
+    told: Told,
+    pulses: Pulses,
+}
 
 impl Watches {
     /// Hears how a cluster is now; an event when there is one to write.
     pub(super) fn hear(&self, record: &Record, health: &Health, now: OffsetDateTime) -> Option<String> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry(record.id).or_insert_with(|| Told::of(&record.health)).hear(health, now)
+        watched(&mut all, record).told.hear(health, now)
+    }
+
+    /// Nodes whose kubelets have renewed nothing for a while, by the clock of the service.
+    fn silent(&self, record: &Record, beats: &BTreeMap<String, String>, now: OffsetDateTime) -> BTreeSet<String> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        watched(&mut all, record).pulses.hear(beats, now)
     }
 
     /// Forgets clusters that are gone.
@@ -33,8 +45,14 @@ impl Watches {
     }
 }
 
+fn watched<'a>(all: &'a mut HashMap<Uuid, Watched>, record: &Record) -> &'a mut Watched {
+    let new = || Watched { told: Told::of(&record.health), pulses: Pulses::default() };
+    all.entry(record.id).or_insert_with(new)
+}
+
 /// Everything that can be seen of a cluster, given what its API said of the nodes.
 pub(super) async fn observe(
+    watches: &Watches,
     record: &Record,
     pki: &ClusterPki,
     api: &Api,
@@ -48,10 +66,15 @@ pub(super) async fn observe(
         .filter(|m| settled(m.state))
         .map(|m| Expected { name: m.hostname.clone(), role: m.role, address: m.address })
         .collect();
-    let (pods, etcd, not_ready) = match &nodes {
+    let (pods, etcd, not_ready, beats) = match &nodes {
         // Without the API it takes longer, and what it would tell is not shown.
-        Err(_) => (None, None, Vec::new()),
-        Ok(_) => tokio::join!(pods(api), etcd(pki, &expected, now), not_ready(pki, record.name(), &expected, now)),
+        Err(_) => (None, None, Vec::new(), None),
+        Ok(_) => tokio::join!(
+            pods(api),
+            etcd(pki, &expected, now),
+            not_ready(pki, record.name(), &expected, now),
+            beats(api)
+        ),
     };
     Ok(Observed {
         cluster: record.name().to_owned(),
@@ -60,10 +83,16 @@ pub(super) async fn observe(
         pods,
         etcd,
         not_ready,
+        silent: beats.map(|beats| watches.silent(record, &beats, now)).unwrap_or_default(),
         certificates: certificates(record, pki, now)?,
         more: renewal::reasons(record, now).into_iter().chain(unreadable(record)).collect(),
         expected,
     })
+}
+
+async fn beats(api: &Api) -> Option<BTreeMap<String, String>> {
+    let answer = api.heartbeats().await;
+    answer.inspect_err(|e| tracing::debug!(error = e as &dyn std::error::Error, "leases cannot be listed")).ok()
 }
 
 async fn pods(api: &Api) -> Option<Vec<PodSeen>> {
