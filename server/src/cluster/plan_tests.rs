@@ -270,6 +270,7 @@ fn an_operator_or_a_clock_that_is_put_back_ends_the_wait() {
     world.turn();
     world.happens(&Event::Enrolls(0));
     world.turn();
+    world.turn();
     for _ in 0..TRIES {
         world.happens(&Event::Ends(0, false));
         world.now += Duration::from_secs(3600);
