@@ -36,6 +36,8 @@ pub const KUBERNETES: &str = "v1.20.2";
 /// images.
 const KUBELET: &str = "{imageGCHighThresholdPercent: 100, evictionHard: {nodefs.available: 0%, imagefs.available: 0%, nodefs.inodesFree: 0%}}";
 /// The disk and the processors are shared too: nobody is voted out for being slow.
+const LEADERS: &str =
+    "{extraArgs: {leader-elect-lease-duration: 60s, leader-elect-renew-deadline: 45s, leader-elect-retry-period: 5s}}";
 const ETCD: &str = "{extraArgs: {heartbeat-interval: '500', election-timeout: '5000'}}";
 /// Where the programs are that the service and its nodes are made of.
 #[derive(Debug, Clone)]
@@ -155,7 +157,7 @@ impl ClusterFile {
             "apiVersion: nkd.io/v1alpha1\nkind: Cluster\nmetadata: {{name: {name}}}\nspec:\n\
             \x20 os: {{profile: lab, image: lab}}\n  kubernetes:\n    version: {version}\n    podSubnet: 10.{pods}.0.0/16\n\
             \x20   serviceSubnet: 10.{services}.0.0/16\n    skipPhases: [addon/coredns]\n    cni: {{manifest: ./cni.yaml}}\n\
-            \x20   kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n    kubeletConfiguration: {KUBELET}\n    etcd: {ETCD}\n  hooks: {{before: [./pods.sh], after: [./after.yaml]}}\n{more}\
+            \x20   kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n    kubeletConfiguration: {KUBELET}\n    etcd: {ETCD}\n    controllerManager: {LEADERS}\n    scheduler: {LEADERS}\n  hooks: {{before: [./pods.sh], after: [./after.yaml]}}\n{more}\
             \x20 pools:\n  - name: cp\n    role: control-plane\n    machines:\n{control_planes}{workers}",
             pods = 244 + u32::from(*number),
             services = 96 + u32::from(*number),
