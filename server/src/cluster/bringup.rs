@@ -133,7 +133,16 @@ impl Orders {
             }
             changed
         });
+        if self.assign(record) {
+            // Who holds a question of an agent looks again: a reset or a renewal moves no machine.
+            self.api_servers.send_modify(|_| ());
+        }
+    }
+
+    /// Writes down what the machines of a cluster are to do. True when that is something else than before.
+    fn assign(&self, record: &Record) -> bool {
         let mut orders = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = false;
         for member in &record.members {
             let Some(machine) = member.machine else { continue };
             let may_run = match member.leaving {
@@ -142,11 +151,13 @@ impl Orders {
             };
             match member.run.filter(|run| run.ended_at.is_none() && may_run) {
                 Some(run) => {
-                    orders.insert(machine, KubeadmTask { operation: run.operation, action: run.action });
+                    let task = KubeadmTask { operation: run.operation, action: run.action };
+                    changed |= orders.insert(machine, task.clone()) != Some(task);
                 }
-                None => drop(orders.remove(&machine)),
+                None => changed |= orders.remove(&machine).is_some(),
             }
         }
+        changed
     }
 }
 
@@ -291,6 +302,10 @@ impl Work {
         let now = OffsetDateTime::now_utc();
         let pki = pki(&self.service, &self.record).await?;
         let nodes = api.nodes().await.map_err(|error| crate::http::chain(&error));
+        let views = nodes.as_deref().ok().map(health::views);
+        // Nodes that leave are away on purpose.
+        let leaves = |name: &str| self.record.members.iter().any(|m| m.hostname == name && m.leaving.is_some());
+        let nodes = nodes.map(|nodes| nodes.into_iter().filter(|node| !leaves(&node.name)).collect());
         let observed = observe(&self.service.watches, &self.record, &pki, api, nodes, now).await?;
         let health = health::judge(&observed, &self.record.health, now);
         let said = self.service.watches.hear(&self.record, &health, now);
@@ -298,7 +313,7 @@ impl Work {
             self.record.health = health;
             self.save(said.into_iter().collect()).await?;
         }
-        Ok(observed.nodes.ok().map(|nodes| health::views(&nodes)))
+        Ok(views)
     }
 
     async fn api(&self) -> Result<Api, BringUpError> {
