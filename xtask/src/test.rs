@@ -59,7 +59,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test-threads=1",
         ];
         tier("kubeadm", &[&words[..], &filter[..]].concat(), &environment)?;
-        let tests = ["--test", "nodes", "--test", "cluster_changes", "--test", "cluster_faults"];
+        let tests = ["--test", "nodes", "--test", "cluster_changes"];
         let words = [&["test", "--package", "nkd-vm-tests"], &tests[..], &["--", "--test-threads=1"]].concat();
         tier("nodes", &[&words[..], &filter[..]].concat(), &environment)?;
     }
