@@ -36,9 +36,10 @@ pub const KUBERNETES: &str = "v1.20.2";
 /// images.
 const KUBELET: &str = "{imageGCHighThresholdPercent: 100, evictionHard: {nodefs.available: 0%, imagefs.available: 0%, nodefs.inodesFree: 0%}}";
 /// The disk and the processors are shared too: nobody is voted out for being slow.
+const ETCD: &str = "{extraArgs: {heartbeat-interval: '500', election-timeout: '5000'}}";
+/// The same for the leaders among controller managers and schedulers.
 const LEADERS: &str =
     "{extraArgs: {leader-elect-lease-duration: 60s, leader-elect-renew-deadline: 45s, leader-elect-retry-period: 5s}}";
-const ETCD: &str = "{extraArgs: {heartbeat-interval: '500', election-timeout: '5000'}}";
 /// Where the programs are that the service and its nodes are made of.
 #[derive(Debug, Clone)]
 pub struct LabPrograms {
