@@ -71,7 +71,10 @@ fn decide(record: &Record, index: usize, leaving: Leaving, seen: Seen<'_>) -> Re
     let machine = machine_of(member, seen.machines);
     let running = member.run.filter(|run| run.ended_at.is_none() && machine.is_some() && !leaving.lost);
     if let Some(run) = running.filter(|run| run.action != KubeadmAction::Reset) {
-        return Err(format!("kubeadm {} has to end first", word(run.action)));
+        let (verb, name) = (word(run.action), &member.hostname);
+        return Err(format!(
+            "kubeadm {verb} has to end first: if its machine is gone, `nkd cluster remove CLUSTER {name} --lost`"
+        ));
     }
     if record.destroying {
         let workers = record.members.iter().any(|m| m.role == Role::Worker);
@@ -125,7 +128,9 @@ fn reset(index: usize, member: &MemberRecord, seen: Seen<'_>) -> Result<Step, St
     let name = &member.hostname;
     let Some(machine) = machine_of(member, seen.machines) else { return Ok(Step::Part { member: index }) };
     let silent = seen.now - machine.last_seen > SILENT;
-    let away = format!("its agent is away: power {name} on, or say `--lost` when removing it");
+    let away = format!(
+        "its agent is away: power {name} on, or `nkd cluster remove CLUSTER {name} --lost` if its machine is gone"
+    );
     if !has_enrolled(machine) {
         return Err(format!("{}; {away}", why_not_enrolled(machine)));
     }
