@@ -356,6 +356,14 @@ impl Work {
                 let keys: Vec<&str> = set.keys().map(String::as_str).collect();
                 self.save(vec![format!("{hostname}: labelled: {}", keys.join(", "))]).await?;
             }
+            Step::Taint { member, change } => {
+                let Some(api) = api else { return Ok(()) };
+                let hostname = self.record.members[member].hostname.clone();
+                api.taint(&hostname, &change).await?;
+                let taints: Vec<&str> = change.set.iter().map(String::as_str).collect();
+                let taints = if taints.is_empty() { "none".to_owned() } else { taints.join(", ") };
+                self.save(vec![format!("{hostname}: its taints: {taints}")]).await?;
+            }
             Step::Lose { member } => self.lose(member).await?,
             Step::Drain { member } => {
                 if let Some(api) = api {

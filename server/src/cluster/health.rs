@@ -40,10 +40,18 @@ pub struct NodeSeen {
     pub labels: BTreeMap<String, String>,
     /// Keys of the labels that we gave it.
     pub managed: BTreeSet<String>,
+    /// Its taints, as [`super::taints`] writes them.
+    pub taints: BTreeSet<String>,
+    /// Those of them that are ours; none: nothing is said about that.
+    pub own_taints: Option<BTreeSet<String>>,
 }
 
 /// A kubelet that has renewed nothing for so long is silent; it does every ten seconds, and has forty for it.
 const SILENT: Duration = Duration::seconds(60);
+
+/// Static pods run before the API has them: the kubelet of a new control plane shows them, and that they are ready, when
+/// it has registered its node and looked at them.
+const SHOWN: Duration = Duration::minutes(3);
 
 /// A static pod of a control plane.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -87,6 +95,8 @@ pub struct Expected {
     pub role: Role,
     /// Address.
     pub address: Option<IpAddr>,
+    /// When kubeadm was done with it.
+    pub since: Option<OffsetDateTime>,
 }
 
 /// Everything that was seen in one look.
@@ -156,7 +166,7 @@ pub fn judge(observed: &Observed, before: &Health, now: OffsetDateTime) -> Healt
     }
     let up = || observed.expected.iter().filter(|e| e.role == Role::ControlPlane && !away.contains(e.name.as_str()));
     match &observed.pods {
-        Some(pods) => reasons.extend(up().flat_map(|node| static_pods(&node.name, pods))),
+        Some(pods) => reasons.extend(up().flat_map(|node| static_pods(node, pods, now))),
         None => reasons.push("the pods of the control planes cannot be listed".into()),
     }
     for node in up().filter(|node| observed.not_ready.contains(&node.name)) {
@@ -179,6 +189,8 @@ pub fn views(nodes: &[NodeSeen]) -> Vec<NodeView> {
         ready: node.ready,
         labels: node.labels.clone(),
         managed: node.managed.clone(),
+        taints: node.taints.clone(),
+        own_taints: node.own_taints.clone(),
     };
     nodes.iter().map(view).collect()
 }
@@ -194,13 +206,16 @@ fn not_ready(node: &NodeSeen) -> String {
     }
 }
 
-fn static_pods<'a>(node: &'a str, pods: &'a [PodSeen]) -> impl Iterator<Item = String> + 'a {
+fn static_pods<'a>(node: &'a Expected, pods: &'a [PodSeen], now: OffsetDateTime) -> impl Iterator<Item = String> + 'a {
+    let is_new = node.since.is_some_and(|since| since <= now && now - since < SHOWN);
+    let node = &node.name;
     STATIC_PODS.into_iter().filter_map(move |component| {
         let name = format!("{component}-{node}");
         let hint = format!("`journalctl -u kubelet` and /var/log/pods on {node} say more");
         match pods.iter().find(|pod| pod.name == name) {
             Some(pod) if pod.ready => None,
             Some(PodSeen { cause: Some(cause), .. }) => Some(format!("the pod {name} is not Ready ({cause}): {hint}")),
+            _ if is_new => None,
             Some(_) => Some(format!("the pod {name} is not Ready: {hint}")),
             None => {
                 Some(format!("the pod {name} is missing: is /etc/kubernetes/manifests/{component}.yaml on {node}?"))

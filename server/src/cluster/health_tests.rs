@@ -22,6 +22,7 @@ fn fine() -> Observed {
         name: (*name).into(),
         role: if name.starts_with('c') { Role::ControlPlane } else { Role::Worker },
         address: None,
+        since: None,
     };
     let pods = names[..3].iter().flat_map(|name| STATIC_PODS.map(|pod| format!("{pod}-{name}")));
     Observed {
@@ -106,6 +107,26 @@ fn pods_are_named_with_what_is_wrong() {
         },
         &["the pod etcd-cp1 is missing: is /etc/kubernetes/manifests/etcd.yaml on cp1?"],
     );
+    // Its kubelet has not told them yet.
+    let joined = |seconds: i64| {
+        move |o: &mut Observed| {
+            o.expected[2].since = Some(NOW - Duration::seconds(seconds));
+            let at = pod(o, "etcd-cp3");
+            o.pods.as_mut().unwrap().remove(at);
+        }
+    };
+    says(joined(179), &[]);
+    says(joined(180), &["the pod etcd-cp3 is missing"]);
+    says(joined(-1), &["the pod etcd-cp3 is missing"]);
+    let unready = |cause: Option<&str>| {
+        let seen = PodSeen { name: "etcd-cp3".into(), ready: false, cause: cause.map(str::to_owned) };
+        move |o: &mut Observed| {
+            joined(60)(o);
+            o.pods.as_mut().unwrap().push(seen);
+        }
+    };
+    says(unready(None), &[]);
+    says(unready(Some("CrashLoopBackOff")), &["the pod etcd-cp3 is not Ready (CrashLoopBackOff)"]);
     says(|o| o.pods = None, &["cannot be listed"]);
     says(|o| o.not_ready = vec!["cp3".into()], &["the API server of cp3 is not ready"]);
 }

@@ -18,9 +18,10 @@ use serde_json::{Map, Value};
 use self::document::{
     ApiEndpoint, ApiServer, Arg, Args, BootstrapToken, BootstrapTokenDiscovery, ClusterConfiguration,
     ControlPlaneComponent, Discovery, Etcd, InitConfiguration, JoinConfiguration, JoinControlPlane, LocalEtcd,
-    Networking, NodeRegistration, Taint, Timeouts,
+    Networking, NodeRegistration, Timeouts,
 };
 use super::runtime::sandbox_image;
+use super::taints;
 
 /// A file for kubeadm or the runtime cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -365,22 +366,13 @@ fn node_registration<'a>(cluster: &Cluster, node: &'a Node, minor: u32) -> Resul
     if minor <= LAST_POD_INFRA {
         args.push(("pod-infra-container-image", sandbox_image(cluster)?));
     }
-    let taints = node.taints.as_ref().map(|taints| taints.iter().map(|taint| parse_taint(taint)).collect());
+    let taints = node.taints.as_ref().map(|taints| taints.iter().map(|taint| taints::parse(taint)).collect());
     Ok(NodeRegistration {
         name: &node.hostname,
         cri_socket: cri_socket(kubernetes.runtime, minor),
         taints: taints.transpose()?,
         kubelet_extra_args: Api::of(minor).args(&args, &kubernetes.kubelet),
     })
-}
-
-fn parse_taint(text: &str) -> Result<Taint<'_>, KubeadmError> {
-    let parsed = text.rsplit_once(':').and_then(|(rest, effect)| {
-        let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
-        let known = ["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect);
-        (known && !key.is_empty()).then_some(Taint { key, value, effect })
-    });
-    parsed.ok_or_else(|| KubeadmError::Taint(text.to_owned()))
 }
 
 fn local(node: &Node) -> ApiEndpoint {

@@ -154,7 +154,7 @@ fn no_taints_are_not_kubeadms_taints() {
     node.taints = Some(Vec::new());
     assert_eq!(registration(&node)["taints"], serde_json::json!([]));
     for wrong in ["a", "a:Never", ":NoSchedule", "=b:NoSchedule"] {
-        assert!(matches!(parse_taint(wrong), Err(KubeadmError::Taint(_))), "{wrong}");
+        assert!(matches!(taints::parse(wrong), Err(KubeadmError::Taint(_))), "{wrong}");
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod, Secret};
+use k8s_openapi::api::core::v1::{Node, Pod, Secret, Taint};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::GroupVersionKind;
@@ -14,11 +14,14 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::health::{NodeSeen, PRESSURES, PodSeen};
+use super::taints;
 
 /// How long one request may take.
 const LIMIT: Duration = Duration::from_secs(10);
 /// On a node: the keys of the labels that are ours, with commas.
 const LABELS: &str = "nkd.io/labels";
+/// On a node: the taints that are ours, with commas.
+const TAINTS: &str = "nkd.io/taints";
 /// Who owns the fields that we apply.
 const MANAGER: &str = "nkd";
 
@@ -128,6 +131,32 @@ impl Cluster {
         done.map(drop).map_err(request(format!("label the node {node}")))
     }
 
+    /// Gives a node its taints, takes others away, and writes down on the node which are ours. Those of others stay.
+    pub async fn taint(&self, node: &str, change: &taints::Change) -> Result<(), KubeError> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let doing = format!("taint the node {node}");
+        let there = nodes.get(node).await.map_err(request(doing.clone()))?;
+        let mut all = there.spec.unwrap_or_default().taints.unwrap_or_default();
+        let had: BTreeSet<String> = all.iter().map(written).collect();
+        all.retain(|taint| !change.remove.contains(&written(taint)));
+        for taint in change.set.difference(&had).filter_map(|text| taints::parse(text).ok()) {
+            all.push(Taint {
+                key: taint.key.to_owned(),
+                value: (!taint.value.is_empty()).then(|| taint.value.to_owned()),
+                effect: taint.effect.to_owned(),
+                time_added: None,
+            });
+        }
+        let ours: Vec<&str> = change.set.iter().map(String::as_str).collect();
+        // The whole list is written: somebody else's change in between is not to be lost.
+        let patch = json!({
+            "metadata": {"resourceVersion": there.metadata.resource_version, "annotations": {TAINTS: ours.join(",")}},
+            "spec": {"taints": all},
+        });
+        let done = nodes.patch(node, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        done.map(drop).map_err(request(doing))
+    }
+
     /// Makes a bootstrap token for one node, or makes the same one live longer. The cluster removes it by itself when its
     /// time is over.
     pub async fn put_token(&self, id: &str, secret: &str, node: &str, until: OffsetDateTime) -> Result<(), KubeError> {
@@ -205,17 +234,27 @@ impl Cluster {
 fn node_seen(node: Node) -> NodeSeen {
     let managed = node.metadata.annotations.as_ref().and_then(|all| all.get(LABELS));
     let managed = managed.into_iter().flat_map(|keys| keys.split(',')).filter(|key| !key.is_empty());
+    let own_taints = node.metadata.annotations.as_ref().and_then(|all| all.get(TAINTS));
+    let own_taints = own_taints.map(|all| all.split(',').filter(|one| !one.is_empty()).map(str::to_owned).collect());
+    let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
     let conditions = node.status.and_then(|s| s.conditions).unwrap_or_default();
     let ready = conditions.iter().find(|c| c.type_ == "Ready");
     let under = |pressure: &&str| conditions.iter().any(|c| c.type_ == *pressure && c.status == "True");
     NodeSeen {
         managed: managed.map(str::to_owned).collect(),
+        taints: taints.iter().map(written).collect(),
+        own_taints,
         labels: node.metadata.labels.unwrap_or_default(),
         name: node.metadata.name.unwrap_or_default(),
         ready: ready.is_some_and(|c| c.status == "True"),
         cause: ready.and_then(|c| c.reason.clone()).unwrap_or_default(),
         pressures: PRESSURES.into_iter().filter(under).map(str::to_owned).collect(),
     }
+}
+
+fn written(taint: &Taint) -> String {
+    let value = taint.value.as_deref().unwrap_or_default();
+    taints::Taint { key: &taint.key, value, effect: &taint.effect }.written()
 }
 
 fn pod_seen(pod: Pod) -> PodSeen {
@@ -263,10 +302,15 @@ mod tests {
 
     #[test]
     fn nodes_and_pods_are_seen_with_what_is_wrong() {
-        let node: Node = serde_json::from_value(json!({"metadata": {"name": "w1"}, "status": {"conditions": [
-            {"type": "DiskPressure", "status": "True"}, {"type": "PIDPressure", "status": "Unknown"},
-            {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"},
-        ]}}))
+        let node: Node = serde_json::from_value(
+            json!({"metadata": {"name": "w1", "annotations": {TAINTS: "gpu=a100:NoExecute"}}, "spec": {"taints": [
+                {"key": "gpu", "value": "a100", "effect": "NoExecute"},
+                {"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"},
+            ]}, "status": {"conditions": [
+                {"type": "DiskPressure", "status": "True"}, {"type": "PIDPressure", "status": "Unknown"},
+                {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"},
+            ]}}),
+        )
         .unwrap();
         let wanted = NodeSeen {
             name: "w1".into(),
@@ -275,6 +319,8 @@ mod tests {
             pressures: vec!["DiskPressure".into()],
             labels: BTreeMap::new(),
             managed: BTreeSet::new(),
+            taints: BTreeSet::from(["gpu=a100:NoExecute".into(), "node.kubernetes.io/unreachable:NoSchedule".into()]),
+            own_taints: Some(BTreeSet::from(["gpu=a100:NoExecute".into()])),
         };
         assert_eq!(node_seen(node), wanted);
         let pod = |ready: &str, state: serde_json::Value| {

@@ -28,5 +28,6 @@ pub mod renewal;
 pub mod retry;
 pub mod runtime;
 pub mod snippets;
+pub mod taints;
 pub mod template;
 pub mod watch;

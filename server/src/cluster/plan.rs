@@ -19,9 +19,8 @@ use nkd_api::machine::{Machine, Phase};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::leave;
 use super::record::{MemberRecord, Record, is_in, labels};
-use super::renewal;
+use super::{kubeadm, leave, renewal, taints};
 
 /// A run that failed is tried again so many times.
 pub const TRIES: u32 = 5;
@@ -41,6 +40,10 @@ pub struct NodeView {
     pub labels: BTreeMap<String, String>,
     /// Keys of the labels that we gave it.
     pub managed: BTreeSet<String>,
+    /// Its taints, as [`taints`] writes them.
+    pub taints: BTreeSet<String>,
+    /// Those of them that are ours; none: nothing is said about that.
+    pub own_taints: Option<BTreeSet<String>>,
 }
 
 /// What is seen now.
@@ -95,6 +98,13 @@ pub enum Step {
         set: BTreeMap<String, String>,
         /// Those that it carried from us and is to lose.
         remove: BTreeSet<String>,
+    },
+    /// The taints of a member's node are to be as the file says.
+    Taint {
+        /// Index of the member.
+        member: usize,
+        /// What.
+        change: taints::Change,
     },
     /// A member's machine holds another system than the one that joined: it begins anew.
     Lose {
@@ -170,7 +180,7 @@ pub fn plan(record: &Record, seen: Seen<'_>) -> Vec<Step> {
     if let (true, Some(_)) = (record.is_initialised(), seen.nodes) {
         let all_ready = record.members.iter().all(|m| m.state == MemberState::Ready);
         let next = addons(record).into_iter().find(|addon| !record.applied.contains(addon) && !record.destroying);
-        steps.extend(relabel(record, seen));
+        steps.extend(mark(record, seen));
         steps.extend(next.filter(|addon| addon == CNI || all_ready).map(|addon| Step::Apply { addon }));
     }
     if record.completed_at.is_none() && is_complete(record) {
@@ -219,19 +229,33 @@ fn claim(record: &Record, index: usize) -> Option<Step> {
     })
 }
 
-/// Nodes whose labels are not as the file says.
-fn relabel(record: &Record, seen: Seen<'_>) -> Vec<Step> {
+/// Nodes whose labels or taints are not as the file says.
+fn mark(record: &Record, seen: Seen<'_>) -> Vec<Step> {
     let nodes = seen.nodes.unwrap_or_default();
-    let one = |(index, member): (usize, &MemberRecord)| {
-        let node = nodes.iter().find(|node| node.name == member.hostname)?;
-        let set = labels(&record.cluster, member);
-        let keys: BTreeSet<String> = set.keys().cloned().collect();
-        let right = set.iter().all(|(key, value)| node.labels.get(key) == Some(value)) && keys == node.managed;
-        let remove = &node.managed - &keys;
-        (!right).then_some(Step::Label { member: index, set, remove })
-    };
-    let there = |(_, member): &(usize, &MemberRecord)| is_in(member.state) && member.leaving.is_none();
-    record.members.iter().enumerate().filter(there).filter_map(one).collect()
+    let mut steps = Vec::new();
+    for (index, member) in record.members.iter().enumerate() {
+        let node = nodes.iter().find(|node| node.name == member.hostname);
+        let Some(node) = node.filter(|_| is_in(member.state) && member.leaving.is_none()) else { continue };
+        steps.extend(relabel(record, index, node));
+        steps.extend(retaint(record, index, node));
+    }
+    steps
+}
+
+fn relabel(record: &Record, index: usize, node: &NodeView) -> Option<Step> {
+    let set = labels(&record.cluster, &record.members[index]);
+    let keys: BTreeSet<String> = set.keys().cloned().collect();
+    let right = set.iter().all(|(key, value)| node.labels.get(key) == Some(value)) && keys == node.managed;
+    let remove = &node.managed - &keys;
+    (!right).then_some(Step::Label { member: index, set, remove })
+}
+
+fn retaint(record: &Record, index: usize, node: &NodeView) -> Option<Step> {
+    let (member, spec) = (&record.members[index], &record.cluster.spec);
+    let pool = spec.pools.iter().find(|pool| pool.name == member.pool)?;
+    let minor = kubeadm::minor(&spec.kubernetes.version).ok()?;
+    let change = taints::change(pool.taints.as_deref(), member.role, minor, &node.taints, node.own_taints.as_ref())?;
+    Some(Step::Taint { member: index, change })
 }
 
 pub(super) fn machine_of<'a>(member: &MemberRecord, machines: &'a [Machine]) -> Option<&'a Machine> {

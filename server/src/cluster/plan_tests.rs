@@ -140,6 +140,13 @@ impl World {
                     node.labels = set.clone();
                 }
             }
+            Step::Taint { member, change } => {
+                let name = &before.members[*member].hostname;
+                for node in self.nodes.iter_mut().filter(|node| node.name == *name) {
+                    node.taints = &(&node.taints - &change.remove) | &change.set;
+                    node.own_taints = Some(change.set.clone());
+                }
+            }
             Step::Lose { member } => {
                 let member = &mut self.record.members[*member];
                 assert!(is_in(member.state) && member.leaving.is_none());
@@ -243,6 +250,8 @@ impl World {
                         ready: false,
                         labels: Default::default(),
                         managed: Default::default(),
+                        taints: Default::default(),
+                        own_taints: None,
                     });
                 } else {
                     if member.leaving.is_none() {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 
+use nkd_api::agent::KubeadmAction;
 use nkd_api::cluster::{API_PORT, Health, MemberState, Role};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -64,7 +65,12 @@ pub(super) async fn observe(
         .members
         .iter()
         .filter(|m| settled(m.state))
-        .map(|m| Expected { name: m.hostname.clone(), role: m.role, address: m.address })
+        .map(|m| Expected {
+            name: m.hostname.clone(),
+            role: m.role,
+            address: m.address,
+            since: m.run.filter(|run| run.action != KubeadmAction::Renew).and_then(|run| run.ended_at),
+        })
         .collect();
     let (pods, etcd, not_ready, beats) = match &nodes {
         // Without the API it takes longer, and what it would tell is not shown.

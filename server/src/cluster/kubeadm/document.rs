@@ -7,6 +7,8 @@ use std::net::IpAddr;
 
 use serde::Serialize;
 
+use crate::cluster::taints::Taint;
+
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct InitConfiguration<'a> {
@@ -136,14 +138,6 @@ pub(super) struct NodeRegistration<'a> {
     pub(super) taints: Option<Vec<Taint<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) kubelet_extra_args: Option<Args>,
-}
-
-#[derive(Serialize)]
-pub(super) struct Taint<'a> {
-    pub(super) key: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    pub(super) value: &'a str,
-    pub(super) effect: &'a str,
 }
 
 #[derive(Serialize)]
