@@ -186,7 +186,10 @@ pub(super) async fn report(
             "this machine is assigned: what a discovery system says of it no longer counts",
         ));
     }
-    let machine = service.registry.apply(node.machine, Input::Reported(report.event), effects).await?;
+    let machine = match report.event {
+        event @ ReportEvent::Heartbeat { .. } => service.registry.heard(before, event).await?,
+        event => service.registry.apply(node.machine, Input::Reported(event), effects).await?,
+    };
     tracing::debug!(trace = %Trace::of(&machine), machine = %machine.name, kind, "report");
     if let Some((operation, progress)) = run {
         order::reported(&service, machine.id, operation, &progress).await?;

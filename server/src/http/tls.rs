@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,7 +17,10 @@ use tower::ServiceExt;
 use crate::fleet::pki::NodeIdentity;
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+/// Until the first request's head is there.
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
+/// Until the next one's is, over HTTP/1: nodes say that they live every 30 s, and shall not shake hands for each sign.
+const NEXT_HEADER_LIMIT: Duration = Duration::from_secs(75);
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// Between two pings on an HTTP/2 connection that is silent.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
@@ -130,7 +133,10 @@ async fn connection(
     };
     let node = tls.get_ref().1.peer_certificates().and_then(|c| NodeIdentity::from_certificate(c.first()?));
     let connection = Connection { peer, local: local.ip().to_canonical(), node };
+    let asked = Arc::new(Notify::new());
+    let first = Arc::clone(&asked);
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        asked.notify_one();
         request.extensions_mut().insert(connection);
         router.clone().oneshot(request.map(axum::body::Body::new))
     });
@@ -144,9 +150,16 @@ async fn connection(
         until(serving, stop, |serving| serving.graceful_shutdown()).await
     } else {
         let mut builder = hyper::server::conn::http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEADER_LIMIT);
+        builder.timer(TokioTimer::new()).header_read_timeout(NEXT_HEADER_LIMIT);
         let serving = std::pin::pin!(builder.serve_connection(io, service));
-        until(serving, stop, |serving| serving.graceful_shutdown()).await
+        let mut serving = std::pin::pin!(until(serving, stop, |serving| serving.graceful_shutdown()));
+        tokio::select! {
+            result = &mut serving => result,
+            asked = tokio::time::timeout(HEADER_LIMIT, first.notified()) => match asked {
+                Ok(()) => serving.await,
+                Err(_) => return,
+            },
+        }
     };
     if let Err(error) = result {
         tracing::debug!(%peer, %error, "connection ended early");

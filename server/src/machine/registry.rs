@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nkd_api::MacAddr;
+use nkd_api::agent::ReportEvent;
 use nkd_api::machine::{Identity, Machine, MachineEvent};
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
@@ -393,6 +394,16 @@ impl Registry {
             }
         }
         Err(StoreError::Stale.into())
+    }
+
+    /// A sign of life and nothing else: it is written down every few minutes only. `machine` is the record as read.
+    pub async fn heard(&self, mut machine: Machine, event: ReportEvent) -> Result<Machine, RegistryError> {
+        let now = OffsetDateTime::now_utc();
+        if !self.store.hear(machine.id, now) {
+            return self.apply(machine.id, Input::Reported(event), RowEffects::default()).await;
+        }
+        machine.last_seen = now.max(machine.last_seen);
+        Ok(machine)
     }
 
     async fn save(

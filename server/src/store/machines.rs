@@ -73,7 +73,18 @@ impl Store {
     ) -> Result<Option<Vec<MachineEvent>>, StoreError> {
         let Change { machine, revision, events, effects } = change;
         let (machine, events, seal) = (machine.clone(), events.to_vec(), self.seal.clone());
-        self.writer.write(SaveMachine { machine, revision, events, effects, now, seal }).await
+        let pulse = machine.clone();
+        let written = self.writer.write(SaveMachine { machine, revision, events, effects, now, seal }).await?;
+        if written.is_some() {
+            self.pulses.wrote(&pulse);
+        }
+        Ok(written)
+    }
+
+    /// Takes note of a sign of life of a machine. False when enough time has passed that its record is to be written.
+    #[must_use]
+    pub fn hear(&self, machine: Uuid, now: OffsetDateTime) -> bool {
+        self.pulses.hear(machine, now)
     }
 
     /// A machine with its revision.
@@ -82,7 +93,7 @@ impl Store {
             .bind(id.to_string())
             .fetch_optional(&self.read)
             .await?;
-        row.as_ref().map(machine_row).transpose()
+        row.as_ref().map(|row| self.machine_row(row)).transpose()
     }
 
     /// A machine by its unique name.
@@ -91,7 +102,7 @@ impl Store {
             .bind(name)
             .fetch_optional(&self.read)
             .await?;
-        row.as_ref().map(machine_row).transpose()
+        row.as_ref().map(|row| self.machine_row(row)).transpose()
     }
 
     /// Every machine that carries one key: `mac`, `uuid` or `serial`.
@@ -102,7 +113,7 @@ impl Store {
             .fetch_all(&self.read)
             .await?
             .iter()
-            .map(machine_row)
+            .map(|row| self.machine_row(row))
             .collect()
     }
 
@@ -112,7 +123,7 @@ impl Store {
             .fetch_all(&self.read)
             .await?
             .iter()
-            .map(|row| machine_row(row).map(|(machine, _)| machine))
+            .map(|row| self.machine_row(row).map(|(machine, _)| machine))
             .collect()
     }
 
@@ -126,7 +137,14 @@ impl Store {
     /// Removes a machine with its keys, history, boots and tokens. False when there was none.
     pub async fn forget_machine(&self, id: Uuid) -> Result<bool, StoreError> {
         let done = sqlx::query("DELETE FROM machine WHERE id = ?").bind(id.to_string()).execute(&self.write).await?;
+        self.pulses.forget(id);
         Ok(done.rows_affected() > 0)
+    }
+
+    fn machine_row(&self, row: &SqliteRow) -> Result<(Machine, i64), StoreError> {
+        let mut machine = decode("machine", row.get(0))?;
+        self.pulses.add_to(&mut machine);
+        Ok((machine, row.get(1)))
     }
 
     /// Events of one machine or of all, oldest first: the first ones after number `after`, or the newest ones.
@@ -216,6 +234,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
+        self.pulses.forget_before(now - time::Duration::days(7));
         Ok(())
     }
 }
@@ -349,8 +368,4 @@ async fn save_keys(tx: &mut Transaction<'_, Sqlite>, machine: &Machine) -> Resul
         }
     }
     Ok(())
-}
-
-fn machine_row(row: &SqliteRow) -> Result<(Machine, i64), StoreError> {
-    Ok((decode("machine", row.get(0))?, row.get(1)))
 }

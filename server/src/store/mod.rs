@@ -9,6 +9,7 @@ mod backup;
 mod clusters;
 mod group;
 mod machines;
+mod pulse;
 mod seal;
 mod tokens;
 
@@ -76,6 +77,7 @@ pub struct Store {
     writer: group::Writer,
     read: SqlitePool,
     seal: Seal,
+    pulses: pulse::Pulses,
 }
 
 impl Store {
@@ -104,7 +106,7 @@ impl Store {
             .await
             .map_err(open_error)?;
         let writer = group::Writer::start(write.clone());
-        Ok(Self { write, writer, read, seal })
+        Ok(Self { write, writer, read, seal, pulses: pulse::Pulses::default() })
     }
 
     /// True when a trivial read works.

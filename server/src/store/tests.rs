@@ -159,6 +159,32 @@ async fn strangers_that_nobody_labels_are_forgotten_after_a_week() {
 }
 
 #[tokio::test]
+async fn signs_of_life_are_shown_at_once_and_written_every_five_minutes() {
+    let dir = tempfile::tempdir().unwrap();
+    let store_a = store(dir.path()).await;
+    let mut m = machine(1);
+    let at = |seconds: i64| NOW + time::Duration::seconds(seconds);
+    let seen = async |store: &Store| store.machine(m.id).await.unwrap().unwrap().0.last_seen;
+    assert!(!store_a.hear(m.id, at(1)), "nobody knows it: its record is to be written");
+    store_a.save_machine(change(&m, 0), NOW).await.unwrap();
+    assert!(store_a.hear(m.id, at(299)));
+    assert_eq!(seen(&store_a).await, at(299));
+    assert_eq!(store_a.machines().await.unwrap()[0].last_seen, at(299));
+    assert!(store_a.hear(m.id, at(200)), "two that came in the other order");
+    assert_eq!(seen(&store_a).await, at(299));
+    assert!(!store_a.hear(m.id, at(300)), "long enough");
+    assert!(!store_a.hear(m.id, at(-1)), "the clock was put back");
+    m.last_seen = at(300);
+    store_a.save_machine(change(&m, 1), at(300)).await.unwrap();
+    assert!(store_a.hear(m.id, at(599)));
+    // Another service over the same state has what was written, and writes the next one.
+    drop(store_a);
+    let store_b = store(dir.path()).await;
+    assert_eq!(store_b.machine(m.id).await.unwrap().unwrap().0.last_seen, at(300));
+    assert!(!store_b.hear(m.id, at(601)));
+}
+
+#[tokio::test]
 async fn the_same_report_is_counted_once() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path()).await;

@@ -149,21 +149,9 @@ async fn slow_clients_of_the_api_are_ended() {
     let silent = connect();
     let mut partial = connect();
     partial.write_all(&[0x16, 3, 1, 2, 0, 1, 0]).unwrap();
-    let tls = |stream: TcpStream, protocols: &[&[u8]]| {
-        let mut roots = rustls::RootCertStore::empty();
-        use rustls::pki_types::pem::PemObject;
-        roots.add(rustls::pki_types::CertificateDer::from_pem_slice(place.ca().as_bytes()).unwrap()).unwrap();
-        let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
-        let name = rustls::pki_types::ServerName::try_from(place.ip.clone()).unwrap();
-        let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-        let mut stream = rustls::StreamOwned::new(connection, stream);
-        stream.flush().unwrap();
-        stream
-    };
     // Shaken hands, then nothing; and a head that never ends.
-    let mute = tls(connect(), &[]);
-    let mut endless = tls(connect(), &[b"http/1.1"]);
+    let mute = tls(&place, connect(), &[]);
+    let mut endless = tls(&place, connect(), &[b"http/1.1"]);
     endless.write_all(b"GET /api/v1/status HTTP/1.1\r\nHost: x\r\nX-").unwrap();
     let begun = Instant::now();
     let waits: Vec<Box<dyn FnOnce() -> usize + Send>> = vec![
@@ -179,6 +167,40 @@ async fn slow_clients_of_the_api_are_ended() {
         wait.join().unwrap();
     }
     assert!(begun.elapsed() < PATIENCE - Duration::from_secs(5), "ended by the client's own limit");
+}
+
+/// A node says that it lives every 30 s. It does so over the connection that it has, not over a new one each time.
+#[tokio::test]
+async fn a_connection_of_the_api_outlives_the_time_between_two_heartbeats() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let stream = TcpStream::connect((place.ip.as_str(), API)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut stream = tls(&place, stream, &[b"http/1.1"]);
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).unwrap();
+    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 2, "{answers}");
+}
+
+/// Shakes hands over a connection that is there.
+fn tls(
+    place: &Place,
+    stream: TcpStream,
+    protocols: &[&[u8]],
+) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
+    use rustls::pki_types::pem::PemObject;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(rustls::pki_types::CertificateDer::from_pem_slice(place.ca().as_bytes()).unwrap()).unwrap();
+    let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
+    let name = rustls::pki_types::ServerName::try_from(place.ip.clone()).unwrap();
+    let connection = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut stream = rustls::StreamOwned::new(connection, stream);
+    stream.flush().unwrap();
+    stream
 }
 
 /// Reads until the other side ends; the number of bytes that came.
