@@ -4,6 +4,8 @@
 //! some batches share one UUID, some have none. So a MAC decides; a UUID or serial helps only when it is not a
 //! placeholder and points to exactly one machine; a contradiction is said, never guessed.
 
+use std::net::{IpAddr, Ipv4Addr};
+
 use icu_properties::CodePointMapData;
 use icu_properties::props::GeneralCategory;
 use nkd_api::facts::{Facts, Firmware};
@@ -96,8 +98,7 @@ pub fn learn(identity: &mut Identity, sighting: &Sighting) -> bool {
     *identity != before
 }
 
-/// The identity that facts of the agent amount to. Only NICs that were already known as this machine's, or that are
-/// up, count as keys.
+/// The identity that facts of the agent amount to. Its NICs are no keys: a bond or a bridge shows the MAC of another.
 #[must_use]
 pub fn from_facts(facts: &Facts) -> Sighting {
     Identity {
@@ -109,6 +110,16 @@ pub fn from_facts(facts: &Facts) -> Sighting {
         firmware: facts.firmware,
         architecture: Some(facts.architecture.clone()).filter(|a| !a.is_empty()),
     }
+}
+
+/// The address that a machine has by its own word, if it is not the one that was seen last: its installed system may have
+/// another one than the lease that it booted with. Only what is up and has a MAC of this machine counts.
+#[must_use]
+pub fn address_of(identity: &Identity, facts: &Facts, seen: Option<IpAddr>) -> Option<IpAddr> {
+    let own = facts.nics.iter().filter(|nic| nic.up && identity.macs.contains(&nic.mac));
+    let texts = own.flat_map(|nic| &nic.addresses).filter_map(|text| text.split('/').next()?.parse::<Ipv4Addr>().ok());
+    let all: Vec<IpAddr> = texts.filter(|ip| !ip.is_link_local() && !ip.is_loopback()).map(IpAddr::V4).collect();
+    if seen.is_some_and(|seen| all.contains(&seen)) { None } else { all.first().copied() }
 }
 
 /// A UUID in lower case, unless it is malformed or one of the placeholders that boards come with.

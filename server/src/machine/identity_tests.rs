@@ -97,3 +97,25 @@ proptest! {
         prop_assert!(!learn(&mut known, &sighting));
     }
 }
+
+#[test]
+fn the_address_is_that_of_its_own_card() {
+    let nic = |mac: MacAddr, up, addresses: &[&str]| nkd_api::facts::Nic {
+        name: "eth0".into(),
+        mac,
+        up,
+        addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
+    };
+    let own = MacAddr([2, 0, 0, 0, 0, 1]);
+    let identity = Identity { macs: vec![own], ..Identity::default() };
+    let address = |nics: Vec<nkd_api::facts::Nic>, seen: Option<&str>| {
+        let facts = Facts { nics, ..Facts::default() };
+        address_of(&identity, &facts, seen.map(|text| text.parse().unwrap())).map(|ip| ip.to_string())
+    };
+    let all = &["fe80::1/64", "169.254.3.4/16", "192.0.2.11/24", "192.0.2.12/24"][..];
+    assert_eq!(address(vec![nic(own, true, all)], Some("192.0.2.150")).as_deref(), Some("192.0.2.11"));
+    assert_eq!(address(vec![nic(own, true, all)], None).as_deref(), Some("192.0.2.11"));
+    assert_eq!(address(vec![nic(own, true, all)], Some("192.0.2.12")), None, "it has that one too");
+    assert_eq!(address(vec![nic(own, false, all), nic(MacAddr([2, 0, 0, 0, 0, 9]), true, all)], None), None);
+    assert_eq!(address(vec![nic(own, true, &["what"])], None), None);
+}

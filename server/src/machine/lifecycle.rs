@@ -552,6 +552,10 @@ fn reported(machine: &mut Machine, event: ReportEvent, log: &mut Log) -> Result<
                 );
                 log.say("facts", message, "agent");
             }
+            if let Some(address) = identity::address_of(&machine.identity, &facts, machine.address) {
+                machine.address = Some(address);
+                log.say("address", format!("has {address}"), "agent");
+            }
             machine.facts = Some(*facts);
         }
         ReportEvent::InstallProgress { generation, step, percent } => {
