@@ -112,6 +112,7 @@ fn health_names_what_is_wrong_and_certificates_are_shown_and_renewed() -> Result
     world.expect_event("healthy")?;
 
     certificates_are_shown_and_renewed(&world)?;
+    one_that_ends_soon_is_renewed_with_no_hand_on_it(&world)?;
     health_names_what_is_wrong(&mut world)
 }
 
@@ -162,6 +163,48 @@ fn certificates_are_shown_and_renewed(world: &World) -> Result {
     world.expect_event("cp1: its certificates are renewed")?;
     let status = world.json(&["cluster", "status", "rack7"])?;
     assert_eq!(status["members"][0]["state"], "ready", "{status:#}");
+    Ok(())
+}
+
+/// A certificate of a year is put in the place of another: it was made a year ago and ends in nine days.
+fn one_that_ends_soon_is_renewed_with_no_hand_on_it(world: &World) -> Result {
+    const NAME: &str = "apiserver-kubelet-client";
+    let folder = world.lab.net.folder().join("ends-soon");
+    std::fs::create_dir(&folder).unwrap();
+    for name in ["ca.crt", "ca.key"] {
+        std::fs::write(folder.join(name), world.cp.read_file(&format!("/etc/kubernetes/pki/{name}"))?).unwrap();
+    }
+    let config = "[ca]\ndefault_ca = one\n[one]\ndatabase = index.txt\nserial = serial\nnew_certs_dir = .\n\
+        certificate = ca.crt\nprivate_key = ca.key\ndefault_md = sha256\npolicy = any\nx509_extensions = client\n\
+        [any]\norganizationName = optional\ncommonName = supplied\n\
+        [client]\nkeyUsage = digitalSignature\nextendedKeyUsage = clientAuth\n";
+    std::fs::write(folder.join("ca.conf"), config).unwrap();
+    let line = "set -e; touch index.txt; echo 4711 >serial
+        openssl req -new -newkey rsa:2048 -nodes -keyout new.key -out new.csr \
+            -subj /O=system:masters/CN=kube-apiserver-kubelet-client
+        openssl ca -batch -notext -config ca.conf -in new.csr -out new.crt \
+            -startdate $(date -u -d '-356 days' +%Y%m%d%H%M%SZ) -enddate $(date -u -d '+9 days' +%Y%m%d%H%M%SZ)";
+    let mut command = Command::new("sh");
+    command.args(["-c", line]).current_dir(&folder);
+    world.lab.host.run(command, within(60))?.success()?;
+    for (made, place, mode) in [("new.crt", "crt", 0o644), ("new.key", "key", 0o600)] {
+        let bytes = std::fs::read(folder.join(made)).unwrap();
+        world.cp.write_file(&format!("/etc/kubernetes/pki/{NAME}.{place}"), mode, &bytes)?;
+    }
+    // Its agent looks at them when it starts, and every minute.
+    let place = format!("/etc/kubernetes/pki/{NAME}.crt");
+    world.cp.shell(&format!("touch -d '356 days ago' {place}; systemctl restart nkd-agent"), within(60))?;
+    let certs = ["cluster", "certs", "rack7"];
+    let seen = world.wait_for("it is seen", &certs, within(120), |all| on_node(all)[NAME].0 == "4711")?;
+    let soon = on_node(&seen)[NAME].1.clone();
+    world.wait_for("it is renewed", &certs, within(700), |all| {
+        let state = &all["renewals"][0]["state"];
+        assert_ne!(state, "failed", "{all:#}\n{}", world.cp.logs().unwrap_or_default());
+        let (serial, end) = &on_node(all)[NAME];
+        state == "done" && serial != "4711" && *end > soon
+    })?;
+    let status = world.expect_health("healthy", "", within(120))?;
+    assert!(!status["health"].to_string().contains(NAME), "{status:#}");
     Ok(())
 }
 
