@@ -14,7 +14,7 @@ fn builds() -> Result<Builds> {
 
 /// The service is the only server on the network, and the cluster file is there before the machines are switched on.
 #[test]
-fn two_blank_machines_become_a_ready_cluster_and_outlive_a_power_cycle() -> Result {
+fn two_blank_machines_become_a_ready_cluster_and_are_given_back() -> Result {
     let net = Network::create("whole-chain")?;
     let builds = builds()?;
     let nkd = Nkd::start(&net, &builds, DhcpMode::Server, &[])?;
@@ -46,5 +46,19 @@ fn two_blank_machines_become_a_ready_cluster_and_outlive_a_power_cycle() -> Resu
     assert!(LabCluster::MACHINES.into_iter().all(ready), "{nodes}");
 
     // Each boots its own disk from now on, and comes back into the cluster by itself.
-    cluster.cycle_power(&net, &nkd, &mut machines, within(600))
+    cluster.cycle_power(&net, &nkd, &mut machines, within(600))?;
+
+    // Taken apart, the machines are back in the pool, and what was on their disks boots no more.
+    nkd.nkd(&net, &["cluster", "destroy", LabCluster::NAME, "--confirm", LabCluster::NAME])?;
+    for machine in &mut machines {
+        let name = machine.name().to_owned();
+        let pooled = nkd.wait_until(&net, &name, "it is wiped", within(400), |m| {
+            m["assignment"].is_null() && m["installedGeneration"].is_null()
+        })?;
+        assert_eq!(pooled["phase"]["name"], "discovered", "{pooled:#}");
+        machine.power_cut()?;
+        assert!(machine.disk_begins_with_zeros()?, "{name} would boot");
+    }
+    assert_eq!(nkd.json(&net, &["cluster", "list"])?, serde_json::json!([]), "nothing of it is left");
+    Ok(())
 }

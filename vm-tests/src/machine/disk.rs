@@ -68,6 +68,18 @@ pub(super) fn flatten(from: &Path, to: &Path) -> Result<(), Error> {
     qemu_img(&["convert", "-q", "-f", "qcow2", "-O", "qcow2"], &[from, to], None)
 }
 
+/// The first MiB of a disk: boot sector and partition table.
+pub(super) fn head(from: &Path) -> Result<Vec<u8>, Error> {
+    let to = from.with_extension("head");
+    let operands = [format!("if={}", from.display()), format!("of={}", to.display())];
+    let mut command = Command::new("qemu-img");
+    command.args(["dd", "-f", "qcow2", "-O", "raw", "bs=1M", "count=1"]).args(operands);
+    run(command, within(60))?.success()?;
+    let head = std::fs::read(&to).map_err(Error::io(format!("reading {}", to.display())))?;
+    let _ = std::fs::remove_file(&to);
+    Ok(head)
+}
+
 fn qemu_img(options: &[&str], files: &[&Path], last: Option<&str>) -> Result<(), Error> {
     let mut command = Command::new("qemu-img");
     command.args(options).args(files).args(last);

@@ -246,13 +246,19 @@ impl Machine {
 
     /// Copies the disk of a machine that is off to a file that can be a base of others ([`MachineSpec::disk_from`]).
     pub fn save_disk(&mut self, to: &Path) -> Result<(), Error> {
+        disk::flatten(self.disk_at_rest()?, to)
+    }
+
+    /// True when the disk of a machine that is off has neither boot sector nor partition table: its first MiB is zero.
+    pub fn disk_begins_with_zeros(&mut self) -> Result<bool, Error> {
+        Ok(disk::head(self.disk_at_rest()?)?.iter().all(|byte| *byte == 0))
+    }
+
+    fn disk_at_rest(&mut self) -> Result<&Path, Error> {
         if self.is_on() {
-            return Err(self.is("on", "its disk can be saved only when it is off"));
+            return Err(self.is("on", "its disk can be read only when it is off"));
         }
-        match &self.disk {
-            Some((disk, _)) => disk::flatten(disk, to),
-            None => Err(Error::Argument(format!("{} has no disk to save", self.spec.name))),
-        }
+        self.disk().ok_or_else(|| Error::Argument(format!("{} has no disk", self.spec.name)))
     }
 
     pub(crate) fn send(&self, bytes: &[u8]) -> Result<(), Error> {
