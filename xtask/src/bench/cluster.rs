@@ -23,6 +23,9 @@ const LIMIT: u64 = 600;
 /// Where nodes find what the script needs.
 const PLACE: &str = "/etc/nkd-vm";
 
+/// Where nkd's nodes find the API servers.
+const BALANCER: &str = "127.0.0.1:7443";
+
 /// What kubeadm and containerd were told by nkd: the script tells them the same.
 struct Recipe {
     init: String,
@@ -79,7 +82,7 @@ fn ours(programs: &LabPrograms, file: &ClusterFile) -> Result<(f64, Recipe, f64)
         if now > std::mem::replace(&mut joined, now) {
             eprintln!("{OURS}: {now} of {} have joined after {:.1} s", nodes.len(), begun.elapsed().as_secs_f64());
         }
-        if status["phase"] == "ready" && status["health"]["state"] == "healthy" {
+        if status["phase"] == "ready" {
             break;
         }
         ensure!(Instant::now() < end, "the cluster is not Ready: {status:#}\n{}", lab.events(NAME)?.join("\n"));
@@ -118,7 +121,8 @@ fn theirs(programs: &LabPrograms, file: &ClusterFile, recipe: &Recipe) -> Result
     for manifest in ["cni.yaml", "after.yaml"] {
         control_plane.write_file(&format!("{PLACE}/{manifest}"), 0o644, &std::fs::read(folder.join(manifest))?)?;
     }
-    control_plane.write_file(&format!("{PLACE}/init.yaml"), 0o600, recipe.init.as_bytes())?;
+    let init = without_balancer(&recipe.init, &members[0]);
+    control_plane.write_file(&format!("{PLACE}/init.yaml"), 0o600, init.as_bytes())?;
 
     let begun = Instant::now();
     let init = format!(
@@ -134,7 +138,7 @@ fn theirs(programs: &LabPrograms, file: &ClusterFile, recipe: &Recipe) -> Result
             .iter()
             .zip(&members[1..])
             .map(|(node, member)| {
-                let config = join_config(&recipe.join, &members[1], member, &command);
+                let config = join_config(&without_balancer(&recipe.join, &members[0]), &members[1], member, &command);
                 scope.spawn(move || -> Result<()> {
                     node.write_file(&format!("{PLACE}/join.yaml"), 0o600, config?.as_bytes())?;
                     node.shell(&format!("kubeadm join --config {PLACE}/join.yaml >&2"), within(LIMIT))?;
@@ -158,6 +162,15 @@ fn theirs(programs: &LabPrograms, file: &ClusterFile, recipe: &Recipe) -> Result
     Ok(begun.elapsed().as_secs_f64())
 }
 
+/// The script's nodes have no balancer of nkd's agent: they go to the only API server.
+fn without_balancer(config: &str, control_plane: &LabMember) -> String {
+    config.replace(BALANCER, &format!("{}:6443", address(control_plane)))
+}
+
+fn address(member: &LabMember) -> &str {
+    member.address.split('/').next().unwrap_or_default()
+}
+
 /// The configuration of a worker's join: the first worker's with another name and address, and with token and digest from
 /// the command that kubeadm printed.
 fn join_config(first: &str, from: &LabMember, member: &LabMember, command: &str) -> Result<String> {
@@ -166,14 +179,13 @@ fn join_config(first: &str, from: &LabMember, member: &LabMember, command: &str)
         words.nth(1).map(str::to_owned).with_context(|| format!("no {after} in {command:?}"))
     };
     let (token, digest) = (word("--token")?, word("--discovery-token-ca-cert-hash")?);
-    let address = |member: &LabMember| member.address.split('/').next().unwrap_or_default().to_owned();
     let mut config = String::new();
     for line in first.lines() {
         let indent = &line[..line.len() - line.trim_start().len()];
         let line = match line.trim_start() {
             text if text.starts_with("token:") => format!("{indent}token: {token}"),
             text if text.starts_with("- sha256:") => format!("{indent}- {digest}"),
-            _ => line.replace(&address(from), &address(member)).replace(&from.hostname, &member.hostname),
+            _ => line.replace(address(from), address(member)).replace(&from.hostname, &member.hostname),
         };
         config.push_str(&line);
         config.push('\n');
