@@ -177,9 +177,9 @@ async fn a_connection_of_the_api_outlives_the_time_between_two_heartbeats() {
     let stream = TcpStream::connect((place.ip.as_str(), API)).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut stream = tls(&place, stream, &[b"http/1.1"]);
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    stream.write_all(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     tokio::time::sleep(Duration::from_secs(31)).await;
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    stream.write_all(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut answers = String::new();
     stream.read_to_string(&mut answers).unwrap();
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 2, "{answers}");
