@@ -82,7 +82,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let election = Election::new(&cluster, &namespace, pod.clone(), lasts, tenure.clone());
     let mut election = tokio::spawn(election.run(stop.clone(), stopped.clone()));
     let own = Own { namespace, pod, node: arguments.node };
-    let mut operator = tokio::spawn(Operator::new(cluster, watched, tenure, own, metrics).run(changed, stop.clone()));
+    let mut operator = tokio::spawn(Operator::new(cluster, watched, tenure, own, metrics, stop.clone()).run(changed));
     tokio::select! {
         _ = terminated.recv() => {}
         _ = interrupted.recv() => {}

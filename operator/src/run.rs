@@ -50,6 +50,7 @@ pub struct Operator {
     own: Own,
     metrics: Metrics,
     recorder: Recorder,
+    stop: CancellationToken,
     /// What held the pods of a node when they were last asked to leave. It is shown, and decides nothing.
     said: BTreeMap<String, String>,
 }
@@ -57,8 +58,8 @@ pub struct Operator {
 /// A step that cannot be done now.
 #[derive(Debug, thiserror::Error)]
 enum StopReason {
-    /// Another operator may have the lease.
-    #[error("the lease is not ours for sure any more")]
+    /// Another operator may have the lease, or is about to get it.
+    #[error("the lease is not ours for sure any more, or is about to be given back")]
     NotLeading,
     /// The API server does not do it.
     #[error(transparent)]
@@ -66,16 +67,24 @@ enum StopReason {
 }
 
 impl Operator {
-    /// An operator that acts while `tenure` holds.
+    /// An operator that acts while `tenure` holds, and not after `stop`.
     #[must_use]
-    pub fn new(cluster: Cluster, watched: Watched, tenure: Tenure, own: Own, metrics: Metrics) -> Self {
+    pub fn new(
+        cluster: Cluster,
+        watched: Watched,
+        tenure: Tenure,
+        own: Own,
+        metrics: Metrics,
+        stop: CancellationToken,
+    ) -> Self {
         let reporter = Reporter { controller: "housekeeper".into(), instance: Some(own.pod.clone()) };
         let recorder = Recorder::new(cluster.client(), reporter);
-        Self { cluster, watched, tenure, own, metrics, recorder, said: BTreeMap::new() }
+        Self { cluster, watched, tenure, own, metrics, recorder, stop, said: BTreeMap::new() }
     }
 
     /// Runs until it is told to stop.
-    pub async fn run(mut self, changed: Arc<Notify>, stop: CancellationToken) {
+    pub async fn run(mut self, changed: Arc<Notify>) {
+        let stop = self.stop.clone();
         tokio::select! {
             () = self.watched.wait() => {}
             () = stop.cancelled() => return,
@@ -188,10 +197,15 @@ impl Operator {
         Ok(())
     }
 
-    async fn act(&mut self, wish: Option<&Wish>, nodes: &[Node], step: Step) -> Result<(), StopReason> {
-        if !self.tenure.holds() {
-            return Err(StopReason::NotLeading);
+    fn may_act(&self) -> Result<(), StopReason> {
+        match self.tenure.holds() && !self.stop.is_cancelled() {
+            true => Ok(()),
+            false => Err(StopReason::NotLeading),
         }
+    }
+
+    async fn act(&mut self, wish: Option<&Wish>, nodes: &[Node], step: Step) -> Result<(), StopReason> {
+        self.may_act()?;
         match step {
             // So many nodes are held back that it has to wait for the next look.
             Step::Inspect { .. } => Ok(()),
@@ -203,9 +217,7 @@ impl Operator {
             Step::Evict { node, pods } => {
                 let mut held = Vec::new();
                 for pod in pods {
-                    if !self.tenure.holds() {
-                        return Err(StopReason::NotLeading);
-                    }
+                    self.may_act()?;
                     let said = self.cluster.evict(&pod).await?;
                     self.metrics.evicted(said.is_none());
                     if let Some(said) = said {
@@ -218,9 +230,7 @@ impl Operator {
             Step::Delete { node, pods, at_once } => {
                 tracing::warn!(node, pods = pods.len(), at_once, "deletes pods that did not leave");
                 for pod in pods {
-                    if !self.tenure.holds() {
-                        return Err(StopReason::NotLeading);
-                    }
+                    self.may_act()?;
                     self.cluster.delete(&pod, at_once).await?;
                 }
                 Ok(())
