@@ -266,13 +266,10 @@ fn told(status: &UpdateStatus) -> Result<Value, serde_json::Error> {
     let mut value = serde_json::to_value(status)?;
     if let Some(release) = value.get_mut("release").and_then(Value::as_object_mut) {
         release.entry("kubernetes").or_insert(Value::Null);
-        match release.entry("os").or_insert(Value::Null) {
-            Value::Object(os) => {
-                for key in ["commit", "image", "version"] {
-                    os.entry(key).or_insert(Value::Null);
-                }
+        if let Value::Object(os) = release.entry("os").or_insert(Value::Null) {
+            for key in ["commit", "image", "version"] {
+                os.entry(key).or_insert(Value::Null);
             }
-            _ => {}
         }
     }
     Ok(value)

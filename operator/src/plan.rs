@@ -263,7 +263,7 @@ impl<'a> Planner<'a> {
                     }
                 }
                 Place::Staging => {
-                    let silent = node.report().is_none().then_some("its agent has not answered").unwrap_or_default();
+                    let silent = if node.report().is_none() { "its agent has not answered" } else { "" };
                     self.say(node, NodeState::Staging, silent);
                 }
                 Place::Staged => self.say(node, NodeState::Staged, ""),
