@@ -12,6 +12,7 @@ pub mod image;
 pub mod mac;
 pub mod machine;
 pub mod profile;
+pub mod update;
 pub mod user;
 
 pub use digest::Sha256Digest;

@@ -71,6 +71,11 @@ pub fn kubernetes() -> Result<PathBuf> {
     image::kubernetes()
 }
 
+/// Builds the operator's image, or finds what the same program made earlier.
+pub fn housekeeper() -> Result<PathBuf> {
+    image::housekeeper()
+}
+
 /// Builds the lab image, or finds the one that the same inputs made earlier.
 pub fn lab_image() -> Result<PathBuf> {
     image::lab(None)

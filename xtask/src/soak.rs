@@ -13,12 +13,15 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<()> {
     build::packages(&[&build::VM_PACKAGES[..], &build::TEST_PACKAGES[..]].concat())?;
     let (program, agent, kubernetes) = (build::nkd()?, build::agent()?, build::kubernetes()?);
+    let housekeeper = build::housekeeper()?;
     let environment = [
         ("NKD_PROGRAM", program.as_os_str()),
         ("NKD_AGENT", agent.as_os_str()),
         ("NKD_KUBERNETES", kubernetes.as_os_str()),
+        ("NKD_HOUSEKEEPER", housekeeper.as_os_str()),
     ];
-    let tests = ["--test", "control_planes", "--test", "certificates", "--test", "cluster_faults"];
+    let tests =
+        ["--test", "control_planes", "--test", "certificates", "--test", "cluster_faults", "--test", "housekeeper"];
     let words = [&["test", "--package", "nkd-vm-tests", "--no-fail-fast"], &tests[..], &["--"]].concat();
     let only = ["--ignored", "--test-threads=1", "--nocapture"];
     let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).collect();

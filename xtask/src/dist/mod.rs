@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-pub use programs::agent_binary;
+pub use programs::{agent_binary, checked_static, housekeeper_binary};
 
 use crate::{apt, build, image, repository};
 

@@ -1,4 +1,4 @@
-//! The programs as they are released: `nkd`, and the agent as one static file.
+//! The programs as they are released: `nkd`, and agent and operator as one static file each.
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,14 +16,23 @@ const STATIC: &str = "-C target-feature=+crt-static";
 
 /// Builds the static agent. It fails if that is not static or too large.
 pub fn agent_binary() -> Result<PathBuf> {
+    checked_agent(static_binary("nkd-agent", "nkd-agent")?)
+}
+
+/// Builds the operator, which is alone in its image and so has to be static.
+pub fn housekeeper_binary() -> Result<PathBuf> {
+    checked_static(static_binary("nkd-operator", "housekeeper")?)
+}
+
+fn static_binary(package: &str, name: &str) -> Result<PathBuf> {
     let mut flags = std::env::var_os("RUSTFLAGS").unwrap_or_default();
     if !flags.to_string_lossy().contains(STATIC) {
         flags.push(if flags.is_empty() { "" } else { " " });
         flags.push(STATIC);
     }
-    let words = ["build", "--locked", "--release", "--package", "nkd-agent", "--bin", "nkd-agent", "--target", TARGET];
+    let words = ["build", "--locked", "--release", "--package", package, "--bin", name, "--target", TARGET];
     build::cargo_with(&words, &[("RUSTFLAGS", flags.as_os_str())])?;
-    checked_agent(release(&[TARGET], "nkd-agent")?)
+    release(&[TARGET], name)
 }
 
 /// Builds the service and command line.
@@ -39,12 +48,18 @@ fn release(below: &[&str], name: &str) -> Result<PathBuf> {
     path.canonicalize().with_context(|| format!("no {} after the build", path.display()))
 }
 
-/// The agent, if it is what a node image may carry.
-pub fn checked_agent(program: PathBuf) -> Result<PathBuf> {
+/// The program, if it runs without any library.
+pub fn checked_static(program: PathBuf) -> Result<PathBuf> {
     let file = fs::read(&program).with_context(|| format!("cannot read {}", program.display()))?;
     let is_static = elf::is_static(&file).with_context(|| program.display().to_string())?;
     ensure!(is_static, "{} is not static: it names a loader", program.display());
-    let size = file.len() as u64;
+    Ok(program)
+}
+
+/// The agent, if it is what a node image may carry.
+pub fn checked_agent(program: PathBuf) -> Result<PathBuf> {
+    let program = checked_static(program)?;
+    let size = fs::metadata(&program).with_context(|| format!("cannot read {}", program.display()))?.len();
     ensure!(size <= AGENT_LIMIT, "{} has {size} bytes, more than the {AGENT_LIMIT} allowed", program.display());
     Ok(program)
 }

@@ -2,6 +2,7 @@
 //! Kubernetes for the tests is made the same way.
 
 mod cache;
+mod housekeeper;
 mod inputs;
 mod kubernetes;
 mod lab;
@@ -29,6 +30,9 @@ pub struct Arguments {
     /// Directory of the agent's unit files [default: agent/dist]
     #[arg(long)]
     agent_units: Option<PathBuf>,
+    /// The operator's static program; without it the workspace's own is built
+    #[arg(long)]
+    housekeeper: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -37,6 +41,8 @@ enum Kind {
     Lab,
     /// What the tests run Kubernetes from: programs, container images, runtime tools
     Kubernetes,
+    /// The operator's program as a container image, an archive
+    Housekeeper,
     /// The real thing: its recipe is checked, its base is needed to build it
     Nestos,
 }
@@ -45,6 +51,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     match arguments.kind {
         Kind::Lab => println!("{}", lab::image(arguments)?.display()),
         Kind::Kubernetes => println!("{}", kubernetes::image()?.display()),
+        Kind::Housekeeper => println!("{}", housekeeper::image(arguments.housekeeper.as_deref())?.display()),
         Kind::Nestos => nestos::check()?,
     }
     Ok(())
@@ -53,7 +60,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// The lab image of this checkout, with the workspace's own agent, and with a version of Kubernetes if one is given.
 pub fn lab(kubernetes: Option<&str>) -> Result<PathBuf> {
     let kubernetes = kubernetes.map(str::to_owned);
-    lab::image(&Arguments { kind: Kind::Lab, version: "1".to_owned(), agent: None, agent_units: None, kubernetes })
+    let (version, kind) = ("1".to_owned(), Kind::Lab);
+    lab::image(&Arguments { kind, version, agent: None, agent_units: None, housekeeper: None, kubernetes })
+}
+
+/// The operator's image, an archive.
+pub fn housekeeper() -> Result<PathBuf> {
+    housekeeper::image(None)
 }
 
 /// Kubernetes for the tests.

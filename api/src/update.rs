@@ -1,0 +1,574 @@
+//! Updates of a cluster's nodes: the resource that asks for one, and what the operator and a node's agent say to each other
+//! through annotations of the Node.
+//!
+//! The operator writes [`Desired`] on a Node, the agent answers with [`Reported`]. A report counts only when its uid and its
+//! attempt are those of what was desired: what an agent said about an earlier update is never taken for this one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+/// Group of our resource.
+pub const GROUP: &str = "nkd.io";
+/// Version of both resources.
+pub const VERSION: &str = "v1alpha1";
+/// Kind of both resources.
+pub const KIND: &str = "Update";
+/// Plural of both resources.
+pub const PLURAL: &str = "updates";
+/// Short name of our resource.
+pub const SHORT_NAME: &str = "nkdupdate";
+/// Group of the resource as NestOS' own deployer writes it.
+pub const UPSTREAM_GROUP: &str = "housekeeper.io";
+
+/// On a Node: what it is to become, a [`Desired`]. Written by the operator.
+pub const DESIRED: &str = "nkd.io/desired";
+/// On a Node: how far it is, a [`Reported`]. Written by the agent.
+pub const REPORTED: &str = "nkd.io/reported";
+/// On a Node that the operator has cordoned: the uid of the update. A node without it was cordoned by somebody else.
+pub const CORDONED_BY: &str = "nkd.io/cordoned-by";
+/// On a Node: what the operator itself knows of it, a [`Note`].
+pub const NOTE: &str = "nkd.io/update-note";
+
+/// What an update is to do, and how carefully.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct UpdateSpec {
+    /// Channel that the release is from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub channel: Option<String>,
+    /// What the nodes are to run.
+    pub release: Release,
+    /// Nodes that may be away at the same time: a number, or a share of the chosen nodes such as `10%`.
+    pub max_unavailable: MaxUnavailable,
+    /// When nodes may begin. Not given: at any time. A node that has begun comes to its end outside of it too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+    /// How a node is treated.
+    pub strategy: Strategy,
+    /// No further node begins.
+    pub paused: bool,
+    /// No further node begins, what was only drained is given back, what is upgrading comes to its end.
+    pub abort: bool,
+    /// Raise it to try the nodes again that have failed.
+    pub retry: u32,
+    /// Only nodes with these labels. Not given: all.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+}
+
+/// A release. Each half may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct Release {
+    /// Its name, for people.
+    pub name: String,
+    /// The operating system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub os: Option<OsRelease>,
+    /// The version of Kubernetes, `v1.21.0`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<String>,
+}
+
+/// An operating system: a commit, or an image by its digest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct OsRelease {
+    /// ostree commit, 64 hex digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// Image, `registry.example/os@sha256:...`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// Its version, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// How many nodes may be away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "CountOrText", into = "CountOrText")]
+pub enum MaxUnavailable {
+    /// So many.
+    Count(u32),
+    /// So many of a hundred.
+    Percent(u32),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum CountOrText {
+    Count(u32),
+    Text(String),
+}
+
+/// When nodes may begin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Window {
+    /// On which days it opens. None given: on every day.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub days: Vec<Day>,
+    /// When it opens, `22:30`.
+    pub start: String,
+    /// How long it is open, `4h`, `90m` or `1h30m`; it may reach into the next day.
+    pub length: String,
+    /// `UTC`; no other is known.
+    #[serde(default = "utc")]
+    pub time_zone: String,
+}
+
+fn utc() -> String {
+    "UTC".into()
+}
+
+/// A day of the week.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[allow(missing_docs, reason = "they are days")]
+pub enum Day {
+    Mon,
+    Tue,
+    Wed,
+    Thu,
+    Fri,
+    Sat,
+    Sun,
+}
+
+/// How a node is treated.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct Strategy {
+    /// How its pods leave it.
+    pub drain: Drain,
+    /// How long a node that is healthy again is watched before it takes pods and the next one begins.
+    pub soak_seconds: u32,
+    /// After so many failed nodes no further one begins.
+    pub halt_after_failures: u32,
+}
+
+impl Default for Strategy {
+    fn default() -> Self {
+        Self { drain: Drain::default(), soak_seconds: 0, halt_after_failures: 2 }
+    }
+}
+
+/// How pods leave a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct Drain {
+    /// How long that may take.
+    pub timeout_seconds: u32,
+    /// What happens to pods that are still there then.
+    pub policy: DrainPolicy,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { timeout_seconds: 600, policy: DrainPolicy::Evict }
+    }
+}
+
+/// What happens to pods that no eviction moves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum DrainPolicy {
+    /// They stay: the node has failed, and is given back.
+    #[default]
+    Evict,
+    /// They are deleted.
+    Force,
+}
+
+/// The resource as NestOS' own deployer writes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct UpstreamSpec {
+    /// Image of the operating system.
+    #[serde(rename = "osImageURL", skip_serializing_if = "Option::is_none")]
+    pub os_image_url: Option<String>,
+    /// The version of Kubernetes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kube_version: Option<String>,
+    /// Delete pods that no eviction moves.
+    pub evict_pod_force: bool,
+    /// Nodes that may be away at the same time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_unavailable: Option<u32>,
+}
+
+/// How far an update is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct UpdateStatus {
+    /// In one word.
+    pub phase: Phase,
+    /// Progressing, Degraded and Complete.
+    pub conditions: Vec<Condition>,
+    /// Every chosen node.
+    pub nodes: Vec<NodeStatus>,
+    /// How many nodes are how far.
+    pub counts: Counts,
+    /// The generation of the resource that this speaks of.
+    pub observed_generation: i64,
+    /// The release that this speaks of: a finished update begins again only for another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub release: Option<Release>,
+}
+
+/// How far an update is, in one word.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum Phase {
+    /// Nothing has begun: it waits for another update, for its window, or for nodes that stage.
+    #[default]
+    Pending,
+    /// Nodes are at work, or will be.
+    Progressing,
+    /// Told to begin no further node.
+    Paused,
+    /// Too many nodes have failed, or nothing is left but failed ones.
+    Halted,
+    /// Told to stop; nodes come to their end.
+    Aborting,
+    /// Stopped.
+    Aborted,
+    /// Every chosen node is healthy on the release.
+    Complete,
+    /// The resource asks for something that cannot be.
+    Invalid,
+}
+
+/// One statement about an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// `Progressing`, `Degraded` or `Complete`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `True` or `False`.
+    pub status: String,
+    /// A word for programs.
+    pub reason: String,
+    /// A sentence for people.
+    pub message: String,
+    /// The generation of the resource that this speaks of.
+    pub observed_generation: i64,
+    /// Since when the status is what it is.
+    #[serde(with = "time::serde::rfc3339")]
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
+    pub last_transition_time: OffsetDateTime,
+}
+
+/// A node of an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// How far it is.
+    pub state: NodeState,
+    /// Since when.
+    #[serde(with = "time::serde::rfc3339")]
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
+    pub since: OffsetDateTime,
+    /// Why it does not go on, or how it failed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// Which try it is, from 1.
+    pub attempt: u32,
+}
+
+/// How far a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum NodeState {
+    /// It has not been told.
+    Waiting,
+    /// It downloads.
+    Staging,
+    /// It has everything, and waits for its turn.
+    Staged,
+    /// Its turn has come, and something holds it.
+    Blocked,
+    /// It takes no new pods, and its pods leave.
+    Draining,
+    /// It upgrades.
+    Upgrading,
+    /// It restarts.
+    Rebooting,
+    /// It is healthy, and is watched before it takes pods again.
+    Soaking,
+    /// It is healthy on the release, and takes pods.
+    Done,
+    /// It could not, and says why.
+    Failed,
+}
+
+/// How many nodes are how far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase", default)]
+pub struct Counts {
+    /// Chosen nodes.
+    pub total: u32,
+    /// Done.
+    pub done: u32,
+    /// Between cordon and uncordon.
+    pub in_progress: u32,
+    /// Failed.
+    pub failed: u32,
+    /// Chosen nodes that are away, for whatever reason.
+    pub unavailable: u32,
+}
+
+/// What a node is to become. The annotation [`DESIRED`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Desired {
+    /// Name of the update.
+    pub update: String,
+    /// Its uid.
+    pub uid: String,
+    /// Which try, from 1.
+    pub attempt: u32,
+    /// The operating system; nothing: it stays.
+    #[serde(default)]
+    pub os: Option<OsRelease>,
+    /// The version of Kubernetes; nothing: it stays.
+    #[serde(default)]
+    pub kubernetes: Option<String>,
+    /// The one control plane that runs `kubeadm upgrade apply`; all other nodes run `kubeadm upgrade node`.
+    pub first: bool,
+    /// False: only download and stage. True: the node is drained, upgrade now.
+    pub go: bool,
+}
+
+/// How far a node is, in its agent's words. The annotation [`REPORTED`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Reported {
+    /// uid of the update that this speaks of.
+    pub uid: String,
+    /// The try that this speaks of.
+    pub attempt: u32,
+    /// How far.
+    pub state: ReportedState,
+    /// What a person should know.
+    #[serde(default)]
+    pub detail: String,
+    /// The commit that is booted.
+    #[serde(default)]
+    pub os: Option<String>,
+    /// The version of Kubernetes that runs.
+    #[serde(default)]
+    pub kubernetes: Option<String>,
+}
+
+/// How far a node is, in its agent's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReportedState {
+    /// It downloads.
+    Staging,
+    /// It has everything.
+    Staged,
+    /// It upgrades.
+    Upgrading,
+    /// It restarts.
+    Rebooting,
+    /// It runs what was desired, and has passed its own checks.
+    Healthy,
+    /// It could not, and has not come back by itself.
+    Failed,
+    /// It could not, and runs what it ran before.
+    RolledBack,
+}
+
+impl ReportedState {
+    /// True when the agent does nothing more in this try.
+    #[must_use]
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Healthy | Self::Failed | Self::RolledBack)
+    }
+}
+
+/// What the operator itself knows of a node, so that another operator can go on. The annotation [`NOTE`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Note {
+    /// uid of the update.
+    pub uid: String,
+    /// Which try.
+    pub attempt: u32,
+    /// How far.
+    pub state: NoteState,
+    /// Since when.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// Of a failed one: [`UpdateSpec::retry`] at that time. A higher one asks for another try.
+    #[serde(default)]
+    pub retry: u32,
+    /// Why it has failed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// How far a node is, in the operator's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NoteState {
+    /// Its pods are asked to leave, or it upgrades: its [`Desired`] says which.
+    Begun,
+    /// It was healthy, and is watched.
+    Soaking,
+    /// It is healthy and takes pods.
+    Done,
+    /// This try has failed.
+    Failed,
+}
+
+impl Default for MaxUnavailable {
+    fn default() -> Self {
+        Self::Count(1)
+    }
+}
+
+impl MaxUnavailable {
+    /// How many of so many nodes; a share is rounded down, and is at least one.
+    #[must_use]
+    pub fn of(self, nodes: usize) -> usize {
+        match self {
+            Self::Count(count) => count as usize,
+            Self::Percent(percent) => (nodes * percent as usize / 100).max(1),
+        }
+    }
+}
+
+/// A text that is no number of nodes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("maxUnavailable is `{0}`: write a number such as 2, or a share such as 10%")]
+pub struct NotACount(String);
+
+impl TryFrom<CountOrText> for MaxUnavailable {
+    type Error = NotACount;
+
+    fn try_from(value: CountOrText) -> Result<Self, NotACount> {
+        let text = match value {
+            CountOrText::Count(count) => return Ok(Self::Count(count)),
+            CountOrText::Text(text) => text,
+        };
+        let number = |digits: &str| digits.parse::<u32>().ok();
+        let share = text.strip_suffix('%').and_then(number).filter(|percent| (1..=100).contains(percent));
+        let count = || number(&text).map(Self::Count);
+        share.map(Self::Percent).or_else(count).ok_or(NotACount(text))
+    }
+}
+
+impl From<MaxUnavailable> for CountOrText {
+    fn from(value: MaxUnavailable) -> Self {
+        match value {
+            MaxUnavailable::Count(count) => Self::Count(count),
+            MaxUnavailable::Percent(percent) => Self::Text(format!("{percent}%")),
+        }
+    }
+}
+
+impl fmt::Display for MaxUnavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(count) => write!(f, "{count}"),
+            Self::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for MaxUnavailable {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "MaxUnavailable".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"x-kubernetes-int-or-string": true})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_operator_and_agent_write_is_what_was_agreed() {
+        let desired = Desired {
+            update: "rack7-2".into(),
+            uid: "u".into(),
+            attempt: 1,
+            os: None,
+            kubernetes: Some("v1.21.0".into()),
+            first: true,
+            go: false,
+        };
+        let text = json!({"update": "rack7-2", "uid": "u", "attempt": 1, "os": null, "kubernetes": "v1.21.0", "first": true, "go": false});
+        assert_eq!(serde_json::to_value(&desired).unwrap(), text);
+        assert_eq!(serde_json::from_value::<Desired>(text).unwrap(), desired);
+        for (word, state, ended) in [
+            ("staging", ReportedState::Staging, false),
+            ("staged", ReportedState::Staged, false),
+            ("upgrading", ReportedState::Upgrading, false),
+            ("rebooting", ReportedState::Rebooting, false),
+            ("healthy", ReportedState::Healthy, true),
+            ("failed", ReportedState::Failed, true),
+            ("rolled-back", ReportedState::RolledBack, true),
+        ] {
+            let text =
+                json!({"uid": "u", "attempt": 1, "state": word, "detail": "", "os": "abc", "kubernetes": "v1.20.2"});
+            let reported: Reported = serde_json::from_value(text.clone()).unwrap();
+            assert_eq!((reported.state, reported.state.is_end()), (state, ended));
+            assert_eq!(serde_json::to_value(&reported).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_number_or_a_share_of_nodes() {
+        let read = |value| serde_json::from_value::<MaxUnavailable>(value);
+        assert_eq!(read(json!(3)).unwrap(), MaxUnavailable::Count(3));
+        assert_eq!(read(json!("3")).unwrap(), MaxUnavailable::Count(3));
+        assert_eq!(read(json!("25%")).unwrap(), MaxUnavailable::Percent(25));
+        for bad in [json!("x"), json!("0%"), json!("101%"), json!(-1), json!("%")] {
+            assert!(read(bad.clone()).is_err(), "{bad}");
+        }
+        assert_eq!((MaxUnavailable::Percent(25).of(10), MaxUnavailable::Percent(1).of(10)), (2, 1));
+        assert_eq!(serde_json::to_value(MaxUnavailable::Percent(25)).unwrap(), json!("25%"));
+    }
+
+    #[test]
+    fn what_is_left_out_has_its_default() {
+        let spec: UpdateSpec =
+            serde_json::from_value(json!({"release": {"name": "2", "kubernetes": "v1.21.0"}})).unwrap();
+        assert_eq!(spec.max_unavailable, MaxUnavailable::Count(1));
+        assert_eq!(spec.strategy.halt_after_failures, 2);
+        assert_eq!(spec.strategy.drain.policy, DrainPolicy::Evict);
+        assert!(spec.release.os.is_none() && !spec.paused && !spec.abort);
+        let upstream = json!({"osImageURL": "registry.example/os:1", "kubeVersion": "v1.21.0", "evictPodForce": true, "maxUnavailable": 2});
+        let read: UpstreamSpec = serde_json::from_value(upstream.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), upstream);
+    }
+}

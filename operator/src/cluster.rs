@@ -1,0 +1,326 @@
+//! The cluster's API server, as far as the operator talks to it. Every request has a limit.
+
+use std::path::Path;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, Preconditions,
+};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use nkd_api::update::{CORDONED_BY, DESIRED, GROUP, KIND, NOTE, PLURAL, UPSTREAM_GROUP, UpdateStatus, VERSION};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::budget::{BudgetSeen, PodSeen};
+use crate::plan::Change;
+use crate::wish::{Source, Wish};
+
+/// How long one request may take. The lease counts on it: see [`crate::lease::Tenure`].
+pub const LIMIT: Duration = Duration::from_secs(8);
+/// Who owns the fields that we write.
+const MANAGER: &str = "housekeeper";
+
+/// The API server did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The client could not be made.
+    #[error("the client for the cluster's API cannot be made: run inside of a cluster, or give --kubeconfig")]
+    Config(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The request failed.
+    #[error("{what}: the API server says no, or nothing")]
+    Request {
+        /// What was asked.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// No answer came.
+    #[error("{0}: no answer from the API server within {limit} s", limit = LIMIT.as_secs())]
+    Late(String),
+    /// What was to be sent has no form.
+    #[error("{0}: it cannot be written as JSON")]
+    Form(String, #[source] serde_json::Error),
+}
+
+impl ClusterError {
+    /// Somebody else has written in between: look again.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        self.code() == Some(409)
+    }
+
+    fn code(&self) -> Option<u16> {
+        match self {
+            Self::Request { source, .. } => match &**source {
+                kube::Error::Api(status) => Some(status.code),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn said(&self) -> Option<String> {
+        match self {
+            Self::Request { source, .. } => match &**source {
+                kube::Error::Api(status) => Some(status.message.clone()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// A client, and what the API server has.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    /// Version of the group `policy` for disruption budgets.
+    budgets: String,
+    /// The same for evictions.
+    evictions: String,
+}
+
+/// Waits for an answer, no longer than the limit.
+///
+/// # Errors
+/// The API server says no, or nothing.
+pub async fn ask<T>(
+    what: impl Into<String>,
+    request: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, ClusterError> {
+    let what = what.into();
+    match tokio::time::timeout(LIMIT, request).await {
+        Ok(answer) => answer.map_err(|source| ClusterError::Request { what, source: Box::new(source) }),
+        Err(_) => Err(ClusterError::Late(what)),
+    }
+}
+
+/// The resource that updates of this source are.
+#[must_use]
+pub fn resource(source: Source) -> ApiResource {
+    let group = match source {
+        Source::Ours => GROUP,
+        Source::Upstream => UPSTREAM_GROUP,
+    };
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, VERSION, KIND), PLURAL)
+}
+
+impl Cluster {
+    /// A client by a kubeconfig, or as a pod of the cluster.
+    ///
+    /// # Errors
+    /// There is none, or the API server does not answer.
+    pub async fn connect(kubeconfig: Option<&Path>) -> Result<Self, ClusterError> {
+        let mut config = match kubeconfig {
+            Some(path) => {
+                let file = Kubeconfig::read_from(path).map_err(|e| ClusterError::Config(e.into()))?;
+                Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                    .await
+                    .map_err(|e| ClusterError::Config(e.into()))?
+            }
+            None => Config::incluster().map_err(|e| ClusterError::Config(e.into()))?,
+        };
+        config.connect_timeout = Some(LIMIT);
+        config.proxy_url = None;
+        let client = Client::try_from(config).map_err(|e| ClusterError::Config(e.into()))?;
+        let groups = ask("list the groups of the API", client.list_api_groups()).await?;
+        let policy = groups.groups.iter().find(|group| group.name == "policy");
+        let has_v1 = policy.is_some_and(|group| group.versions.iter().any(|version| version.version == "v1"));
+        let core = ask("list the resources of the API", client.list_core_api_resources("v1")).await?;
+        let eviction = core.resources.iter().find(|resource| resource.name == "pods/eviction");
+        let evictions = eviction.and_then(|resource| resource.version.clone()).unwrap_or_else(|| "v1beta1".into());
+        let budgets = if has_v1 { "v1" } else { "v1beta1" }.to_owned();
+        Ok(Self { client, budgets, evictions })
+    }
+
+    /// The client.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// All nodes, as they are now.
+    ///
+    /// # Errors
+    /// The API server says no, or nothing.
+    pub async fn nodes(&self) -> Result<Vec<Node>, ClusterError> {
+        let nodes: Api<Node> = Api::all(self.client());
+        Ok(ask("list nodes", nodes.list(&ListParams::default())).await?.items)
+    }
+
+    /// The pods of a node.
+    ///
+    /// # Errors
+    /// The API server says no, or nothing.
+    pub async fn pods(&self, node: &str) -> Result<Vec<Pod>, ClusterError> {
+        let pods: Api<Pod> = Api::all(self.client());
+        let here = ListParams::default().fields(&format!("spec.nodeName={node}"));
+        Ok(ask(format!("list the pods of {node}"), pods.list(&here)).await?.items)
+    }
+
+    /// All disruption budgets.
+    ///
+    /// # Errors
+    /// The API server says no, or nothing.
+    pub async fn budgets(&self) -> Result<Vec<BudgetSeen>, ClusterError> {
+        let kind = GroupVersionKind::gvk("policy", &self.budgets, "PodDisruptionBudget");
+        let resource = ApiResource::from_gvk_with_plural(&kind, "poddisruptionbudgets");
+        let budgets: Api<DynamicObject> = Api::all_with(self.client(), &resource);
+        let list = ask("list disruption budgets", budgets.list(&ListParams::default())).await?;
+        let read = |object: DynamicObject| {
+            let value = serde_json::to_value(&object).ok()?;
+            BudgetSeen::read(&value, self.budgets == "v1")
+        };
+        Ok(list.items.into_iter().filter_map(read).collect())
+    }
+
+    /// Writes on a node, if nobody has since it was seen.
+    ///
+    /// # Errors
+    /// Somebody has, or the API server says no, or nothing.
+    pub async fn write(&self, node: &str, version: &str, change: &Change) -> Result<Node, ClusterError> {
+        let what = format!("write on the node {node}");
+        let patch = patch(version, change).map_err(|e| ClusterError::Form(what.clone(), e))?;
+        let nodes: Api<Node> = Api::all(self.client());
+        ask(
+            what,
+            nodes.patch(
+                node,
+                &PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() },
+                &Patch::Merge(&patch),
+            ),
+        )
+        .await
+    }
+
+    /// Asks a pod to leave. What holds it, if something does: a disruption budget.
+    ///
+    /// # Errors
+    /// The API server says no for another reason, or nothing.
+    pub async fn evict(&self, pod: &PodSeen) -> Result<Option<String>, ClusterError> {
+        let what = format!("evict {}/{}", pod.namespace, pod.name);
+        let form = |e| ClusterError::Form(what.clone(), e);
+        let body = json!({
+            "apiVersion": format!("policy/{}", self.evictions),
+            "kind": "Eviction",
+            "metadata": {"name": pod.name, "namespace": pod.namespace},
+            "deleteOptions": {"preconditions": {"uid": pod.uid}},
+        });
+        let path = format!("/api/v1/namespaces/{}/pods/{}/eviction", pod.namespace, pod.name);
+        let request = http::Request::post(path)
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(serde_json::to_vec(&body).map_err(form)?)
+            .map_err(|e| ClusterError::Config(e.into()))?;
+        match ask(what, self.client.request_text(request)).await {
+            Ok(_) => Ok(None),
+            // It is gone, or another one has its name.
+            Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(None),
+            // A budget says not now, or two budgets confuse the API server.
+            Err(error) if matches!(error.code(), Some(429 | 500)) => Ok(error.said()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes a pod.
+    ///
+    /// # Errors
+    /// The API server says no, or nothing.
+    pub async fn delete(&self, pod: &PodSeen, at_once: bool) -> Result<(), ClusterError> {
+        let pods: Api<Pod> = Api::namespaced(self.client(), &pod.namespace);
+        let preconditions = Preconditions { uid: Some(pod.uid.clone()), resource_version: None };
+        let grace_period_seconds = at_once.then_some(0);
+        let params =
+            DeleteParams { preconditions: Some(preconditions), grace_period_seconds, ..DeleteParams::default() };
+        match ask(format!("delete {}/{}", pod.namespace, pod.name), pods.delete(&pod.name, &params)).await {
+            Err(error) if !matches!(error.code(), Some(404 | 409)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the status of an update. One that is gone is no error.
+    ///
+    /// # Errors
+    /// The API server says no, or nothing.
+    pub async fn tell(&self, wish: &Wish, status: &UpdateStatus) -> Result<(), ClusterError> {
+        let resource = resource(wish.source);
+        let updates: Api<DynamicObject> = match &wish.namespace {
+            Some(namespace) => Api::namespaced_with(self.client(), namespace, &resource),
+            None => Api::all_with(self.client(), &resource),
+        };
+        let what = format!("tell the status of {}", wish.full_name());
+        let status = told(status).map_err(|e| ClusterError::Form(what.clone(), e))?;
+        let patch = json!({"metadata": {"uid": wish.uid}, "status": status});
+        let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+        match ask(what, updates.patch_status(&wish.name, &params, &Patch::Merge(&patch))).await {
+            Err(error) if !matches!(error.code(), Some(404)) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A status for a merge: what is not in it any more has to be named.
+fn told(status: &UpdateStatus) -> Result<Value, serde_json::Error> {
+    let mut value = serde_json::to_value(status)?;
+    if let Some(release) = value.get_mut("release").and_then(Value::as_object_mut) {
+        release.entry("kubernetes").or_insert(Value::Null);
+        if let Value::Object(os) = release.entry("os").or_insert(Value::Null) {
+            for key in ["commit", "image", "version"] {
+                os.entry(key).or_insert(Value::Null);
+            }
+        }
+    }
+    Ok(value)
+}
+
+fn patch(version: &str, change: &Change) -> Result<Value, serde_json::Error> {
+    fn text<T: Serialize>(value: Option<&T>) -> Result<Value, serde_json::Error> {
+        Ok(value.map(serde_json::to_string).transpose()?.map_or(Value::Null, Value::String))
+    }
+    let mut annotations = Map::new();
+    if let Some(by) = &change.cordoned_by {
+        annotations.insert(CORDONED_BY.into(), json!(by));
+    }
+    if let Some(desired) = &change.desired {
+        annotations.insert(DESIRED.into(), text(desired.as_ref())?);
+    }
+    if let Some(note) = &change.note {
+        annotations.insert(NOTE.into(), text(note.as_ref())?);
+    }
+    let mut patch = json!({"metadata": {"resourceVersion": version, "annotations": annotations}});
+    if let Some(cordon) = change.cordon {
+        patch["spec"] = json!({"unschedulable": cordon.then_some(true)});
+    }
+    Ok(patch)
+}
+
+#[cfg(test)]
+mod tests {
+    use nkd_api::update::{OsRelease, Release};
+
+    use super::*;
+
+    #[test]
+    fn a_change_writes_what_it_names_and_nothing_else() {
+        let change = Change { cordon: Some(false), cordoned_by: Some(None), ..Change::default() };
+        let expected = json!({
+            "metadata": {"resourceVersion": "7", "annotations": {"nkd.io/cordoned-by": null}},
+            "spec": {"unschedulable": null},
+        });
+        assert_eq!(patch("7", &change).unwrap(), expected);
+        let change = Change { note: Some(None), ..Change::default() };
+        let expected = json!({"metadata": {"resourceVersion": "7", "annotations": {"nkd.io/update-note": null}}});
+        assert_eq!(patch("7", &change).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_a_release_no_longer_has_is_taken_out_of_the_status() {
+        let os = Some(OsRelease { commit: Some("a".into()), ..OsRelease::default() });
+        let release = Some(Release { name: "1".into(), os, kubernetes: None });
+        let status = told(&UpdateStatus { release, ..UpdateStatus::default() }).unwrap();
+        let expected = json!({"name": "1", "kubernetes": null, "os": {"commit": "a", "image": null, "version": null}});
+        assert_eq!(status["release"], expected);
+    }
+}

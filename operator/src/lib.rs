@@ -1,0 +1,15 @@
+//! `housekeeper`: upgrades the nodes of a cluster one by one, from inside it.
+//!
+//! [`plan`] decides from what [`seen`] and [`wish`] hold, and knows no clock and no socket. [`run`] looks, asks it, and does
+//! what it says, as long as [`lease`] lets it.
+
+pub mod budget;
+pub mod cluster;
+pub mod lease;
+pub mod plan;
+pub mod run;
+pub mod seen;
+pub mod serve;
+pub mod tell;
+pub mod watch;
+pub mod wish;

@@ -1,0 +1,592 @@
+//! What to do next for an update, from everything that is seen (pure).
+//!
+//! ```text
+//! Waiting ─stage─▶ Staging ─staged─▶ Staged ─its turn─▶ Draining ─no pods left─▶ Upgrading ─healthy─▶ Soaking ─▶ Done
+//!                     │                                     │ limit over              │ failed, rolled back
+//!                     └────────────────▶ Failed ◀───────────┴─────────────────────────┘   ── retry ──▶ Waiting
+//! ```
+//! Nothing is remembered between two looks: how far a node is stands on the node ([`Desired`], [`Note`], what its agent
+//! reported). So an operator that was killed, or that another one took over from, goes on where it was.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nkd_api::update::{Desired, DrainPolicy, NodeState, Note, NoteState, Reported, ReportedState, UpdateStatus};
+use time::{Duration, OffsetDateTime};
+
+use crate::budget::PodSeen;
+use crate::seen::{NodeSeen, Seen};
+use crate::tell;
+use crate::wish::{Wish, version_of};
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Look at the pods of a node, and decide again.
+    Inspect {
+        /// The node.
+        node: String,
+    },
+    /// Write on a node.
+    Write {
+        /// The node.
+        node: String,
+        /// What.
+        change: Box<Change>,
+        /// Why, in a word.
+        reason: &'static str,
+        /// Why, in a sentence.
+        message: String,
+    },
+    /// Ask pods to leave.
+    Evict {
+        /// Their node.
+        node: String,
+        /// The pods.
+        pods: Vec<PodSeen>,
+    },
+    /// Delete pods that did not leave.
+    Delete {
+        /// Their node.
+        node: String,
+        /// The pods.
+        pods: Vec<PodSeen>,
+        /// Without their time to end: their node does not answer.
+        at_once: bool,
+    },
+    /// Tell how far it is.
+    Tell(Box<UpdateStatus>),
+}
+
+/// What is written on a node, all of it at once. Nothing: it stays. Nothing inside of something: it is taken away.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Change {
+    /// Closed to new pods, or open.
+    pub cordon: Option<bool>,
+    /// Who has closed it.
+    pub cordoned_by: Option<Option<String>>,
+    /// What it is to become.
+    pub desired: Option<Option<Desired>>,
+    /// What is known of it.
+    pub note: Option<Option<Note>>,
+}
+
+/// Why no further node begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Why {
+    /// A word for programs.
+    pub code: &'static str,
+    /// A sentence for people.
+    pub text: String,
+}
+
+/// Updates that are not finished, the older first, each with the name of one that comes before it.
+#[must_use]
+pub fn turns<'a>(wishes: &'a [Wish], nodes: &[NodeSeen]) -> Vec<(&'a Wish, Option<String>)> {
+    let mut open: Vec<&Wish> = wishes.iter().filter(|wish| !wish.is_finished(wishes)).collect();
+    open.sort_by_key(|wish| wish.order());
+    let claims =
+        |wish: &Wish| wish.problem.is_none() || nodes.iter().any(|node| node.busy_for() == Some(wish.uid.as_str()));
+    let mut ahead: Option<String> = None;
+    let mut turns = Vec::new();
+    for wish in open {
+        turns.push((wish, ahead.clone()));
+        if ahead.is_none() && claims(wish) {
+            ahead = Some(wish.full_name());
+        }
+    }
+    turns
+}
+
+/// What to do for an update.
+#[must_use]
+pub fn plan(wish: &Wish, seen: &Seen, now: OffsetDateTime) -> Vec<Step> {
+    let mut planner = Planner { wish, seen, now, steps: Vec::new(), told: BTreeMap::new(), why: None };
+    planner.go_on();
+    planner.begin();
+    // What is yet to be written may fail: an end is told when it can be seen.
+    let settled = planner.steps.is_empty();
+    let told = tell::status(wish, seen, &planner.told, planner.why.as_ref(), settled, now);
+    if told != wish.status {
+        planner.steps.push(Step::Tell(Box::new(told)));
+    }
+    planner.steps
+}
+
+/// What updates have left on nodes that are no longer there, or are finished and still at work on one. A node that is
+/// upgrading comes to its end first; one that has failed stays closed, for nobody knows what is wrong with it.
+#[must_use]
+pub fn orphans(seen: &Seen, wishes: &[Wish]) -> Vec<Step> {
+    let there: BTreeSet<&str> = wishes.iter().map(|wish| wish.uid.as_str()).collect();
+    let open = wishes.iter().filter(|wish| !wish.is_finished(wishes));
+    let open: BTreeSet<&str> = open.map(|wish| wish.uid.as_str()).collect();
+    let steps = seen.nodes.iter().filter_map(|node| {
+        let at_work = node.busy_for().filter(|uid| !open.contains(uid));
+        let dead = |uid: &str| !there.contains(uid) || at_work == Some(uid);
+        node.owners().into_iter().find(|uid| dead(uid))?;
+        let (note, desired) = (node.note.as_ref(), node.desired.as_ref());
+        if node.busy_for().is_some_and(|uid| !dead(uid)) {
+            return None;
+        }
+        let busy = node.busy_for().is_some();
+        let going = busy && desired.is_some_and(|d| d.go && dead(&d.uid));
+        let end = node.report().map(|said| said.state).filter(|state| state.is_end());
+        if going && end.is_none() {
+            return None;
+        }
+        let mut change = Change::default();
+        if busy && end != Some(ReportedState::Failed) && node.cordoned_by.is_some() {
+            change.uncordon();
+        }
+        if note.is_some_and(|note| dead(&note.uid)) {
+            change.note = Some(None);
+        }
+        if desired.is_some_and(|desired| dead(&desired.uid)) {
+            change.desired = Some(None);
+        }
+        let message = "the update that it belonged to is no longer there".to_owned();
+        (change != Change::default()).then(|| write(node, change, "UpdateGone", message))
+    });
+    steps.collect()
+}
+
+impl Change {
+    fn uncordon(&mut self) {
+        (self.cordon, self.cordoned_by) = (Some(false), Some(None));
+    }
+}
+
+fn write(node: &NodeSeen, change: Change, reason: &'static str, message: String) -> Step {
+    Step::Write { node: node.name.clone(), change: Box::new(change), reason, message }
+}
+
+/// Where a node is on its way.
+enum Place<'a> {
+    /// Another update is at work on it.
+    Elsewhere,
+    Out,
+    Staging,
+    Staged,
+    /// There was nothing to do.
+    There(&'a Reported),
+    StagingFailed(&'a Reported),
+    Draining(&'a Note),
+    Going(&'a Desired),
+    Soaking(&'a Note),
+    Done,
+    Failed(&'a Note),
+}
+
+struct Planner<'a> {
+    wish: &'a Wish,
+    seen: &'a Seen,
+    now: OffsetDateTime,
+    steps: Vec<Step>,
+    /// How far each chosen node is, and why it does not go on.
+    told: BTreeMap<&'a str, (NodeState, String)>,
+    why: Option<Why>,
+}
+
+impl<'a> Planner<'a> {
+    fn chosen(&self, node: &NodeSeen) -> bool {
+        self.wish.spec.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+    }
+
+    fn is_mine(&self, uid: &str) -> bool {
+        uid == self.wish.uid
+    }
+
+    /// What is desired of the node is this update's release as it is now.
+    fn fits(&self, desired: &Desired) -> bool {
+        let release = &self.wish.spec.release;
+        self.is_mine(&desired.uid) && desired.os == release.os && desired.kubernetes == release.kubernetes
+    }
+
+    fn place(&self, node: &'a NodeSeen) -> Place<'a> {
+        if node.busy_for().is_some_and(|uid| !self.is_mine(uid)) {
+            return Place::Elsewhere;
+        }
+        let desired = node.desired.as_ref().filter(|desired| self.is_mine(&desired.uid));
+        let note = node.note.as_ref().filter(|note| self.is_mine(&note.uid));
+        let fits = desired.is_some_and(|desired| self.fits(desired));
+        match (note, desired) {
+            (Some(note), Some(desired)) if note.state == NoteState::Begun && desired.go => Place::Going(desired),
+            (Some(note), _) if note.state == NoteState::Begun => Place::Draining(note),
+            (Some(note), _) if note.state == NoteState::Soaking => Place::Soaking(note),
+            (Some(note), _) if note.state == NoteState::Done && fits => Place::Done,
+            (Some(note), _) if note.state == NoteState::Failed && fits && note.retry >= self.wish.spec.retry => {
+                Place::Failed(note)
+            }
+            (None, Some(desired)) if desired.go => Place::Going(desired),
+            (None, Some(_)) if fits => match node.report() {
+                Some(said) if said.state == ReportedState::Healthy => Place::There(said),
+                Some(said) if said.state.is_end() => Place::StagingFailed(said),
+                Some(said) if said.state == ReportedState::Staged => Place::Staged,
+                _ => Place::Staging,
+            },
+            _ => Place::Out,
+        }
+    }
+
+    fn say(&mut self, node: &'a NodeSeen, state: NodeState, reason: impl Into<String>) {
+        if self.chosen(node) || node.busy_for() == Some(self.wish.uid.as_str()) {
+            self.told.insert(&node.name, (state, reason.into()));
+        }
+    }
+
+    fn note(&self, attempt: u32, state: NoteState, reason: &str) -> Option<Option<Note>> {
+        let (uid, retry) = (self.wish.uid.clone(), self.wish.spec.retry);
+        let since = self.now.replace_nanosecond(0).unwrap_or(self.now);
+        Some(Some(Note { uid, attempt, state, since, retry, reason: reason.into() }))
+    }
+
+    /// Brings what has begun to its end, and tells nodes that have not begun what comes.
+    fn go_on(&mut self) {
+        let may_stage = self.may_stage();
+        for node in &self.seen.nodes {
+            let (chosen, place) = (self.chosen(node), self.place(node));
+            match place {
+                Place::Elsewhere if chosen => self.say(node, NodeState::Waiting, "another update is at work on it"),
+                Place::Elsewhere => {}
+                Place::Draining(note) => self.drain(node, note),
+                Place::Going(desired) => self.watch(node, desired),
+                Place::Soaking(note) => self.soak(node, note),
+                Place::Staging | Place::Staged if self.wish.spec.abort || !chosen => {
+                    let change = Change { desired: Some(None), ..Change::default() };
+                    self.steps.push(write(node, change, "Withdrawn", "the update is no longer for it".into()));
+                    self.say(node, NodeState::Waiting, "");
+                }
+                _ if !chosen => {}
+                Place::Out => {
+                    self.say(node, NodeState::Waiting, "");
+                    if may_stage {
+                        self.stage(node);
+                    }
+                }
+                Place::Staging => {
+                    let silent = if node.report().is_none() { "its agent has not answered" } else { "" };
+                    self.say(node, NodeState::Staging, silent);
+                }
+                Place::Staged => self.say(node, NodeState::Staged, ""),
+                Place::There(said) => match self.lie(said) {
+                    Some(lie) => self.fail(node, said.attempt, &lie, false),
+                    None if !node.ready => self.say(node, NodeState::Staged, "healthy by its agent, and not Ready"),
+                    None => self.finish(node, said.attempt),
+                },
+                Place::StagingFailed(said) => self.fail(node, said.attempt, &failure(said), false),
+                Place::Done => self.say(node, NodeState::Done, ""),
+                Place::Failed(note) => self.say(node, NodeState::Failed, &note.reason),
+            }
+        }
+    }
+
+    fn may_stage(&self) -> bool {
+        let spec = &self.wish.spec;
+        let open = self.seen.ahead.is_none() && self.wish.problem.is_none() && !spec.paused && !spec.abort;
+        open && self.failed() < spec.strategy.halt_after_failures.max(1) as usize
+    }
+
+    fn failed(&self) -> usize {
+        self.seen.nodes.iter().filter(|node| self.chosen(node) && matches!(self.place(node), Place::Failed(_))).count()
+    }
+
+    fn stage(&mut self, node: &'a NodeSeen) {
+        let release = &self.wish.spec.release;
+        let before = node.desired.as_ref().filter(|desired| self.is_mine(&desired.uid));
+        let desired = Desired {
+            update: self.wish.full_name(),
+            uid: self.wish.uid.clone(),
+            attempt: before.map_or(1, |desired| desired.attempt + 1),
+            os: release.os.clone(),
+            kubernetes: release.kubernetes.clone(),
+            // The one that began with `kubeadm upgrade apply` has to end it.
+            first: before.is_some_and(|desired| desired.first && self.fits(desired)),
+            go: false,
+        };
+        let message = format!("is to stage the release {}", release.name);
+        let change = Change { desired: Some(Some(desired)), note: Some(None), ..Change::default() };
+        self.steps.push(write(node, change, "Staging", message));
+    }
+
+    fn drain(&mut self, node: &'a NodeSeen, note: &'a Note) {
+        let drain = &self.wish.spec.strategy.drain;
+        let desired = node.desired.as_ref().filter(|desired| self.fits(desired) && desired.attempt == note.attempt);
+        let Some(desired) = desired.filter(|_| !self.wish.spec.abort) else {
+            let mut change = Change { note: Some(None), ..Change::default() };
+            if node.cordoned_by.is_some() {
+                change.uncordon();
+            }
+            if self.wish.spec.abort {
+                change.desired = Some(None);
+            }
+            self.steps.push(write(node, change, "GivenBack", "the update was called off before it began".into()));
+            return self.say(node, NodeState::Waiting, "");
+        };
+        self.say(node, NodeState::Draining, &node.said);
+        if !node.unschedulable {
+            // Somebody opened it: its pods would never end.
+            let uid = Some(Some(self.wish.uid.clone()));
+            let change = Change { cordon: Some(true), cordoned_by: uid, ..Change::default() };
+            self.steps.push(write(node, change, "Cordoned", "takes no new pods".into()));
+        }
+        let Some(pods) = &node.pods else {
+            return self.steps.push(Step::Inspect { node: node.name.clone() });
+        };
+        let since = self.now - note.since;
+        let limit = Duration::seconds(drain.timeout_seconds.into());
+        let staying = || pods.leaving.iter().filter(|pod| !pod.ending).cloned().collect::<Vec<_>>();
+        if pods.leaving.is_empty() {
+            match self.others_hold(node) {
+                Some(text) => self.say(node, NodeState::Draining, text),
+                None => self.go(node, desired),
+            }
+        } else if since < limit {
+            let pods = staying();
+            if !pods.is_empty() {
+                self.steps.push(Step::Evict { node: node.name.clone(), pods });
+            }
+        } else if drain.policy == DrainPolicy::Evict {
+            let names: Vec<String> = pods.leaving.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+            let [some, rest] = [&names[..names.len().min(3)], &names[names.len().min(3)..]];
+            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+            let seconds = drain.timeout_seconds;
+            let text = format!("{}{more} did not leave within {seconds} s; {}", some.join(", "), node.said);
+            self.fail(node, note.attempt, text.trim_end_matches("; "), true);
+        } else {
+            let at_once = since >= limit * 2;
+            let pods = if at_once { pods.leaving.clone() } else { staying() };
+            if !pods.is_empty() {
+                self.steps.push(Step::Delete { node: node.name.clone(), pods, at_once });
+            }
+        }
+    }
+
+    /// Why a control plane must not go away now.
+    fn others_hold(&self, node: &NodeSeen) -> Option<String> {
+        // One that has failed before may be tried again while it is closed; no other one may join it there.
+        let at_work = |other: &NodeSeen| if node.held() { other.busy_for().is_some() } else { other.held() };
+        let mut others = self.seen.nodes.iter().filter(|other| other.control_plane && other.name != node.name);
+        let other = others.find(|other| node.control_plane && (!other.ready || at_work(other)))?;
+        let what = if other.ready { "is away for its upgrade" } else { "is not Ready" };
+        Some(format!("the control plane {} {what}: etcd would be without its majority", other.name))
+    }
+
+    fn go(&mut self, node: &'a NodeSeen, desired: &Desired) {
+        let first = desired.first || (node.control_plane && desired.kubernetes.is_some() && !self.has_first(node));
+        let desired = Desired { first, go: true, ..desired.clone() };
+        let change = Change { desired: Some(Some(desired)), ..Change::default() };
+        self.steps.push(write(node, change, "Upgrading", "its pods have left: upgrades now".into()));
+        self.say(node, NodeState::Upgrading, "");
+    }
+
+    /// Some control plane has run `kubeadm upgrade apply` for this release, or is to.
+    fn has_first(&self, besides: &NodeSeen) -> bool {
+        let planes = self.seen.nodes.iter().filter(|other| other.control_plane && other.name != besides.name);
+        planes.into_iter().any(|other| {
+            let first = other.desired.as_ref().is_some_and(|desired| self.fits(desired) && desired.first);
+            let begun = other.desired.as_ref().is_some_and(|desired| self.fits(desired) && desired.go);
+            first || (begun && matches!(self.place(other), Place::Done | Place::Soaking(_)))
+        })
+    }
+
+    fn watch(&mut self, node: &'a NodeSeen, desired: &'a Desired) {
+        let Some(said) = node.report() else {
+            return self.say(node, NodeState::Upgrading, "its agent has not answered");
+        };
+        match said.state {
+            ReportedState::Failed => self.fail(node, desired.attempt, &failure(said), false),
+            ReportedState::RolledBack => self.fail(node, desired.attempt, &failure(said), true),
+            ReportedState::Healthy => match self.lie(said).filter(|_| self.fits(desired)) {
+                Some(lie) => self.fail(node, desired.attempt, &lie, false),
+                None if !node.ready => self.say(node, NodeState::Upgrading, "healthy by its agent, and not Ready"),
+                None if self.wish.spec.strategy.soak_seconds == 0 => self.finish(node, desired.attempt),
+                None => {
+                    let change =
+                        Change { note: self.note(desired.attempt, NoteState::Soaking, ""), ..Change::default() };
+                    self.steps.push(write(node, change, "Soaking", "is healthy, and is watched".into()));
+                    self.say(node, NodeState::Soaking, "");
+                }
+            },
+            ReportedState::Rebooting => self.say(node, NodeState::Rebooting, &said.detail),
+            _ => self.say(node, NodeState::Upgrading, &said.detail),
+        }
+    }
+
+    fn soak(&mut self, node: &'a NodeSeen, note: &'a Note) {
+        let over = self.now - note.since >= Duration::seconds(self.wish.spec.strategy.soak_seconds.into());
+        match node.report().filter(|said| said.state.is_end()) {
+            Some(said) if said.state == ReportedState::RolledBack => {
+                self.fail(node, note.attempt, &failure(said), true)
+            }
+            Some(said) if said.state == ReportedState::Failed => self.fail(node, note.attempt, &failure(said), false),
+            _ if !node.ready => self.say(node, NodeState::Soaking, "not Ready"),
+            _ if over => self.finish(node, note.attempt),
+            _ => self.say(node, NodeState::Soaking, ""),
+        }
+    }
+
+    /// What an agent that calls itself healthy runs instead of what was desired.
+    fn lie(&self, said: &Reported) -> Option<String> {
+        let release = &self.wish.spec.release;
+        let other = |is: &Option<String>, wanted: Option<&String>| match (is, wanted) {
+            (Some(is), Some(wanted)) if is != wanted => {
+                Some(format!("calls itself healthy and runs {is}, not {wanted}"))
+            }
+            _ => None,
+        };
+        let commit = release.os.as_ref().and_then(|os| os.commit.as_ref());
+        other(&said.os, commit).or_else(|| other(&said.kubernetes, release.kubernetes.as_ref()))
+    }
+
+    fn finish(&mut self, node: &'a NodeSeen, attempt: u32) {
+        let mut change = Change { note: self.note(attempt, NoteState::Done, ""), ..Change::default() };
+        if node.cordoned_by.is_some() {
+            change.uncordon();
+        }
+        let message = format!("is healthy on the release {}", self.wish.spec.release.name);
+        self.steps.push(write(node, change, "Done", message));
+        self.say(node, NodeState::Done, "");
+    }
+
+    /// `back`: it runs what it ran before, and takes pods again.
+    fn fail(&mut self, node: &'a NodeSeen, attempt: u32, reason: &str, back: bool) {
+        let mut change = Change { note: self.note(attempt, NoteState::Failed, reason), ..Change::default() };
+        if back && node.cordoned_by.is_some() {
+            change.uncordon();
+        }
+        self.steps.push(write(node, change, "Failed", reason.to_owned()));
+        self.say(node, NodeState::Failed, reason);
+    }
+
+    fn has_failed(&self, node: &NodeSeen) -> bool {
+        self.told.get(node.name.as_str()).is_some_and(|(state, _)| *state == NodeState::Failed)
+    }
+
+    fn hold(&mut self, code: &'static str, text: impl Into<String>) {
+        if self.why.is_none() {
+            self.why = Some(Why { code, text: text.into() });
+        }
+    }
+
+    /// Lets the next ones begin, if any may.
+    fn begin(&mut self) {
+        let spec = &self.wish.spec;
+        let chosen: Vec<&'a NodeSeen> = self.seen.nodes.iter().filter(|node| self.chosen(node)).collect();
+        // Those that fail in this very look count too.
+        let failed = chosen.iter().filter(|node| self.has_failed(node)).count();
+        let halt = spec.strategy.halt_after_failures.max(1) as usize;
+        if let Some(problem) = &self.wish.problem {
+            return self.hold("Invalid", problem.clone());
+        } else if spec.abort {
+            return self.hold("Aborted", "spec.abort is true");
+        } else if let Some(ahead) = &self.seen.ahead {
+            return self.hold("AnotherUpdate", format!("the update {ahead} is older and goes first"));
+        } else if failed >= halt {
+            let text = format!("{failed} nodes have failed: put right what is wrong with them, then raise spec.retry");
+            return self.hold("NodesFailed", text);
+        } else if spec.paused {
+            return self.hold("Paused", "spec.paused is true");
+        } else if chosen.is_empty() {
+            return self.hold("NoNodes", "spec.nodeSelector chooses no node");
+        } else if let Some(hours) = self.wish.hours.as_ref().filter(|hours| !hours.is_open(self.now)) {
+            let next = hours.next(self.now).map(|next| format!("; it opens at {next}")).unwrap_or_default();
+            return self.hold("WindowClosed", format!("the window is closed{next}"));
+        }
+        let mut waiting: Vec<&'a NodeSeen> =
+            chosen.iter().copied().filter(|node| matches!(self.place(node), Place::Staged)).collect();
+        let own = self.seen.own_node.as_deref();
+        waiting.sort_by_key(|node| (!node.control_plane, own == Some(node.name.as_str()), &node.name));
+        let limit = spec.max_unavailable.of(chosen.len());
+        let counts = |node: &&NodeSeen| node.held() || (self.chosen(node) && !node.ready);
+        let mut away = self.seen.nodes.iter().filter(counts).count();
+        let mut busy = self.seen.nodes.iter().filter(|node| node.busy_for().is_some()).count();
+        for node in waiting {
+            if let Some(why) = self.not_yet(node, &chosen) {
+                self.say(node, NodeState::Staged, why.text.clone());
+                self.hold(why.code, why.text);
+                continue;
+            }
+            let fits = if node.held() { busy < limit } else { away < limit };
+            if !fits {
+                self.say(node, NodeState::Staged, "waits for its turn");
+                self.hold("MaxUnavailable", format!("{away} nodes are away, and {limit} may be"));
+                continue;
+            }
+            let obstacles = match &node.pods {
+                None => {
+                    self.steps.push(Step::Inspect { node: node.name.clone() });
+                    Vec::new()
+                }
+                Some(pods) => pods.obstacles.clone(),
+            };
+            if !obstacles.is_empty() && spec.strategy.drain.policy == DrainPolicy::Evict {
+                let text = obstacles.join("; ");
+                self.say(node, NodeState::Blocked, &text);
+                self.hold("Blocked", format!("{}: {text}", node.name));
+                continue;
+            }
+            busy += 1;
+            away += usize::from(!node.held());
+            if node.pods.is_some() {
+                self.begin_node(node);
+            }
+            if node.control_plane {
+                break;
+            }
+        }
+    }
+
+    fn not_yet(&self, node: &NodeSeen, chosen: &[&'a NodeSeen]) -> Option<Why> {
+        let why = |code, text| Some(Why { code, text });
+        if !node.ready && !node.held() {
+            return why("NotReady", format!("{} is not Ready", node.name));
+        }
+        let planes = || chosen.iter().filter(|other| other.control_plane && other.name != node.name);
+        let failed = planes().find(|other| self.has_failed(other));
+        if let Some(other) = failed {
+            let text = format!("the control plane {} has failed: put it right, then raise spec.retry", other.name);
+            return why("ControlPlaneFailed", text);
+        }
+        if node.control_plane {
+            let began = |other: &&&NodeSeen| {
+                let first = other.desired.as_ref().is_some_and(|desired| self.fits(desired) && desired.first);
+                first && !matches!(self.place(other), Place::Done)
+            };
+            let began = planes().find(began).map(|other| format!("{} begins again before others", other.name));
+            return self.others_hold(node).or(began).and_then(|text| why("ControlPlanes", text));
+        }
+        if let Some(other) = planes().find(|other| !matches!(self.place(other), Place::Done)) {
+            return why("ControlPlanes", format!("the control plane {} comes before workers", other.name));
+        }
+        let wanted = self.wish.spec.release.kubernetes.as_deref().and_then(version_of)?;
+        let behind = |other: &&NodeSeen| {
+            other.control_plane && !self.chosen(other) && version_of(&other.kubelet).is_some_and(|is| is < wanted)
+        };
+        let other = self.seen.nodes.iter().find(behind)?;
+        let text = format!("the control plane {} runs {}: a worker may not be newer", other.name, other.kubelet);
+        why("ControlPlanes", text)
+    }
+
+    fn begin_node(&mut self, node: &'a NodeSeen) {
+        let attempt = node.desired.as_ref().map_or(1, |desired| desired.attempt);
+        let mut change = Change { note: self.note(attempt, NoteState::Begun, ""), ..Change::default() };
+        // An administrator's cordon is left as it is, now and at the end.
+        if !node.unschedulable || node.cordoned_by.is_some() {
+            change.cordon = Some(true);
+            change.cordoned_by = Some(Some(self.wish.uid.clone()));
+        }
+        self.steps.push(write(node, change, "Draining", "takes no new pods, and its pods leave".into()));
+        self.say(node, NodeState::Draining, "");
+    }
+}
+
+fn failure(said: &Reported) -> String {
+    let what = match said.state {
+        ReportedState::RolledBack => "rolled back",
+        _ => "failed",
+    };
+    if said.detail.is_empty() { what.into() } else { format!("{what}: {}", said.detail) }
+}
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -1,0 +1,320 @@
+//! Looks, decides, acts, and again: while it leads.
+
+#![expect(clippy::disallowed_methods, reason = "reads the clock")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use k8s_openapi::api::core::v1::{Node, ObjectReference};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use nkd_api::update::{GROUP, KIND, UPSTREAM_GROUP, VERSION};
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::budget::{BudgetSeen, leaving, obstacles};
+use crate::cluster::{Cluster, ClusterError};
+use crate::lease::Tenure;
+use crate::plan::{Change, Step, orphans, plan, turns};
+use crate::seen::{NodeSeen, PodsSeen, Seen};
+use crate::serve::Metrics;
+use crate::watch::Watched;
+use crate::wish::{Source, Wish};
+
+/// Between two looks while an update is under way: what a budget holds back is asked again.
+const OFTEN: Duration = Duration::from_secs(5);
+/// The same while there is none.
+const SELDOM: Duration = Duration::from_secs(60);
+/// Shortest time between two looks: many nodes change at once.
+const SHORTEST: Duration = Duration::from_millis(500);
+/// How many times one look goes back for the pods of further nodes.
+const ROUNDS: usize = 64;
+
+/// Where the operator itself runs.
+#[derive(Debug, Clone)]
+pub struct Own {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its pod.
+    pub pod: String,
+    /// Its node.
+    pub node: Option<String>,
+}
+
+/// The operator.
+pub struct Operator {
+    cluster: Cluster,
+    watched: Watched,
+    tenure: Tenure,
+    own: Own,
+    metrics: Metrics,
+    recorder: Recorder,
+    stop: CancellationToken,
+    /// What held the pods of a node when they were last asked to leave. It is shown, and decides nothing.
+    said: BTreeMap<String, String>,
+}
+
+/// A step that cannot be done now.
+#[derive(Debug, thiserror::Error)]
+enum StopReason {
+    /// Another operator may have the lease, or is about to get it.
+    #[error("the lease is not ours for sure any more, or is about to be given back")]
+    NotLeading,
+    /// The API server does not do it.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+}
+
+impl Operator {
+    /// An operator that acts while `tenure` holds, and not after `stop`.
+    #[must_use]
+    pub fn new(
+        cluster: Cluster,
+        watched: Watched,
+        tenure: Tenure,
+        own: Own,
+        metrics: Metrics,
+        stop: CancellationToken,
+    ) -> Self {
+        let reporter = Reporter { controller: "housekeeper".into(), instance: Some(own.pod.clone()) };
+        let recorder = Recorder::new(cluster.client(), reporter);
+        Self { cluster, watched, tenure, own, metrics, recorder, stop, said: BTreeMap::new() }
+    }
+
+    /// Runs until it is told to stop.
+    pub async fn run(mut self, changed: Arc<Notify>) {
+        let stop = self.stop.clone();
+        tokio::select! {
+            () = self.watched.wait() => {}
+            () = stop.cancelled() => return,
+        }
+        self.metrics.set_ready();
+        let mut led = false;
+        while !stop.is_cancelled() {
+            let leads = self.tenure.holds();
+            self.metrics.looked(leads);
+            let mut pause = OFTEN;
+            if leads && !led {
+                // What the one before us wrote last may not have come to our watch yet.
+                led = self.catch_up().await;
+            } else if !leads {
+                led = false;
+            }
+            if leads && led {
+                match self.look().await {
+                    Ok(open) => pause = if open { OFTEN } else { SELDOM },
+                    Err(StopReason::Cluster(error)) if error.is_conflict() => pause = SHORTEST,
+                    Err(error) => {
+                        self.metrics.failed();
+                        tracing::warn!(error = &error as &dyn std::error::Error, "looks again later");
+                    }
+                }
+            }
+            let wake = async {
+                tokio::time::sleep(SHORTEST).await;
+                let _ = tokio::time::timeout(pause.saturating_sub(SHORTEST), changed.notified()).await;
+            };
+            tokio::select! {
+                () = wake => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    async fn catch_up(&mut self) -> bool {
+        match self.cluster.nodes().await {
+            Ok(nodes) => {
+                nodes.into_iter().for_each(|node| self.watched.learn(node));
+                true
+            }
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot begin to lead yet");
+                false
+            }
+        }
+    }
+
+    /// One look. Whether there is an update that is not finished.
+    async fn look(&mut self) -> Result<bool, StopReason> {
+        let begun = Instant::now();
+        let wishes = self.watched.wishes();
+        let seen = self.nodes().1;
+        let turns: Vec<(Wish, Option<String>)> =
+            turns(&wishes, &seen).into_iter().map(|(wish, ahead)| (wish.clone(), ahead)).collect();
+        let open = !turns.is_empty();
+        self.metrics.updates(&wishes);
+        for (wish, ahead) in turns {
+            self.serve(&wish, ahead).await?;
+        }
+        let (nodes, seen) = self.nodes();
+        for step in orphans(&Seen { nodes: seen, own_node: None, ahead: None }, &wishes) {
+            self.act(None, &nodes, step).await?;
+        }
+        self.metrics.took(begun.elapsed());
+        Ok(open)
+    }
+
+    fn nodes(&mut self) -> (Vec<Node>, Vec<NodeSeen>) {
+        let nodes = self.watched.nodes();
+        let mut seen: Vec<NodeSeen> = nodes.iter().map(NodeSeen::read).collect();
+        for node in &mut seen {
+            node.said = self.said.get(&node.name).cloned().unwrap_or_default();
+        }
+        (nodes, seen)
+    }
+
+    async fn serve(&mut self, wish: &Wish, ahead: Option<String>) -> Result<(), StopReason> {
+        let (nodes, seen) = self.nodes();
+        let mut seen = Seen { nodes: seen, own_node: self.own.node.clone(), ahead };
+        let mut budgets: Option<Vec<BudgetSeen>> = None;
+        let mut steps = Vec::new();
+        for _ in 0..ROUNDS {
+            steps = plan(wish, &seen, OffsetDateTime::now_utc());
+            let wanted = steps.iter().filter_map(|step| match step {
+                Step::Inspect { node } => Some(node.clone()),
+                _ => None,
+            });
+            let wanted: Vec<String> = wanted.collect();
+            if wanted.is_empty() {
+                break;
+            }
+            let budgets = match &mut budgets {
+                Some(budgets) => budgets,
+                none => none.insert(self.cluster.budgets().await?),
+            };
+            for name in wanted {
+                let leaving = leaving(&self.cluster.pods(&name).await?, &self.own.namespace);
+                let obstacles = obstacles(&leaving, budgets);
+                if let Some(node) = seen.nodes.iter_mut().find(|node| node.name == name) {
+                    node.pods = Some(PodsSeen { leaving, obstacles });
+                }
+            }
+        }
+        for step in steps {
+            self.act(Some(wish), &nodes, step).await?;
+        }
+        Ok(())
+    }
+
+    fn may_act(&self) -> Result<(), StopReason> {
+        match self.tenure.holds() && !self.stop.is_cancelled() {
+            true => Ok(()),
+            false => Err(StopReason::NotLeading),
+        }
+    }
+
+    async fn act(&mut self, wish: Option<&Wish>, nodes: &[Node], step: Step) -> Result<(), StopReason> {
+        self.may_act()?;
+        match step {
+            // So many nodes are held back that it has to wait for the next look.
+            Step::Inspect { .. } => Ok(()),
+            Step::Write { node, change, reason, message } => {
+                let seen = nodes.iter().find(|seen| seen.metadata.name.as_deref() == Some(&node));
+                let Some(seen) = seen else { return Ok(()) };
+                self.write(wish, seen, &change, reason, &message).await
+            }
+            Step::Evict { node, pods } => {
+                let mut held = Vec::new();
+                for pod in pods {
+                    self.may_act()?;
+                    let said = self.cluster.evict(&pod).await?;
+                    self.metrics.evicted(said.is_none());
+                    if let Some(said) = said {
+                        held.push(format!("{}/{}: {said}", pod.namespace, pod.name));
+                    }
+                }
+                self.said.insert(node, held.join("; "));
+                Ok(())
+            }
+            Step::Delete { node, pods, at_once } => {
+                tracing::warn!(node, pods = pods.len(), at_once, "deletes pods that did not leave");
+                for pod in pods {
+                    self.may_act()?;
+                    self.cluster.delete(&pod, at_once).await?;
+                }
+                Ok(())
+            }
+            Step::Tell(status) => {
+                let Some(wish) = wish else { return Ok(()) };
+                if status.phase != wish.status.phase {
+                    tracing::info!(update = wish.full_name(), phase = ?status.phase, "is at another phase");
+                    let why = status.conditions.first().map(|one| one.message.clone()).unwrap_or_default();
+                    self.cluster.tell(wish, &status).await?;
+                    self.publish(&of_update(wish), None, &format!("{:?}", status.phase), &why, false).await;
+                    return Ok(());
+                }
+                Ok(self.cluster.tell(wish, &status).await?)
+            }
+        }
+    }
+
+    async fn write(
+        &mut self,
+        wish: Option<&Wish>,
+        seen: &Node,
+        change: &Change,
+        reason: &'static str,
+        message: &str,
+    ) -> Result<(), StopReason> {
+        let name = seen.metadata.name.clone().unwrap_or_default();
+        let version = seen.metadata.resource_version.as_deref().unwrap_or_default();
+        let written = self.cluster.write(&name, version, change).await?;
+        let update = wish.map(Wish::full_name).unwrap_or_default();
+        tracing::info!(node = name, update, reason, "{message}");
+        self.metrics.wrote(reason);
+        let node = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Node".into()),
+            name: Some(name.clone()),
+            uid: written.metadata.uid.clone(),
+            ..ObjectReference::default()
+        };
+        self.watched.learn(written);
+        self.said.remove(&name);
+        let bad = reason == "Failed";
+        let update = wish.map(of_update);
+        self.publish(&node, update.as_ref(), reason, message, bad).await;
+        if let Some(update) = &update {
+            self.publish(update, Some(&node), reason, &format!("{name}: {message}"), bad).await;
+        }
+        Ok(())
+    }
+
+    /// An event that cannot be written stops nothing.
+    async fn publish(
+        &self,
+        about: &ObjectReference,
+        secondary: Option<&ObjectReference>,
+        reason: &str,
+        note: &str,
+        bad: bool,
+    ) {
+        let event = Event {
+            type_: if bad { EventType::Warning } else { EventType::Normal },
+            reason: reason.to_owned(),
+            note: (!note.is_empty()).then(|| note.chars().take(1000).collect()),
+            action: "Update".to_owned(),
+            secondary: secondary.cloned(),
+        };
+        let publish = tokio::time::timeout(crate::cluster::LIMIT, self.recorder.publish(&event, about));
+        if let Ok(Err(error)) = publish.await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "an event could not be written");
+        }
+    }
+}
+
+fn of_update(wish: &Wish) -> ObjectReference {
+    let group = match wish.source {
+        Source::Ours => GROUP,
+        Source::Upstream => UPSTREAM_GROUP,
+    };
+    ObjectReference {
+        api_version: Some(format!("{group}/{VERSION}")),
+        kind: Some(KIND.into()),
+        name: Some(wish.name.clone()),
+        namespace: wish.namespace.clone(),
+        uid: Some(wish.uid.clone()),
+        ..ObjectReference::default()
+    }
+}

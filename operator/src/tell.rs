@@ -1,0 +1,144 @@
+//! What is told about an update (pure).
+
+use std::collections::BTreeMap;
+
+use nkd_api::update::{Condition, Counts, NodeState, NodeStatus, Phase, UpdateStatus};
+use time::OffsetDateTime;
+
+use crate::plan::Why;
+use crate::seen::Seen;
+use crate::wish::Wish;
+
+/// The status of an update. `settled`: nothing is yet to be written for it. Where nothing has changed, it is what was told before: times do not move.
+#[must_use]
+pub fn status(
+    wish: &Wish,
+    seen: &Seen,
+    told: &BTreeMap<&str, (NodeState, String)>,
+    why: Option<&Why>,
+    settled: bool,
+    now: OffsetDateTime,
+) -> UpdateStatus {
+    let now = now.replace_nanosecond(0).unwrap_or(now);
+    let nodes: Vec<NodeStatus> = seen
+        .nodes
+        .iter()
+        .filter_map(|node| {
+            let (state, reason) = told.get(node.name.as_str())?;
+            let before = wish.status.nodes.iter().find(|before| before.name == node.name && before.state == *state);
+            let mine = node.desired.as_ref().filter(|desired| desired.uid == wish.uid);
+            Some(NodeStatus {
+                name: node.name.clone(),
+                state: *state,
+                since: before.map_or(now, |before| before.since),
+                reason: reason.clone(),
+                attempt: mine.map_or(0, |desired| desired.attempt),
+            })
+        })
+        .collect();
+    let counts = counts(seen, &nodes);
+    let phase = match phase(wish, &nodes, counts, why) {
+        Phase::Complete if !settled => Phase::Progressing,
+        Phase::Aborted if !settled => Phase::Aborting,
+        other => other,
+    };
+    let conditions = conditions(wish, phase, &nodes, counts, why, now);
+    let release = Some(wish.spec.release.clone());
+    UpdateStatus { phase, conditions, nodes, counts, observed_generation: wish.generation, release }
+}
+
+fn at_work(state: NodeState) -> bool {
+    matches!(state, NodeState::Draining | NodeState::Upgrading | NodeState::Rebooting | NodeState::Soaking)
+}
+
+fn counts(seen: &Seen, nodes: &[NodeStatus]) -> Counts {
+    let count = |fits: &dyn Fn(&NodeStatus) -> bool| nodes.iter().filter(|node| fits(node)).count() as u32;
+    let away = |told: &NodeStatus| {
+        let node = seen.nodes.iter().find(|node| node.name == told.name);
+        node.is_some_and(|node| !node.ready || node.held())
+    };
+    Counts {
+        total: nodes.len() as u32,
+        done: count(&|node| node.state == NodeState::Done),
+        in_progress: count(&|node| at_work(node.state)),
+        failed: count(&|node| node.state == NodeState::Failed),
+        unavailable: count(&away),
+    }
+}
+
+fn phase(wish: &Wish, nodes: &[NodeStatus], counts: Counts, why: Option<&Why>) -> Phase {
+    let spec = &wish.spec;
+    let code = why.map(|why| why.code);
+    let all = |fits: &dyn Fn(NodeState) -> bool| !nodes.is_empty() && nodes.iter().all(|node| fits(node.state));
+    if wish.problem.is_some() {
+        Phase::Invalid
+    } else if spec.abort {
+        // What was staged and never began is Waiting by now.
+        let over = nodes.iter().all(|node| !at_work(node.state));
+        if over { Phase::Aborted } else { Phase::Aborting }
+    } else if all(&|state| state == NodeState::Done) {
+        Phase::Complete
+    } else if code == Some("AnotherUpdate") {
+        Phase::Pending
+    } else if is_stuck(counts, code) || all(&|state| matches!(state, NodeState::Done | NodeState::Failed)) {
+        Phase::Halted
+    } else if spec.paused {
+        Phase::Paused
+    } else if counts.done + counts.in_progress + counts.failed == 0 {
+        Phase::Pending
+    } else {
+        Phase::Progressing
+    }
+}
+
+/// Nothing goes on before somebody has put right what failed.
+fn is_stuck(counts: Counts, code: Option<&str>) -> bool {
+    let by_failure = counts.failed > 0 && counts.in_progress == 0;
+    code == Some("NodesFailed") || (by_failure && matches!(code, Some("ControlPlaneFailed" | "MaxUnavailable")))
+}
+
+fn conditions(
+    wish: &Wish,
+    phase: Phase,
+    nodes: &[NodeStatus],
+    counts: Counts,
+    why: Option<&Why>,
+    now: OffsetDateTime,
+) -> Vec<Condition> {
+    let far = format!("{} of {} nodes are done, {} at work", counts.done, counts.total, counts.in_progress);
+    let (mut reason, mut message) = (format!("{phase:?}"), far.clone());
+    if let Some(why) = why.filter(|_| phase != Phase::Complete) {
+        reason = why.code.to_owned();
+        message = format!("{far}; {}", why.text);
+    }
+    let failed: Vec<String> = nodes
+        .iter()
+        .filter(|node| matches!(node.state, NodeState::Failed | NodeState::Blocked))
+        .map(|node| format!("{}: {}", node.name, node.reason))
+        .collect();
+    let degraded = !failed.is_empty() || matches!(phase, Phase::Halted | Phase::Invalid);
+    let (degraded_reason, degraded_message) = match phase {
+        Phase::Invalid => ("Invalid".to_owned(), message.clone()),
+        _ if counts.failed > 0 => ("NodesFailed".to_owned(), failed.join("; ")),
+        _ if degraded => ("Blocked".to_owned(), failed.join("; ")),
+        _ => ("AsExpected".to_owned(), String::new()),
+    };
+    let condition = |kind: &str, is: bool, reason: String, message: String| {
+        let status = if is { "True" } else { "False" }.to_owned();
+        let before = wish.status.conditions.iter().find(|before| before.kind == kind && before.status == status);
+        Condition {
+            kind: kind.to_owned(),
+            status,
+            reason,
+            message,
+            observed_generation: wish.generation,
+            last_transition_time: before.map_or(now, |before| before.last_transition_time),
+        }
+    };
+    let progressing = matches!(phase, Phase::Progressing | Phase::Aborting);
+    vec![
+        condition("Progressing", progressing, reason.clone(), message.clone()),
+        condition("Degraded", degraded, degraded_reason, degraded_message),
+        condition("Complete", phase == Phase::Complete, reason, message),
+    ]
+}

@@ -1,0 +1,114 @@
+//! What there is in the cluster, kept up to date by watches.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Api, DynamicObject};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::reflector::{self, Store};
+use kube::runtime::watcher::{self, watcher};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::{Cluster, resource};
+use crate::wish::{Source, Wish};
+
+/// Updates and nodes.
+pub struct Watched {
+    nodes: Store<Node>,
+    ours: Store<DynamicObject>,
+    upstream: Store<DynamicObject>,
+    /// Nodes as our own writes left them, which the watch has not brought yet. Without them a decision could be made twice.
+    fresh: BTreeMap<String, Node>,
+}
+
+impl Watched {
+    /// Begins to watch; `changed` hears of everything that happens.
+    #[must_use]
+    pub fn begin(cluster: &Cluster, changed: &Arc<Notify>, stop: &CancellationToken) -> Self {
+        let (nodes, writer) = reflector::store::<Node>();
+        let stream = watcher(Api::<Node>::all(cluster.client()), watcher::Config::default());
+        tokio::spawn(follow("nodes", stream.default_backoff().reflect(writer), changed.clone(), stop.clone()));
+        let updates = |source: Source, name: &'static str| {
+            let resource = resource(source);
+            let writer = reflector::store::Writer::new(resource.clone());
+            let store = writer.as_reader();
+            let stream =
+                watcher(Api::<DynamicObject>::all_with(cluster.client(), &resource), watcher::Config::default());
+            tokio::spawn(follow(name, stream.default_backoff().reflect(writer), changed.clone(), stop.clone()));
+            store
+        };
+        let ours = updates(Source::Ours, "updates of nkd.io");
+        let upstream = updates(Source::Upstream, "updates of housekeeper.io");
+        Self { nodes, ours, upstream, fresh: BTreeMap::new() }
+    }
+
+    /// Waits until nodes and our updates are known. The other resource may be missing.
+    pub async fn wait(&self) {
+        // An error means that the watch has ended, and then the program does too.
+        let _ = self.nodes.wait_until_ready().await;
+        let _ = self.ours.wait_until_ready().await;
+    }
+
+    /// All updates that are not being deleted.
+    #[must_use]
+    pub fn wishes(&self) -> Vec<Wish> {
+        let of = |source: Source, store: &Store<DynamicObject>| {
+            let there = store.state().into_iter().filter(|object| object.metadata.deletion_timestamp.is_none());
+            there.filter_map(|object| Wish::read(source, &object)).collect::<Vec<_>>()
+        };
+        [of(Source::Ours, &self.ours), of(Source::Upstream, &self.upstream)].concat()
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&mut self) -> Vec<Node> {
+        let mut nodes: Vec<Node> = self.nodes.state().iter().map(|node| Node::clone(node)).collect();
+        self.fresh.retain(|name, fresh| {
+            let seen = nodes.iter_mut().find(|node| node.metadata.name.as_ref() == Some(name));
+            // One that is not there any more was deleted.
+            seen.is_some_and(|seen| {
+                let newer = version(fresh) > version(seen);
+                if newer {
+                    seen.clone_from(fresh);
+                }
+                newer
+            })
+        });
+        nodes.sort_by(|one, other| one.metadata.name.cmp(&other.metadata.name));
+        nodes
+    }
+
+    /// A node as it is now.
+    pub fn learn(&mut self, node: Node) {
+        if let Some(name) = node.metadata.name.clone() {
+            self.fresh.insert(name, node);
+        }
+    }
+}
+
+/// Versions of one resource are numbers that rise, in every API server that there is.
+fn version(node: &Node) -> u64 {
+    node.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
+async fn follow<K>(
+    what: &'static str,
+    stream: impl futures_util::Stream<Item = Result<watcher::Event<K>, watcher::Error>>,
+    changed: Arc<Notify>,
+    stop: CancellationToken,
+) {
+    let mut stream = std::pin::pin!(stream);
+    loop {
+        let next = tokio::select! {
+            next = stream.next() => next,
+            () = stop.cancelled() => return,
+        };
+        match next {
+            Some(Ok(_)) => changed.notify_one(),
+            Some(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot watch {what}"),
+            None => return,
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! What updates ask for, whichever resource they were written as (pure).
+
+use kube::api::DynamicObject;
+use nkd_api::update::{
+    Day, DrainPolicy, MaxUnavailable, OsRelease, Phase, Release, UpdateSpec, UpdateStatus, UpstreamSpec, Window,
+};
+use serde::Deserialize;
+use serde_json::Value;
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime, Weekday};
+
+/// Longest time that a window is open.
+const LONGEST: i64 = 24 * 60;
+
+/// Which resource an update was written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// `nkd.io`.
+    Ours,
+    /// `housekeeper.io`.
+    Upstream,
+}
+
+/// An update as the operator goes by it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wish {
+    /// Where it came from.
+    pub source: Source,
+    /// Its namespace, if it has one.
+    pub namespace: Option<String>,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// Its generation.
+    pub generation: i64,
+    /// When it was made.
+    pub created: OffsetDateTime,
+    /// What it asks for.
+    pub spec: UpdateSpec,
+    /// When nodes may begin; nothing: at any time.
+    pub hours: Option<Hours>,
+    /// Why it cannot be followed.
+    pub problem: Option<String>,
+    /// What was told about it last.
+    pub status: UpdateStatus,
+}
+
+/// A window in minutes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hours {
+    days: Vec<Weekday>,
+    start: i64,
+    length: i64,
+}
+
+impl Wish {
+    /// Reads a resource. What is wrong in it is in [`Wish::problem`]; nothing: it is no resource of an API server.
+    #[must_use]
+    pub fn read(source: Source, object: &DynamicObject) -> Option<Self> {
+        let metadata = &object.metadata;
+        let created = serde_json::to_value(metadata.creation_timestamp.as_ref()?).ok()?;
+        let created = OffsetDateTime::parse(created.as_str()?, &Rfc3339).ok()?;
+        let given = object.data.get("spec").cloned().unwrap_or(Value::Null);
+        let read = match source {
+            Source::Ours => UpdateSpec::deserialize(given),
+            Source::Upstream => UpstreamSpec::deserialize(given).map(from_upstream),
+        };
+        let (spec, mut problem) = match read {
+            Ok(spec) => (spec, None),
+            Err(error) => (UpdateSpec::default(), Some(format!("spec does not read: {error}"))),
+        };
+        let hours = match spec.window.as_ref().map(Hours::read).transpose() {
+            Ok(hours) => hours,
+            Err(text) => {
+                problem = problem.or(Some(text));
+                None
+            }
+        };
+        let problem = problem.or_else(|| fault(&spec));
+        let status = object.data.get("status").cloned().unwrap_or(Value::Null);
+        Some(Self {
+            source,
+            namespace: metadata.namespace.clone(),
+            name: metadata.name.clone()?,
+            uid: metadata.uid.clone()?,
+            generation: metadata.generation.unwrap_or_default(),
+            created,
+            spec,
+            hours,
+            problem,
+            status: UpdateStatus::deserialize(status).unwrap_or_default(),
+        })
+    }
+
+    /// Its name for people and for nodes: with its namespace, if it has one.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        match &self.namespace {
+            Some(namespace) => format!("{namespace}/{}", self.name),
+            None => self.name.clone(),
+        }
+    }
+
+    /// True when it has come to its end, and nothing was asked for since. An update that is complete looks at its nodes no
+    /// more: an older one would otherwise fight a newer one for every node that joins.
+    #[must_use]
+    pub fn is_finished(&self, all: &[Self]) -> bool {
+        let told = &self.status;
+        let same_release = told.release.as_ref() == Some(&self.spec.release);
+        let newer = || all.iter().any(|other| other.uid != self.uid && other.order() > self.order());
+        match told.phase {
+            Phase::Complete => same_release && (told.observed_generation == self.generation || newer()),
+            Phase::Aborted => same_release && self.spec.abort,
+            _ => false,
+        }
+    }
+
+    /// The older goes first.
+    #[must_use]
+    pub fn order(&self) -> (OffsetDateTime, &str) {
+        (self.created, &self.uid)
+    }
+}
+
+fn from_upstream(spec: UpstreamSpec) -> UpdateSpec {
+    let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let with_v = |version: String| if version.starts_with('v') { version } else { format!("v{version}") };
+    let kubernetes = filled(spec.kube_version).map(with_v);
+    let image = filled(spec.os_image_url);
+    let name = [image.as_deref(), kubernetes.as_deref()].into_iter().flatten().collect::<Vec<_>>().join(", ");
+    let os = image.map(|image| OsRelease { image: Some(image), ..OsRelease::default() });
+    let mut wish = UpdateSpec { release: Release { name, os, kubernetes }, ..UpdateSpec::default() };
+    wish.max_unavailable = MaxUnavailable::Count(spec.max_unavailable.filter(|count| *count > 0).unwrap_or(1));
+    if spec.evict_pod_force {
+        wish.strategy.drain.policy = DrainPolicy::Force;
+    }
+    wish
+}
+
+fn fault(spec: &UpdateSpec) -> Option<String> {
+    let release = &spec.release;
+    if release.os.is_none() && release.kubernetes.is_none() {
+        return Some("spec.release names neither an operating system nor a version of Kubernetes: give one".into());
+    }
+    if let Some(os) = &release.os
+        && os.commit.is_some() == os.image.is_some()
+    {
+        return Some("spec.release.os: give a commit or an image, one of them".into());
+    }
+    if let Some(version) = &release.kubernetes
+        && version_of(version).is_none()
+    {
+        return Some(format!("spec.release.kubernetes is `{version}`: write it like v1.21.0"));
+    }
+    (spec.max_unavailable == MaxUnavailable::Count(0))
+        .then(|| "spec.maxUnavailable is 0, so that no node could ever begin: give at least 1".into())
+}
+
+/// The numbers of a version like `v1.21.0`.
+#[must_use]
+pub fn version_of(text: &str) -> Option<(u32, u32, u32)> {
+    let text = text.strip_prefix('v')?;
+    let text = text.split(['-', '+']).next()?;
+    let mut numbers = text.split('.').map(|part| part.parse().ok());
+    let version = (numbers.next()??, numbers.next()??, numbers.next()??);
+    numbers.next().is_none().then_some(version)
+}
+
+impl Hours {
+    /// Reads a window.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(window: &Window) -> Result<Self, String> {
+        if window.time_zone != "UTC" {
+            return Err(format!("spec.window.timeZone is `{}`: only UTC is known", window.time_zone));
+        }
+        let start = window.start.split_once(':').and_then(|(hour, minute)| {
+            let number = |text: &str| (text.len() == 2).then(|| text.parse::<i64>().ok()).flatten();
+            let (hour, minute) = (number(hour)?, number(minute)?);
+            ((0..24).contains(&hour) && (0..60).contains(&minute)).then_some(hour * 60 + minute)
+        });
+        let start = start.ok_or_else(|| format!("spec.window.start is `{}`: write it like 22:30", window.start))?;
+        let length = minutes(&window.length).filter(|length| (1..=LONGEST).contains(length));
+        let length = length.ok_or_else(|| {
+            format!("spec.window.length is `{}`: write it like 4h or 1h30m, at most 24h", window.length)
+        })?;
+        Ok(Self { days: window.days.iter().map(|day| weekday(*day)).collect(), start, length })
+    }
+
+    /// Whether it is open.
+    #[must_use]
+    pub fn is_open(&self, now: OffsetDateTime) -> bool {
+        // What opened yesterday may be open still.
+        [0, 1].into_iter().any(|back| {
+            let opened = self.opening(now, -back);
+            opened.is_some_and(|opened| opened <= now && now < opened + Duration::minutes(self.length))
+        })
+    }
+
+    /// When it opens next.
+    #[must_use]
+    pub fn next(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        (0..=7).filter_map(|ahead| self.opening(now, ahead)).find(|opening| *opening > now)
+    }
+
+    /// When it opens on a day so many days after today, if it does.
+    fn opening(&self, now: OffsetDateTime, days: i64) -> Option<OffsetDateTime> {
+        let day = now.to_offset(time::UtcOffset::UTC).replace_time(time::Time::MIDNIGHT) + Duration::days(days);
+        let opens = self.days.is_empty() || self.days.contains(&day.weekday());
+        opens.then(|| day + Duration::minutes(self.start))
+    }
+}
+
+/// `4h`, `90m`, `1h30m`.
+fn minutes(text: &str) -> Option<i64> {
+    let number = |digits: &str| digits.parse::<u16>().ok().map(i64::from);
+    let (hours, rest) = match text.split_once('h') {
+        Some((hours, rest)) => (number(hours)?, rest),
+        None => (0, text),
+    };
+    let minutes = match rest.strip_suffix('m') {
+        Some(minutes) => number(minutes)?,
+        None if rest.is_empty() && text.contains('h') => 0,
+        None => return None,
+    };
+    Some(hours * 60 + minutes)
+}
+
+fn weekday(day: Day) -> Weekday {
+    match day {
+        Day::Mon => Weekday::Monday,
+        Day::Tue => Weekday::Tuesday,
+        Day::Wed => Weekday::Wednesday,
+        Day::Thu => Weekday::Thursday,
+        Day::Fri => Weekday::Friday,
+        Day::Sat => Weekday::Saturday,
+        Day::Sun => Weekday::Sunday,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use time::macros::datetime;
+
+    use super::*;
+
+    fn read(source: Source, spec: Value) -> Wish {
+        let object = json!({
+            "apiVersion": "nkd.io/v1alpha1", "kind": "Update",
+            "metadata": {"name": "a", "uid": "u", "generation": 3, "creationTimestamp": "2026-01-02T03:04:05Z"},
+            "spec": spec,
+        });
+        Wish::read(source, &serde_json::from_value(object).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn upstreams_resource_is_the_same_wish() {
+        let spec = json!({"osImageURL": "registry.example/nestos:2", "kubeVersion": "1.21.0", "evictPodForce": true, "maxUnavailable": 2});
+        let wish = read(Source::Upstream, spec);
+        assert_eq!(wish.problem, None);
+        assert_eq!(wish.spec.release.kubernetes.as_deref(), Some("v1.21.0"));
+        assert_eq!(wish.spec.release.os.unwrap().image.as_deref(), Some("registry.example/nestos:2"));
+        assert_eq!(wish.spec.strategy.drain.policy, DrainPolicy::Force);
+        assert_eq!(wish.spec.max_unavailable, MaxUnavailable::Count(2));
+        // Empty texts are what upstream's own client writes when only one half is wanted.
+        let wish = read(Source::Upstream, json!({"osImageURL": "", "kubeVersion": "v1.21.0", "evictPodForce": false}));
+        assert!(wish.problem.is_none() && wish.spec.release.os.is_none());
+        assert_eq!(wish.spec.max_unavailable, MaxUnavailable::Count(1));
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_said() {
+        for (spec, said) in [
+            (json!({"release": {"name": "x"}}), "neither"),
+            (json!({"release": {"os": {"version": "3"}}}), "one of them"),
+            (json!({"release": {"os": {"commit": "a", "image": "b"}}}), "one of them"),
+            (json!({"release": {"kubernetes": "1.21"}}), "v1.21.0"),
+            (json!({"release": {"kubernetes": "v1.21.0"}, "maxUnavailable": 0}), "at least 1"),
+            (json!({"release": {"kubernetes": "v1.21.0"}, "maxUnavailable": "many"}), "10%"),
+            (json!({"release": {"kubernetes": "v1.21.0"}, "window": {"start": "9:00", "length": "1h"}}), "22:30"),
+            (json!({"release": {"kubernetes": "v1.21.0"}, "window": {"start": "09:00", "length": "1"}}), "4h"),
+            (
+                json!({"release": {"kubernetes": "v1.21.0"}, "window": {"start": "09:00", "length": "1h", "timeZone": "CET"}}),
+                "UTC",
+            ),
+        ] {
+            let problem = read(Source::Ours, spec.clone()).problem.unwrap_or_default();
+            assert!(problem.contains(said), "{spec}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_window_reaches_into_the_next_day_and_into_no_other() {
+        let window = |days: Value, start: &str, length: &str| {
+            let window = json!({"days": days, "start": start, "length": length});
+            Hours::read(&serde_json::from_value(window).unwrap()).unwrap()
+        };
+        // 2026-01-02 is a Friday.
+        let night = window(json!(["Fri"]), "22:00", "4h");
+        assert!(!night.is_open(datetime!(2026-01-02 21:59:59 UTC)));
+        assert!(night.is_open(datetime!(2026-01-02 22:00 UTC)));
+        assert!(night.is_open(datetime!(2026-01-03 01:59:59 UTC)));
+        assert!(!night.is_open(datetime!(2026-01-03 02:00 UTC)));
+        assert!(!night.is_open(datetime!(2026-01-03 22:30 UTC)), "Saturday");
+        assert_eq!(night.next(datetime!(2026-01-02 22:00 UTC)), Some(datetime!(2026-01-09 22:00 UTC)));
+        assert!(window(json!([]), "00:00", "24h").is_open(datetime!(2026-01-04 12:00 UTC)));
+        assert!(window(json!([]), "00:00", "1h30m").is_open(datetime!(2026-01-04 01:29 UTC)));
+        assert!(!window(json!([]), "00:00", "90m").is_open(datetime!(2026-01-04 01:30 UTC)));
+    }
+
+    #[test]
+    fn a_finished_update_stays_finished() {
+        let mut wish = read(Source::Ours, json!({"release": {"kubernetes": "v1.21.0"}}));
+        wish.status.phase = Phase::Complete;
+        wish.status.observed_generation = 3;
+        assert!(!wish.is_finished(&[]), "it was told of no release");
+        wish.status.release = Some(wish.spec.release.clone());
+        assert!(wish.is_finished(&[]));
+        wish.generation = 4;
+        assert!(!wish.is_finished(&[]), "its owner has written something else");
+        let newer = Wish { uid: "v".into(), created: wish.created + Duration::SECOND, ..wish.clone() };
+        assert!(wish.is_finished(&[wish.clone(), newer]), "a newer one has the nodes by now");
+        wish.status.phase = Phase::Aborted;
+        assert!(!wish.is_finished(&[]), "abort was taken back");
+        wish.spec.abort = true;
+        assert!(wish.is_finished(&[]));
+    }
+}
