@@ -424,6 +424,9 @@ contract! {
     pub struct Housekeeper {
         /// Deploy it.
         pub enabled: bool,
+        /// Where nodes get its image. Not given: `nkd.io/housekeeper:VERSION`, which the node image has to hold.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub image: Option<String>,
         /// Nodes that may be away at the same time.
         pub max_unavailable: u32,
     }
@@ -431,7 +434,7 @@ contract! {
 
 impl Default for Housekeeper {
     fn default() -> Self {
-        Self { enabled: false, max_unavailable: 1 }
+        Self { enabled: false, image: None, max_unavailable: 1 }
     }
 }
 

@@ -26,7 +26,7 @@ use super::plan::{self, NodeView, Seen, Step};
 use super::reach;
 use super::record::{Record, Run};
 use super::watch::observe;
-use super::{health, renewal};
+use super::{health, housekeeper, renewal};
 use crate::fleet::secret::{self, NoRandomness};
 use crate::machine::RegistryError;
 use crate::machine::lifecycle::Input;
@@ -454,6 +454,9 @@ impl Work {
 
     async fn manifest(&self, addon: &str) -> Result<String, BringUpError> {
         let spec = &self.record.cluster.spec;
+        if housekeeper::is_addon(addon) {
+            return Ok(housekeeper::manifest(&self.record.cluster));
+        }
         let source = match plan::after_number(addon) {
             Some(number) => spec.hooks.after.get(number - 1),
             None => spec.kubernetes.cni.as_ref().map(|cni| &cni.manifest),

@@ -8,6 +8,7 @@ use nkd_api::cluster::{Change, Cluster, MemberState, PoolMachine, Source};
 use time::OffsetDateTime;
 
 use super::diff::diff;
+use super::housekeeper;
 use super::plan::{self, CNI};
 use super::record::{Leaving, MemberRecord, Record, Then, members};
 
@@ -80,10 +81,20 @@ pub fn change(record: &Record, new: Cluster, now: OffsetDateTime) -> Result<Chan
         path: (*path).to_owned(),
         message: "this takes effect on nodes that join from now on; those that are there keep what they have".into(),
     };
-    let warnings = LATER.iter().filter(|path| changes.iter().any(|change| at(change, path))).map(warning).collect();
+    let mut warnings: Vec<Problem> =
+        LATER.iter().filter(|path| changes.iter().any(|change| at(change, path))).map(warning).collect();
+    let (had, has) = (&record.cluster.spec.housekeeper, &new.spec.housekeeper);
+    if had.enabled && !has.enabled {
+        let message = "what is deployed of it stays: `kubectl delete namespace nkd-system` takes it away".to_owned();
+        warnings.push(Problem { path: "spec.housekeeper.enabled".into(), message });
+    }
+    let is_same_operator = had.enabled == has.enabled && had.image == has.image;
 
     let mut after = record.clone();
-    after.applied.retain(|addon| source(&record.cluster, addon) == source(&new, addon));
+    after.applied.retain(|addon| match housekeeper::is_addon(addon) {
+        true => is_same_operator,
+        false => source(&record.cluster, addon) == source(&new, addon),
+    });
     let (mut kept, mut joining) = (Vec::new(), Vec::new());
     let mut old: Vec<MemberRecord> = record.members.clone();
     for mut wanted in members(&new) {

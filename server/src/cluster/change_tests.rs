@@ -127,3 +127,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_operator_is_deployed_when_it_is_asked_for_and_again_with_another_image() {
+    let without = record(cluster(1, 1));
+    let mut new = without.cluster.clone();
+    new.spec.housekeeper.enabled = true;
+    let with = change(&without, new.clone(), NOW).unwrap().record;
+    assert_eq!(plan::addons(&with).last().map(String::as_str), Some(housekeeper::ADDON));
+    assert!(!plan::is_complete(&with), "it is to be applied");
+    let with = record(new.clone());
+    let missing = |new: Cluster| {
+        let changed = change(&with, new, NOW).unwrap();
+        let warned: Vec<String> = changed.warnings.into_iter().map(|w| w.path).collect();
+        (!changed.record.applied.iter().any(|addon| housekeeper::is_addon(addon)), warned)
+    };
+    new.spec.housekeeper.max_unavailable = 2;
+    assert_eq!(missing(new.clone()), (false, Vec::new()), "that is for upgrades");
+    new.spec.housekeeper.image = Some("registry.example/housekeeper:1".into());
+    assert_eq!(missing(new.clone()), (true, Vec::new()));
+    new.spec.housekeeper.enabled = false;
+    assert_eq!(missing(new).1, ["spec.housekeeper.enabled"]);
+}

@@ -11,6 +11,7 @@ pub mod etcd;
 pub mod file;
 pub mod fits;
 pub mod health;
+pub mod housekeeper;
 pub mod import;
 pub mod kubeadm;
 pub mod kubernetes;

@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::record::{MemberRecord, Record, is_in, labels};
-use super::{kubeadm, leave, renewal, taints};
+use super::{housekeeper, kubeadm, leave, renewal, taints};
 
 /// A run that failed is tried again so many times.
 pub const TRIES: u32 = 5;
@@ -139,7 +139,9 @@ pub enum Step {
 pub fn addons(record: &Record) -> Vec<String> {
     let spec = &record.cluster.spec;
     let cni = spec.kubernetes.cni.iter().map(|_| CNI.to_owned());
-    cni.chain((1..=spec.hooks.after.len()).map(|n| format!("after-{n}"))).collect()
+    let after = (1..=spec.hooks.after.len()).map(|n| format!("after-{n}"));
+    let housekeeper = spec.housekeeper.enabled.then(|| housekeeper::ADDON.to_owned());
+    cni.chain(after).chain(housekeeper).collect()
 }
 
 /// True when there is nothing left to do.

@@ -71,10 +71,6 @@ pub(super) fn image<'a>(spec: &ClusterSpec, images: impl Iterator<Item = &'a Ima
 fn judge(cluster: &Cluster, images: &[Arc<Image>], machines: &[Machine], clusters: &[Record]) -> Prechecked {
     let mut found = Prechecked::default();
     judge_image(&cluster.spec, images, &mut found);
-    if cluster.spec.housekeeper.enabled {
-        let message = "there is no operator in this version yet: nothing is deployed for it".to_owned();
-        found.warnings.push(Problem { path: "spec.housekeeper.enabled".into(), message });
-    }
     let name = &cluster.metadata.name;
     let mut others: Vec<(&Record, &MemberRecord)> = Vec::new();
     for record in clusters.iter().filter(|record| record.name() != name) {

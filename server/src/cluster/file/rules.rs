@@ -233,6 +233,11 @@ fn around(spec: &ClusterSpec, found: &mut Findings<'_>) {
     if housekeeper.max_unavailable == 0 {
         found.problem("spec.housekeeper.maxUnavailable", "with 0 no node is ever upgraded: write 1 or more");
     }
+    if let Some(image) = &housekeeper.image
+        && !syntax::image_reference(image)
+    {
+        found.problem("spec.housekeeper.image", "this is not an image: write registry.example/nkd/housekeeper:0.1.0");
+    }
 }
 
 fn proxy(proxy: &Proxy, found: &mut Findings<'_>) {
