@@ -64,6 +64,15 @@ pub struct PodSeen {
     pub cause: Option<String>,
 }
 
+/// The deployment of the operator.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OperatorSeen {
+    /// Enough of its pods run.
+    pub available: bool,
+    /// Since when that is so.
+    pub since: Option<OffsetDateTime>,
+}
+
 /// A member of etcd.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdSeen {
@@ -120,6 +129,8 @@ pub struct Observed {
     pub silent: BTreeSet<String>,
     /// Certificates.
     pub certificates: Vec<CertificateSeen>,
+    /// The operator. None: the cluster has none, or nobody could look.
+    pub operator: Option<OperatorSeen>,
     /// What else is wrong, said elsewhere: a renewal that failed.
     pub more: Vec<String>,
 }
@@ -177,6 +188,7 @@ pub fn judge(observed: &Observed, before: &Health, now: OffsetDateTime) -> Healt
     }
     reasons.extend(etcd(observed));
     reasons.extend(observed.certificates.iter().filter_map(|c| certificate(c, &observed.cluster, now)));
+    reasons.extend(observed.operator.and_then(|seen| operator(seen, now)));
     reasons.extend(observed.more.iter().cloned());
     if reasons.is_empty() { Health::Healthy } else { Health::Degraded { reasons } }
 }
@@ -221,6 +233,15 @@ fn static_pods<'a>(node: &'a Expected, pods: &'a [PodSeen], now: OffsetDateTime)
                 Some(format!("the pod {name} is missing: is /etc/kubernetes/manifests/{component}.yaml on {node}?"))
             }
         }
+    })
+}
+
+fn operator(seen: OperatorSeen, now: OffsetDateTime) -> Option<String> {
+    // Its image is fetched, a node restarts: it has as long as a static pod.
+    let is_new = seen.since.is_none_or(|since| since <= now && now - since < SHOWN);
+    (!seen.available && !is_new).then(|| {
+        "the housekeeper does not run, and nothing is upgraded: `kubectl -n nkd-system describe pods` says why"
+            .to_owned()
     })
 }
 

@@ -35,6 +35,7 @@ fn fine() -> Observed {
         not_ready: Vec::new(),
         silent: BTreeSet::new(),
         certificates: Vec::new(),
+        operator: None,
         more: Vec::new(),
     }
 }
@@ -129,6 +130,18 @@ fn pods_are_named_with_what_is_wrong() {
     says(unready(Some("CrashLoopBackOff")), &["the pod etcd-cp3 is not Ready (CrashLoopBackOff)"]);
     says(|o| o.pods = None, &["cannot be listed"]);
     says(|o| o.not_ready = vec!["cp3".into()], &["the API server of cp3 is not ready"]);
+}
+
+#[test]
+fn an_operator_that_does_not_run_is_told_after_a_while() {
+    let seen = |available, seconds: Option<i64>| {
+        let since = seconds.map(|seconds| NOW - Duration::seconds(seconds));
+        move |o: &mut Observed| o.operator = Some(OperatorSeen { available, since })
+    };
+    says(seen(true, Some(9_999)), &[]);
+    says(seen(false, None), &[]);
+    says(seen(false, Some(179)), &[]);
+    says(seen(false, Some(180)), &["the housekeeper does not run"]);
 }
 
 #[test]

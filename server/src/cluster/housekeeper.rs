@@ -7,6 +7,10 @@ use nkd_api::cluster::Cluster;
 pub const ADDON: &str = concat!("housekeeper-", env!("CARGO_PKG_VERSION"));
 /// The image that nodes have, or find in their registry.
 pub const IMAGE: &str = concat!("nkd.io/housekeeper:", env!("CARGO_PKG_VERSION"));
+/// Where it is deployed.
+pub const NAMESPACE: &str = "nkd-system";
+/// The name of its deployment there.
+pub const NAME: &str = "housekeeper";
 /// The resources that it listens to.
 const RESOURCES: &str = include_str!("../../../operator/deploy/crds.yaml");
 /// Itself.

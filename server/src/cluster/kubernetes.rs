@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret, Taint};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
@@ -13,8 +14,8 @@ use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::health::{NodeSeen, PRESSURES, PodSeen};
-use super::taints;
+use super::health::{NodeSeen, OperatorSeen, PRESSURES, PodSeen};
+use super::{housekeeper, taints};
 
 /// How long one request may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -103,6 +104,13 @@ impl Cluster {
             Some((lease.metadata.name?, renewed.as_str()?.to_owned()))
         };
         Ok(list.items.into_iter().filter_map(beat).collect())
+    }
+
+    /// The deployment of the operator; none: it is not there.
+    pub async fn operator(&self) -> Result<Option<OperatorSeen>, KubeError> {
+        let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), housekeeper::NAMESPACE);
+        let there = deployments.get_opt(housekeeper::NAME).await.map_err(request("look at the housekeeper"))?;
+        Ok(there.map(operator_seen))
     }
 
     /// The static pods that kubeadm makes on control planes.
@@ -252,6 +260,16 @@ fn node_seen(node: Node) -> NodeSeen {
     }
 }
 
+fn operator_seen(deployment: Deployment) -> OperatorSeen {
+    let conditions = deployment.status.and_then(|status| status.conditions).unwrap_or_default();
+    let available = conditions.into_iter().find(|c| c.type_ == "Available");
+    let since = available.as_ref().and_then(|c| {
+        let at = serde_json::to_value(c.last_transition_time.as_ref()?).ok()?;
+        OffsetDateTime::parse(at.as_str()?, &Rfc3339).ok()
+    });
+    OperatorSeen { available: available.is_some_and(|c| c.status == "True"), since }
+}
+
 fn written(taint: &Taint) -> String {
     let value = taint.value.as_deref().unwrap_or_default();
     taints::Taint { key: &taint.key, value, effect: &taint.effect }.written()
@@ -336,6 +354,20 @@ mod tests {
         assert_eq!(ended.cause.as_deref(), Some("Error"));
         let fine = pod("True", json!({"running": {}}));
         assert_eq!((fine.ready, fine.cause), (true, None));
+    }
+
+    #[test]
+    fn the_operator_is_seen_with_the_time_of_its_last_change() {
+        let condition =
+            |status: &str| json!({"type": "Available", "status": status, "lastTransitionTime": "2026-11-23T10:00:00Z"});
+        let seen = |conditions: Vec<serde_json::Value>| {
+            let deployment = json!({"metadata": {}, "status": {"conditions": conditions}});
+            operator_seen(serde_json::from_value(deployment).unwrap())
+        };
+        let since = Some(time::macros::datetime!(2026-11-23 10:00 UTC));
+        assert_eq!(seen(vec![condition("True")]), OperatorSeen { available: true, since });
+        assert_eq!(seen(vec![condition("False")]), OperatorSeen { available: false, since });
+        assert_eq!(seen(Vec::new()), OperatorSeen { available: false, since: None });
     }
 
     #[test]

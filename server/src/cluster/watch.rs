@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::etcd::{CLIENT_PORT, Etcd};
-use super::health::{CertificateSeen, EtcdSeen, Expected, NodeSeen, Observed, PodSeen, Pulses, Told};
+use super::health::{CertificateSeen, EtcdSeen, Expected, NodeSeen, Observed, OperatorSeen, PodSeen, Pulses, Told};
 use super::kubernetes::Cluster as Api;
 use super::pki::{Access, ClusterPki, NamedEndpoint, PkiError};
 use super::quorum::MemberHealth;
@@ -72,14 +72,15 @@ pub(super) async fn observe(
             since: m.run.filter(|run| run.action != KubeadmAction::Renew).and_then(|run| run.ended_at),
         })
         .collect();
-    let (pods, etcd, not_ready, beats) = match &nodes {
+    let (pods, etcd, not_ready, beats, operator) = match &nodes {
         // Without the API it takes longer, and what it would tell is not shown.
-        Err(_) => (None, None, Vec::new(), None),
+        Err(_) => (None, None, Vec::new(), None, None),
         Ok(_) => tokio::join!(
             pods(api),
             etcd(pki, &expected, now),
             not_ready(pki, record.name(), &expected, now),
-            beats(api)
+            beats(api),
+            operator(record, api)
         ),
     };
     Ok(Observed {
@@ -91,6 +92,7 @@ pub(super) async fn observe(
         not_ready,
         silent: beats.map(|beats| watches.silent(record, &beats, now)).unwrap_or_default(),
         certificates: certificates(record, pki, now)?,
+        operator,
         more: renewal::reasons(record, now).into_iter().chain(unreadable(record)).collect(),
         expected,
     })
@@ -99,6 +101,14 @@ pub(super) async fn observe(
 async fn beats(api: &Api) -> Option<BTreeMap<String, String>> {
     let answer = api.heartbeats().await;
     answer.inspect_err(|e| tracing::debug!(error = e as &dyn std::error::Error, "leases cannot be listed")).ok()
+}
+
+async fn operator(record: &Record, api: &Api) -> Option<OperatorSeen> {
+    if !record.cluster.spec.housekeeper.enabled {
+        return None;
+    }
+    let answer = api.operator().await;
+    answer.inspect_err(|e| tracing::debug!(error = e as &dyn std::error::Error, "the operator cannot be seen")).ok()?
 }
 
 async fn pods(api: &Api) -> Option<Vec<PodSeen>> {
