@@ -98,6 +98,13 @@ pub async fn ask<T>(
     }
 }
 
+/// An error with all its causes, for the log.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 /// The resource that updates of this source are.
 #[must_use]
 pub fn resource(source: Source) -> ApiResource {
@@ -265,6 +272,7 @@ impl Cluster {
 fn told(status: &UpdateStatus) -> Result<Value, serde_json::Error> {
     let mut value = serde_json::to_value(status)?;
     if let Some(release) = value.get_mut("release").and_then(Value::as_object_mut) {
+        release.entry("name").or_insert(Value::Null);
         release.entry("kubernetes").or_insert(Value::Null);
         if let Value::Object(os) = release.entry("os").or_insert(Value::Null) {
             for key in ["commit", "image", "version"] {

@@ -160,6 +160,7 @@ impl World {
     fn apply(&mut self, uid: &str, step: Step) {
         match step {
             Step::Inspect { .. } => unreachable!("answered before"),
+            Step::Tell(status) if status_text(&status).contains("\"\"") => panic!("an empty text: {status:#?}"),
             Step::Tell(status) => self.wishes.iter_mut().find(|wish| wish.uid == uid).unwrap().status = *status,
             Step::Evict { node, pods } => {
                 let beneath = self.beneath.get_mut(&node).unwrap();
@@ -176,6 +177,7 @@ impl World {
         }
     }
 
+    #[track_caller]
     fn write(&mut self, uid: &str, name: &str, change: Change, reason: &'static str) {
         let before = self.get(name).clone();
         let wish = self.wishes.iter().find(|wish| wish.uid == uid).cloned();
@@ -318,6 +320,10 @@ impl World {
     fn began(&self) -> Vec<&str> {
         self.written.iter().filter(|(_, reason)| *reason == "Draining").map(|(name, _)| name.as_str()).collect()
     }
+}
+
+fn status_text(status: &UpdateStatus) -> String {
+    serde_json::to_string(status).unwrap()
 }
 
 fn spec(number: u32, max: u32) -> UpdateSpec {

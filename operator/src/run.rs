@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::{BudgetSeen, leaving, obstacles};
-use crate::cluster::{Cluster, ClusterError};
+use crate::cluster::{Cluster, ClusterError, chain};
 use crate::lease::Tenure;
 use crate::plan::{Change, Step, orphans, plan, turns};
 use crate::seen::{NodeSeen, PodsSeen, Seen};
@@ -107,7 +107,7 @@ impl Operator {
                     Err(StopReason::Cluster(error)) if error.is_conflict() => pause = SHORTEST,
                     Err(error) => {
                         self.metrics.failed();
-                        tracing::warn!(error = &error as &dyn std::error::Error, "looks again later");
+                        tracing::warn!(error = %chain(&error), "looks again later");
                     }
                 }
             }
@@ -129,7 +129,7 @@ impl Operator {
                 true
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot begin to lead yet");
+                tracing::warn!(error = %chain(&error), "cannot begin to lead yet");
                 false
             }
         }
@@ -238,9 +238,9 @@ impl Operator {
             Step::Tell(status) => {
                 let Some(wish) = wish else { return Ok(()) };
                 if status.phase != wish.status.phase {
-                    tracing::info!(update = wish.full_name(), phase = ?status.phase, "is at another phase");
                     let why = status.conditions.first().map(|one| one.message.clone()).unwrap_or_default();
                     self.cluster.tell(wish, &status).await?;
+                    tracing::info!(update = wish.full_name(), phase = ?status.phase, "{why}");
                     self.publish(&of_update(wish), None, &format!("{:?}", status.phase), &why, false).await;
                     return Ok(());
                 }
@@ -299,7 +299,7 @@ impl Operator {
         };
         let publish = tokio::time::timeout(crate::cluster::LIMIT, self.recorder.publish(&event, about));
         if let Ok(Err(error)) = publish.await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "an event could not be written");
+            tracing::warn!(error = %chain(&error), "an event could not be written");
         }
     }
 }

@@ -121,7 +121,8 @@ fn conditions(
         Phase::Invalid => ("Invalid".to_owned(), message.clone()),
         _ if counts.failed > 0 => ("NodesFailed".to_owned(), failed.join("; ")),
         _ if degraded => ("Blocked".to_owned(), failed.join("; ")),
-        _ => ("AsExpected".to_owned(), String::new()),
+        // Never an empty text: API servers of old take one for null, and refuse it.
+        _ => ("AsExpected".to_owned(), "nothing is wrong".to_owned()),
     };
     let condition = |kind: &str, is: bool, reason: String, message: String| {
         let status = if is { "True" } else { "False" }.to_owned();
