@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::budget::{BudgetSeen, PodSeen};
-use crate::plan::Change;
+use crate::step::Change;
 use crate::wish::{Source, Wish};
 
 /// How long one request may take. The lease counts on it: see [`crate::lease::Tenure`].

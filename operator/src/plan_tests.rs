@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use nkd_api::update::{
-    Drain, MaxUnavailable, NodeStatus, OsRelease, Phase, Release, Strategy as Care, UpdateSpec, Window,
+    Drain, MaxUnavailable, NodeStatus, OsRelease, Phase, Release, Strategy as Care, UpdateSpec, UpdateStatus, Window,
 };
 use proptest::prelude::*;
 use time::macros::datetime;
 
 use super::*;
+use crate::budget::PodSeen;
 use crate::seen::PodsSeen;
+use crate::turn::{orphans, turns};
 use crate::wish::{Hours, Source};
 
 /// A Friday.

@@ -16,9 +16,11 @@ use tokio_util::sync::CancellationToken;
 use crate::budget::{BudgetSeen, leaving, obstacles};
 use crate::cluster::{Cluster, ClusterError, chain};
 use crate::lease::Tenure;
-use crate::plan::{Change, Step, orphans, plan, turns};
+use crate::plan::plan;
 use crate::seen::{NodeSeen, PodsSeen, Seen};
 use crate::serve::Metrics;
+use crate::step::{Change, Step};
+use crate::turn::{orphans, turns};
 use crate::watch::Watched;
 use crate::wish::{Source, Wish};
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use nkd_api::update::{Condition, Counts, NodeState, NodeStatus, Phase, UpdateStatus};
 use time::OffsetDateTime;
 
-use crate::plan::Why;
 use crate::seen::Seen;
+use crate::step::Why;
 use crate::wish::Wish;
 
 /// The status of an update. `settled`: nothing is yet to be written for it. Where nothing has changed, it is what was told before: times do not move.
