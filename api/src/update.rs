@@ -66,6 +66,7 @@ pub struct UpdateSpec {
 #[serde(rename_all = "camelCase", default)]
 pub struct Release {
     /// Its name, for people.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub name: String,
     /// The operating system.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -3,18 +3,21 @@
 use std::path::Path;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, ObjectReference, Pod};
 use kube::api::{
-    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, Preconditions,
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams,
+    Preconditions,
 };
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use nkd_api::update::{CORDONED_BY, DESIRED, GROUP, KIND, NOTE, PLURAL, UPSTREAM_GROUP, UpdateStatus, VERSION};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::budget::{BudgetSeen, PodSeen};
-use crate::plan::Change;
+use crate::step::Change;
 use crate::wish::{Source, Wish};
 
 /// How long one request may take. The lease counts on it: see [`crate::lease::Tenure`].
@@ -96,6 +99,13 @@ pub async fn ask<T>(
         Ok(answer) => answer.map_err(|source| ClusterError::Request { what, source: Box::new(source) }),
         Err(_) => Err(ClusterError::Late(what)),
     }
+}
+
+/// An error with all its causes, for the log.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// The resource that updates of this source are.
@@ -240,6 +250,40 @@ impl Cluster {
         }
     }
 
+    /// Writes an event, of core/v1: API servers of 1.20 refuse those of events.k8s.io about what has no namespace unless they
+    /// are in another namespace than later API servers want.
+    ///
+    /// # Errors
+    /// The API server says no, or nothing.
+    pub async fn event(
+        &self,
+        about: &ObjectReference,
+        reason: &str,
+        message: &str,
+        bad: bool,
+        now: OffsetDateTime,
+    ) -> Result<(), ClusterError> {
+        let what = "write an event";
+        let namespace = about.namespace.as_deref().unwrap_or("default");
+        let seconds = now.replace_nanosecond(0).unwrap_or(now).format(&Rfc3339);
+        let seconds = seconds.map_err(|e| ClusterError::Config(e.into()))?;
+        let name = about.name.as_deref().unwrap_or_default();
+        let event = json!({
+            "metadata": {"name": format!("{name}.{:x}", now.unix_timestamp_nanos()), "namespace": namespace},
+            "involvedObject": about,
+            "reason": reason,
+            "message": message.chars().take(1000).collect::<String>(),
+            "type": if bad { "Warning" } else { "Normal" },
+            "source": {"component": MANAGER},
+            "firstTimestamp": seconds,
+            "lastTimestamp": seconds,
+            "count": 1,
+        });
+        let event: Event = serde_json::from_value(event).map_err(|e| ClusterError::Form(what.into(), e))?;
+        let events: Api<Event> = Api::namespaced(self.client(), namespace);
+        ask(what, events.create(&PostParams::default(), &event)).await.map(drop)
+    }
+
     /// Writes the status of an update. One that is gone is no error.
     ///
     /// # Errors
@@ -265,6 +309,7 @@ impl Cluster {
 fn told(status: &UpdateStatus) -> Result<Value, serde_json::Error> {
     let mut value = serde_json::to_value(status)?;
     if let Some(release) = value.get_mut("release").and_then(Value::as_object_mut) {
+        release.entry("name").or_insert(Value::Null);
         release.entry("kubernetes").or_insert(Value::Null);
         if let Value::Object(os) = release.entry("os").or_insert(Value::Null) {
             for key in ["commit", "image", "version"] {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{Cluster, ClusterError, LIMIT, ask};
+use crate::cluster::{Cluster, ClusterError, LIMIT, ask, chain};
 
 const NAME: &str = "housekeeper";
 
@@ -91,7 +91,7 @@ impl Election {
         while !stop.is_cancelled() {
             let was = self.tenure.holds();
             if let Err(error) = self.once().await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the lease could not be renewed or taken");
+                tracing::warn!(error = %chain(&error), "the lease could not be renewed or taken");
             }
             match (was, self.tenure.holds()) {
                 (false, true) => tracing::info!(me = self.me, "leads"),
@@ -107,7 +107,7 @@ impl Election {
         let held = self.tenure.holds();
         self.tenure.set(None);
         if held && let Err(error) = self.give_back().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "the lease could not be given back");
+            tracing::warn!(error = %chain(&error), "the lease could not be given back");
         }
     }
 

@@ -10,6 +10,8 @@ pub mod plan;
 pub mod run;
 pub mod seen;
 pub mod serve;
+pub mod step;
 pub mod tell;
+pub mod turn;
 pub mod watch;
 pub mod wish;

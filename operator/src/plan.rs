@@ -8,94 +8,15 @@
 //! Nothing is remembered between two looks: how far a node is stands on the node ([`Desired`], [`Note`], what its agent
 //! reported). So an operator that was killed, or that another one took over from, goes on where it was.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use nkd_api::update::{Desired, DrainPolicy, NodeState, Note, NoteState, Reported, ReportedState, UpdateStatus};
+use nkd_api::update::{Desired, DrainPolicy, NodeState, Note, NoteState, Reported, ReportedState};
 use time::{Duration, OffsetDateTime};
 
-use crate::budget::PodSeen;
 use crate::seen::{NodeSeen, Seen};
+use crate::step::{Change, Step, Why, write};
 use crate::tell;
 use crate::wish::{Wish, version_of};
-
-/// What is to be done.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Step {
-    /// Look at the pods of a node, and decide again.
-    Inspect {
-        /// The node.
-        node: String,
-    },
-    /// Write on a node.
-    Write {
-        /// The node.
-        node: String,
-        /// What.
-        change: Box<Change>,
-        /// Why, in a word.
-        reason: &'static str,
-        /// Why, in a sentence.
-        message: String,
-    },
-    /// Ask pods to leave.
-    Evict {
-        /// Their node.
-        node: String,
-        /// The pods.
-        pods: Vec<PodSeen>,
-    },
-    /// Delete pods that did not leave.
-    Delete {
-        /// Their node.
-        node: String,
-        /// The pods.
-        pods: Vec<PodSeen>,
-        /// Without their time to end: their node does not answer.
-        at_once: bool,
-    },
-    /// Tell how far it is.
-    Tell(Box<UpdateStatus>),
-}
-
-/// What is written on a node, all of it at once. Nothing: it stays. Nothing inside of something: it is taken away.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Change {
-    /// Closed to new pods, or open.
-    pub cordon: Option<bool>,
-    /// Who has closed it.
-    pub cordoned_by: Option<Option<String>>,
-    /// What it is to become.
-    pub desired: Option<Option<Desired>>,
-    /// What is known of it.
-    pub note: Option<Option<Note>>,
-}
-
-/// Why no further node begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Why {
-    /// A word for programs.
-    pub code: &'static str,
-    /// A sentence for people.
-    pub text: String,
-}
-
-/// Updates that are not finished, the older first, each with the name of one that comes before it.
-#[must_use]
-pub fn turns<'a>(wishes: &'a [Wish], nodes: &[NodeSeen]) -> Vec<(&'a Wish, Option<String>)> {
-    let mut open: Vec<&Wish> = wishes.iter().filter(|wish| !wish.is_finished(wishes)).collect();
-    open.sort_by_key(|wish| wish.order());
-    let claims =
-        |wish: &Wish| wish.problem.is_none() || nodes.iter().any(|node| node.busy_for() == Some(wish.uid.as_str()));
-    let mut ahead: Option<String> = None;
-    let mut turns = Vec::new();
-    for wish in open {
-        turns.push((wish, ahead.clone()));
-        if ahead.is_none() && claims(wish) {
-            ahead = Some(wish.full_name());
-        }
-    }
-    turns
-}
 
 /// What to do for an update.
 #[must_use]
@@ -110,53 +31,6 @@ pub fn plan(wish: &Wish, seen: &Seen, now: OffsetDateTime) -> Vec<Step> {
         planner.steps.push(Step::Tell(Box::new(told)));
     }
     planner.steps
-}
-
-/// What updates have left on nodes that are no longer there, or are finished and still at work on one. A node that is
-/// upgrading comes to its end first; one that has failed stays closed, for nobody knows what is wrong with it.
-#[must_use]
-pub fn orphans(seen: &Seen, wishes: &[Wish]) -> Vec<Step> {
-    let there: BTreeSet<&str> = wishes.iter().map(|wish| wish.uid.as_str()).collect();
-    let open = wishes.iter().filter(|wish| !wish.is_finished(wishes));
-    let open: BTreeSet<&str> = open.map(|wish| wish.uid.as_str()).collect();
-    let steps = seen.nodes.iter().filter_map(|node| {
-        let at_work = node.busy_for().filter(|uid| !open.contains(uid));
-        let dead = |uid: &str| !there.contains(uid) || at_work == Some(uid);
-        node.owners().into_iter().find(|uid| dead(uid))?;
-        let (note, desired) = (node.note.as_ref(), node.desired.as_ref());
-        if node.busy_for().is_some_and(|uid| !dead(uid)) {
-            return None;
-        }
-        let busy = node.busy_for().is_some();
-        let going = busy && desired.is_some_and(|d| d.go && dead(&d.uid));
-        let end = node.report().map(|said| said.state).filter(|state| state.is_end());
-        if going && end.is_none() {
-            return None;
-        }
-        let mut change = Change::default();
-        if busy && end != Some(ReportedState::Failed) && node.cordoned_by.is_some() {
-            change.uncordon();
-        }
-        if note.is_some_and(|note| dead(&note.uid)) {
-            change.note = Some(None);
-        }
-        if desired.is_some_and(|desired| dead(&desired.uid)) {
-            change.desired = Some(None);
-        }
-        let message = "the update that it belonged to is no longer there".to_owned();
-        (change != Change::default()).then(|| write(node, change, "UpdateGone", message))
-    });
-    steps.collect()
-}
-
-impl Change {
-    fn uncordon(&mut self) {
-        (self.cordon, self.cordoned_by) = (Some(false), Some(None));
-    }
-}
-
-fn write(node: &NodeSeen, change: Change, reason: &'static str, message: String) -> Step {
-    Step::Write { node: node.name.clone(), change: Box::new(change), reason, message }
 }
 
 /// Where a node is on its way.

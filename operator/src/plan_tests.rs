@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 
 use nkd_api::update::{
-    Drain, MaxUnavailable, NodeStatus, OsRelease, Phase, Release, Strategy as Care, UpdateSpec, Window,
+    Drain, MaxUnavailable, NodeStatus, OsRelease, Phase, Release, Strategy as Care, UpdateSpec, UpdateStatus, Window,
 };
 use proptest::prelude::*;
 use time::macros::datetime;
 
 use super::*;
+use crate::budget::PodSeen;
 use crate::seen::PodsSeen;
+use crate::turn::{orphans, turns};
 use crate::wish::{Hours, Source};
 
 /// A Friday.
@@ -160,6 +162,7 @@ impl World {
     fn apply(&mut self, uid: &str, step: Step) {
         match step {
             Step::Inspect { .. } => unreachable!("answered before"),
+            Step::Tell(status) if status_text(&status).contains("\"\"") => panic!("an empty text: {status:#?}"),
             Step::Tell(status) => self.wishes.iter_mut().find(|wish| wish.uid == uid).unwrap().status = *status,
             Step::Evict { node, pods } => {
                 let beneath = self.beneath.get_mut(&node).unwrap();
@@ -176,6 +179,7 @@ impl World {
         }
     }
 
+    #[track_caller]
     fn write(&mut self, uid: &str, name: &str, change: Change, reason: &'static str) {
         let before = self.get(name).clone();
         let wish = self.wishes.iter().find(|wish| wish.uid == uid).cloned();
@@ -318,6 +322,10 @@ impl World {
     fn began(&self) -> Vec<&str> {
         self.written.iter().filter(|(_, reason)| *reason == "Draining").map(|(name, _)| name.as_str()).collect()
     }
+}
+
+fn status_text(status: &UpdateStatus) -> String {
+    serde_json::to_string(status).unwrap()
 }
 
 fn spec(number: u32, max: u32) -> UpdateSpec {

@@ -7,18 +7,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use nkd_api::update::{GROUP, KIND, UPSTREAM_GROUP, VERSION};
 use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::budget::{BudgetSeen, leaving, obstacles};
-use crate::cluster::{Cluster, ClusterError};
+use crate::cluster::{Cluster, ClusterError, chain};
 use crate::lease::Tenure;
-use crate::plan::{Change, Step, orphans, plan, turns};
+use crate::plan::plan;
 use crate::seen::{NodeSeen, PodsSeen, Seen};
 use crate::serve::Metrics;
+use crate::step::{Change, Step};
+use crate::turn::{orphans, turns};
 use crate::watch::Watched;
 use crate::wish::{Source, Wish};
 
@@ -49,7 +50,6 @@ pub struct Operator {
     tenure: Tenure,
     own: Own,
     metrics: Metrics,
-    recorder: Recorder,
     stop: CancellationToken,
     /// What held the pods of a node when they were last asked to leave. It is shown, and decides nothing.
     said: BTreeMap<String, String>,
@@ -77,9 +77,7 @@ impl Operator {
         metrics: Metrics,
         stop: CancellationToken,
     ) -> Self {
-        let reporter = Reporter { controller: "housekeeper".into(), instance: Some(own.pod.clone()) };
-        let recorder = Recorder::new(cluster.client(), reporter);
-        Self { cluster, watched, tenure, own, metrics, recorder, stop, said: BTreeMap::new() }
+        Self { cluster, watched, tenure, own, metrics, stop, said: BTreeMap::new() }
     }
 
     /// Runs until it is told to stop.
@@ -107,7 +105,7 @@ impl Operator {
                     Err(StopReason::Cluster(error)) if error.is_conflict() => pause = SHORTEST,
                     Err(error) => {
                         self.metrics.failed();
-                        tracing::warn!(error = &error as &dyn std::error::Error, "looks again later");
+                        tracing::warn!(error = %chain(&error), "looks again later");
                     }
                 }
             }
@@ -129,7 +127,7 @@ impl Operator {
                 true
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "cannot begin to lead yet");
+                tracing::warn!(error = %chain(&error), "cannot begin to lead yet");
                 false
             }
         }
@@ -238,10 +236,10 @@ impl Operator {
             Step::Tell(status) => {
                 let Some(wish) = wish else { return Ok(()) };
                 if status.phase != wish.status.phase {
-                    tracing::info!(update = wish.full_name(), phase = ?status.phase, "is at another phase");
                     let why = status.conditions.first().map(|one| one.message.clone()).unwrap_or_default();
                     self.cluster.tell(wish, &status).await?;
-                    self.publish(&of_update(wish), None, &format!("{:?}", status.phase), &why, false).await;
+                    tracing::info!(update = wish.full_name(), phase = ?status.phase, "{why}");
+                    self.publish(&of_update(wish), &format!("{:?}", status.phase), &why, false).await;
                     return Ok(());
                 }
                 Ok(self.cluster.tell(wish, &status).await?)
@@ -274,32 +272,17 @@ impl Operator {
         self.said.remove(&name);
         let bad = reason == "Failed";
         let update = wish.map(of_update);
-        self.publish(&node, update.as_ref(), reason, message, bad).await;
+        self.publish(&node, reason, message, bad).await;
         if let Some(update) = &update {
-            self.publish(update, Some(&node), reason, &format!("{name}: {message}"), bad).await;
+            self.publish(update, reason, &format!("{name}: {message}"), bad).await;
         }
         Ok(())
     }
 
     /// An event that cannot be written stops nothing.
-    async fn publish(
-        &self,
-        about: &ObjectReference,
-        secondary: Option<&ObjectReference>,
-        reason: &str,
-        note: &str,
-        bad: bool,
-    ) {
-        let event = Event {
-            type_: if bad { EventType::Warning } else { EventType::Normal },
-            reason: reason.to_owned(),
-            note: (!note.is_empty()).then(|| note.chars().take(1000).collect()),
-            action: "Update".to_owned(),
-            secondary: secondary.cloned(),
-        };
-        let publish = tokio::time::timeout(crate::cluster::LIMIT, self.recorder.publish(&event, about));
-        if let Ok(Err(error)) = publish.await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "an event could not be written");
+    async fn publish(&self, about: &ObjectReference, reason: &str, note: &str, bad: bool) {
+        if let Err(error) = self.cluster.event(about, reason, note, bad, OffsetDateTime::now_utc()).await {
+            tracing::warn!(error = %chain(&error), "an event could not be written");
         }
     }
 }

@@ -21,6 +21,7 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::cluster::chain;
 use crate::wish::Wish;
 
 /// Without a look for so long, it hangs. One look asks for many things, each with its own limit.
@@ -136,7 +137,7 @@ pub async fn serve(address: SocketAddr, metrics: Metrics, stop: CancellationToke
         .with_state(metrics);
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await {
-            tracing::error!(error = &error as &dyn std::error::Error, "the metrics port ended");
+            tracing::error!(error = %chain(&error), "the metrics port ended");
         }
     });
     Ok(())

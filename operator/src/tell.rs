@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use nkd_api::update::{Condition, Counts, NodeState, NodeStatus, Phase, UpdateStatus};
 use time::OffsetDateTime;
 
-use crate::plan::Why;
 use crate::seen::Seen;
+use crate::step::Why;
 use crate::wish::Wish;
 
 /// The status of an update. `settled`: nothing is yet to be written for it. Where nothing has changed, it is what was told before: times do not move.
@@ -121,7 +121,8 @@ fn conditions(
         Phase::Invalid => ("Invalid".to_owned(), message.clone()),
         _ if counts.failed > 0 => ("NodesFailed".to_owned(), failed.join("; ")),
         _ if degraded => ("Blocked".to_owned(), failed.join("; ")),
-        _ => ("AsExpected".to_owned(), String::new()),
+        // Never an empty text: API servers of old take one for null, and refuse it.
+        _ => ("AsExpected".to_owned(), "nothing is wrong".to_owned()),
     };
     let condition = |kind: &str, is: bool, reason: String, message: String| {
         let status = if is { "True" } else { "False" }.to_owned();

@@ -12,7 +12,7 @@ use kube::runtime::watcher::{self, watcher};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{Cluster, resource};
+use crate::cluster::{Cluster, chain, resource};
 use crate::wish::{Source, Wish};
 
 /// Updates and nodes.
@@ -107,7 +107,7 @@ async fn follow<K>(
         };
         match next {
             Some(Ok(_)) => changed.notify_one(),
-            Some(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "cannot watch {what}"),
+            Some(Err(error)) => tracing::warn!(error = %chain(&error), "cannot watch {what}"),
             None => return,
         }
     }

@@ -244,7 +244,8 @@ fn nodes_are_upgraded_one_by_one_with_real_pods_budgets_and_rights() -> Result {
     budgets_that_can_never_be_met_and_cordons_of_others(&mut scene)?;
     too_many_failures(&mut scene)?;
     abort(&mut scene)?;
-    upstreams_resource(&mut scene)
+    upstreams_resource(&mut scene)?;
+    events(&scene)
 }
 
 fn order_budgets_and_a_leader_that_is_killed(scene: &mut Scene) -> Result {
@@ -271,8 +272,16 @@ fn order_budgets_and_a_leader_that_is_killed(scene: &mut Scene) -> Result {
         assert_eq!(serde_json::from_str::<Value>(desired).unwrap()["first"], first, "{name}");
         assert!(node["spec"]["unschedulable"].is_null(), "{node:#}");
     }
+    Ok(())
+}
+
+fn events(scene: &Scene) -> Result {
     let events = scene.kubectl(&["get", "events", "-A", "--no-headers"])?;
-    assert!(events.contains("update/a") && events.contains("node/cp1"), "{events}");
+    for (about, reason) in [("update/a", "Complete"), ("node/w1", "Draining"), ("update/c", "Failed")] {
+        let said = events.lines().any(|line| line.contains(about) && line.contains(reason));
+        let log = || scene.kubectl(&[OWN, &["logs", "-l", "app.kubernetes.io/name=nkd-housekeeper"]].concat());
+        assert!(said, "no event {reason} about {about}: {events}\n{}", log().unwrap_or_default());
+    }
     Ok(())
 }
 
