@@ -13,7 +13,8 @@ use nkd_api::agent::{KubeadmState, Purpose, ReportEvent};
 use nkd_api::machine::{Assignment, Identity, Machine, Phase, Step, StepState};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::identity;
@@ -123,6 +124,11 @@ pub enum Input {
         /// What, and why.
         reason: String,
     },
+    /// Nothing came from it; said when that is longer than the step that runs may be silent.
+    Silent {
+        /// Since when the service listens: what was said before, nobody may have heard.
+        listening_since: OffsetDateTime,
+    },
     /// Something that must not happen did. The machine gets nothing more until an operator releases it.
     Alarm {
         /// What.
@@ -229,7 +235,14 @@ pub fn new_machine(id: Uuid, identity: Identity, now: OffsetDateTime) -> Machine
 /// One step of the life. An input that changes nothing worth keeping gives no events.
 pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(Machine, Vec<NewEvent>), Refused> {
     let mut log = Log { events: Vec::new(), now };
+    if let Input::Silent { listening_since } = input {
+        silent(&mut machine, listening_since, &mut log);
+        return Ok((machine, log.events));
+    }
     machine.last_seen = now.max(machine.last_seen);
+    if is_its_word(&input) && is_called_silent(&machine) {
+        machine.waiting = None;
+    }
     match input {
         Input::Seen { identity: sighting, address, cause, from_os } => {
             seen(&mut machine, &sighting, address, cause, from_os, &mut log);
@@ -333,8 +346,71 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
                 Some(format!("stopped: {reason}; run `nkd machine release {}` after looking into it", machine.name));
             log.say("alarm", reason, "service");
         }
+        // Dealt with above: it is the one input that is no sign of life.
+        Input::Silent { .. } => {}
     }
     Ok((machine, log.events))
+}
+
+/// How long a machine may be silent while it installs: it tells its progress, and that it is alive, all the time.
+pub const SILENT_INSTALL: Duration = Duration::minutes(2);
+/// The same for firmware, the start of the live system, the restart and the first boot: nothing on it speaks to us then.
+pub const SILENT_BOOT: Duration = Duration::minutes(10);
+/// How the reason of a machine that went silent begins.
+const NOT_HEARD: &str = "not heard from since ";
+
+/// True when the machine itself speaks, and not an operator or a cluster about it.
+fn is_its_word(input: &Input) -> bool {
+    matches!(
+        input,
+        Input::Seen { .. }
+            | Input::Booted(_)
+            | Input::ConfigFetched { .. }
+            | Input::Enrolled { .. }
+            | Input::Reported(_)
+            | Input::Refused { .. }
+            | Input::Alarm { .. }
+    )
+}
+
+/// True while the machine is shown as one that went silent.
+#[must_use]
+pub fn is_called_silent(machine: &Machine) -> bool {
+    machine.waiting.as_deref().is_some_and(|waiting| waiting.starts_with(NOT_HEARD))
+}
+
+fn running(machine: &Machine) -> Option<&Step> {
+    machine.steps.iter().rev().find(|step| step.state == StepState::Running)
+}
+
+/// True when a machine on its way has said nothing for longer than its step allows, and that was not told yet.
+#[must_use]
+pub fn is_silent(machine: &Machine, listening_since: OffsetDateTime, now: OffsetDateTime) -> bool {
+    let on_its_way = matches!(machine.phase, Phase::Booting | Phase::Installing | Phase::Installed | Phase::FirstBoot);
+    if !on_its_way || machine.stopped.is_some() || is_called_silent(machine) {
+        return false;
+    }
+    let limit = match running(machine) {
+        Some(step) if step.name == "install" => SILENT_INSTALL,
+        _ => SILENT_BOOT,
+    };
+    now - machine.last_seen.max(listening_since) > limit
+}
+
+/// It says so and does nothing: the machine may be at work, and only its console knows.
+fn silent(machine: &mut Machine, listening_since: OffsetDateTime, log: &mut Log) {
+    if !is_silent(machine, listening_since, log.now) {
+        return;
+    }
+    let at = machine.last_seen.to_offset(time::UtcOffset::UTC);
+    let at = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
+    let reason = format!("{NOT_HEARD}{at}: is it on? its console says more");
+    let message = match running(machine) {
+        Some(step) => format!("{reason}; the last of it was {}: {}", step.name, step.detail),
+        None => reason.clone(),
+    };
+    log.say("silent", message, "service");
+    machine.waiting = Some(reason);
 }
 
 struct Log {
@@ -462,19 +538,24 @@ fn booted(machine: &mut Machine, taken: BootTaken, log: &mut Log) {
     let now = log.now;
     match taken {
         BootTaken::Discovery => {
-            machine.steps.clear();
+            new_boot(machine, log);
             begin(machine, "boot", now, "took the discovery script");
             log.say("boot-script", "discovery image", "boot");
         }
         BootTaken::LiveInstall { generation } => {
-            machine.steps.clear();
+            new_boot(machine, log);
             machine.waiting = None;
             begin(machine, "boot", now, "took the install script");
             log.say("boot-script", format!("live install of generation {generation}"), "boot");
             log.phase(machine, Phase::Booting, "boot");
         }
         BootTaken::LocalDisk => {
-            if machine.phase == Phase::Installed {
+            // What kubeadm began before a restart goes on after it.
+            let again = running(machine).is_some_and(|step| step.name == "first-boot");
+            if again {
+                break_off(machine, log);
+            }
+            if again || machine.phase == Phase::Installed {
                 first_boot(machine, "boot", log);
             }
             log.say("boot-script", "local disk", "boot");
@@ -487,6 +568,44 @@ fn booted(machine: &mut Machine, taken: BootTaken, log: &mut Log) {
             }
         }
     }
+}
+
+/// A boot begins with no steps, but for the one that broke off.
+fn new_boot(machine: &mut Machine, log: &mut Log) {
+    break_off(machine, log);
+    machine.steps.retain(is_broken_off);
+}
+
+/// The step that runs ended without a word: the machine asks for a boot script again. It is kept, in front, as failed; one
+/// of them only.
+fn break_off(machine: &mut Machine, log: &mut Log) {
+    let Some(index) = machine.steps.iter().rposition(|step| step.state == StepState::Running) else { return };
+    let mut step = machine.steps.remove(index);
+    let said = match (step.name.as_str(), step.detail.as_str()) {
+        (_, "") => String::new(),
+        ("install", detail) => format!(" at {detail}"),
+        (_, detail) => format!(": {detail}"),
+    };
+    // A discovery boot belongs to no generation.
+    let generation = machine.assignment.as_ref().map(|_| format!(" (generation {})", machine.generation));
+    step.detail = format!("{}{BROKE_OFF}{said}{}", step.name, generation.unwrap_or_default());
+    step.state = StepState::Failed;
+    step.ended_at = Some(log.now);
+    log.say("broke-off", step.detail.clone(), "boot");
+    // Firmware asks again at once when it cannot load what the script names: that hides nothing that went further.
+    if step.name != "boot" || !machine.steps.iter().any(is_broken_off) {
+        machine.steps.retain(|step| !is_broken_off(step));
+        machine.steps.insert(0, step);
+    }
+}
+
+/// What follows the name in the detail of a step that broke off.
+const BROKE_OFF: &str = " broke off";
+
+/// True for the step of an earlier boot that is kept.
+fn is_broken_off(step: &Step) -> bool {
+    step.state == StepState::Failed
+        && step.detail.strip_prefix(&step.name).is_some_and(|rest| rest.starts_with(BROKE_OFF))
 }
 
 fn first_boot(machine: &mut Machine, cause: &str, log: &mut Log) {
@@ -662,7 +781,7 @@ fn live_generation(machine: &Machine, purpose: Purpose, generation: u32) -> Resu
 }
 
 fn begin(machine: &mut Machine, name: &str, now: OffsetDateTime, detail: &str) {
-    match machine.steps.iter_mut().find(|s| s.name == name) {
+    match machine.steps.iter_mut().find(|s| s.name == name && !is_broken_off(s)) {
         Some(step) => {
             if step.state != StepState::Running {
                 step.state = StepState::Running;
