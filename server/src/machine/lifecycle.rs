@@ -13,12 +13,16 @@ use nkd_api::agent::{KubeadmState, Purpose, ReportEvent};
 use nkd_api::machine::{Assignment, Identity, Machine, Phase, Step, StepState};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use time::format_description::well_known::Rfc3339;
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::identity;
 use crate::store::NewEvent;
+
+mod waiting;
+
+pub use waiting::{SILENT_BOOT, SILENT_INSTALL, is_called_silent, is_news, is_silent};
+use waiting::{is_its_word, running, served, silent};
 
 /// Something that happened to a machine.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,6 +128,13 @@ pub enum Input {
         /// What, and why.
         reason: String,
     },
+    /// It asked for an address or something to boot, and there is none for it.
+    NotServed {
+        /// What there is not, why, and what to do: `no address: ...`, `nothing to boot: ...`.
+        reason: String,
+    },
+    /// It was given what it asked DHCP for.
+    Served,
     /// Nothing came from it; said when that is longer than the step that runs may be silent.
     Silent {
         /// Since when the service listens: what was said before, nobody may have heard.
@@ -338,6 +349,14 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
                 machine.waiting = Some(reason);
             }
         }
+        // Asked for every few seconds: said once for each reason.
+        Input::NotServed { reason } => {
+            if machine.waiting.as_deref() != Some(&reason) {
+                log.say("not-served", reason.clone(), "dhcp");
+                machine.waiting = Some(reason);
+            }
+        }
+        Input::Served => served(&mut machine),
         // Said once: whoever goes on trying must not fill the history.
         Input::Alarm { .. } if machine.stopped.is_some() => {}
         Input::Alarm { reason } => {
@@ -350,67 +369,6 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
         Input::Silent { .. } => {}
     }
     Ok((machine, log.events))
-}
-
-/// How long a machine may be silent while it installs: it tells its progress, and that it is alive, all the time.
-pub const SILENT_INSTALL: Duration = Duration::minutes(2);
-/// The same for firmware, the start of the live system, the restart and the first boot: nothing on it speaks to us then.
-pub const SILENT_BOOT: Duration = Duration::minutes(10);
-/// How the reason of a machine that went silent begins.
-const NOT_HEARD: &str = "not heard from since ";
-
-/// True when the machine itself speaks, and not an operator or a cluster about it.
-fn is_its_word(input: &Input) -> bool {
-    matches!(
-        input,
-        Input::Seen { .. }
-            | Input::Booted(_)
-            | Input::ConfigFetched { .. }
-            | Input::Enrolled { .. }
-            | Input::Reported(_)
-            | Input::Refused { .. }
-            | Input::Alarm { .. }
-    )
-}
-
-/// True while the machine is shown as one that went silent.
-#[must_use]
-pub fn is_called_silent(machine: &Machine) -> bool {
-    machine.waiting.as_deref().is_some_and(|waiting| waiting.starts_with(NOT_HEARD))
-}
-
-fn running(machine: &Machine) -> Option<&Step> {
-    machine.steps.iter().rev().find(|step| step.state == StepState::Running)
-}
-
-/// True when a machine on its way has said nothing for longer than its step allows, and that was not told yet.
-#[must_use]
-pub fn is_silent(machine: &Machine, listening_since: OffsetDateTime, now: OffsetDateTime) -> bool {
-    let on_its_way = matches!(machine.phase, Phase::Booting | Phase::Installing | Phase::Installed | Phase::FirstBoot);
-    if !on_its_way || machine.stopped.is_some() || is_called_silent(machine) {
-        return false;
-    }
-    let limit = match running(machine) {
-        Some(step) if step.name == "install" => SILENT_INSTALL,
-        _ => SILENT_BOOT,
-    };
-    now - machine.last_seen.max(listening_since) > limit
-}
-
-/// It says so and does nothing: the machine may be at work, and only its console knows.
-fn silent(machine: &mut Machine, listening_since: OffsetDateTime, log: &mut Log) {
-    if !is_silent(machine, listening_since, log.now) {
-        return;
-    }
-    let at = machine.last_seen.to_offset(time::UtcOffset::UTC);
-    let at = at.replace_nanosecond(0).unwrap_or(at).format(&Rfc3339).unwrap_or_default();
-    let reason = format!("{NOT_HEARD}{at}: is it on? its console says more");
-    let message = match running(machine) {
-        Some(step) => format!("{reason}; the last of it was {}: {}", step.name, step.detail),
-        None => reason.clone(),
-    };
-    log.say("silent", message, "service");
-    machine.waiting = Some(reason);
 }
 
 struct Log {
@@ -469,6 +427,9 @@ fn seen(
         if let Some(address) = address {
             log.say("address", format!("speaks from {address}"), cause);
         }
+    }
+    if from_os && machine.waiting.as_deref().is_some_and(|waiting| waiting.starts_with("nothing to boot: ")) {
+        served(machine);
     }
     if from_os && machine.phase == Phase::Installed {
         first_boot(machine, cause, log);

@@ -2,6 +2,7 @@
 
 use nkd_api::machine::LocalBoot;
 use proptest::prelude::*;
+use time::Duration;
 
 use super::*;
 
@@ -339,4 +340,24 @@ fn a_first_boot_that_breaks_off_begins_again_and_a_run_of_kubeadm_goes_on() {
     life.kinds.clear();
     life.happens(Input::Booted(BootTaken::LocalDisk));
     assert_eq!((life.kinds.clone(), &life.machine.steps), (vec!["boot-script"], &before));
+}
+
+#[test]
+fn what_dhcp_keeps_from_a_machine_is_said_once_and_ends_with_the_next_answer() {
+    let mut life = Life::new();
+    let keeps = |reason: &str| Input::NotServed { reason: reason.into() };
+    life.happens(keeps("no address: a")).happens(keeps("no address: a")).happens(keeps("nothing to boot: b"));
+    assert_eq!(life.kinds, ["not-served", "not-served"]);
+    assert_eq!(life.machine.waiting.as_deref(), Some("nothing to boot: b"));
+    assert!(!is_news(&life.machine, &keeps("nothing to boot: b")) && is_news(&life.machine, &Input::Served));
+    life.happens(Input::Served);
+    assert_eq!(life.machine.waiting.as_deref(), Some("not accepted yet"), "as before");
+    assert!(!is_news(&life.machine, &Input::Served));
+    life.happens(accepted()).happens(assigned()).happens(keeps("nothing to boot: b"));
+    life.happens(Input::Served);
+    assert_eq!(life.machine.waiting.as_deref(), Some("waits for a network boot"));
+    // An operating system that starts has booted from its disk.
+    life.happens(keeps("nothing to boot: b"));
+    life.happens(Input::Seen { identity: Identity::default(), address: None, cause: "dhcp", from_os: true });
+    assert_eq!(life.machine.waiting.as_deref(), Some("waits for a network boot"));
 }

@@ -103,6 +103,8 @@ fn inputs() -> impl Strategy<Value = Input> {
         any::<bool>().prop_map(|now| Input::Reinstall { now, cause: "test".into() }),
         Just(Input::Unassign { cause: "test".into() }),
         wiped.prop_map(|generation| Input::Reported(ReportEvent::Wiped { generation })),
+        Just(Input::NotServed { reason: "no address: x".into() }),
+        Just(Input::Served),
         Just(Input::Silent { listening_since: OffsetDateTime::UNIX_EPOCH }),
     ]
 }

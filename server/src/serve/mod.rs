@@ -137,8 +137,10 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     };
     let tasks = TaskTracker::new();
     let (sighted, sightings) = Sighted::new(registry.clone());
+    let mut dhcp_config = links::dhcp_config(&settings.dhcp, settings.http.boot_listen.port())?;
+    dhcp_config.ipxe_dir = Some(settings.netboot.ipxe_dir.clone());
     let dhcp = dhcp::Server::bind(
-        links::dhcp_config(&settings.dhcp, settings.http.boot_listen.port())?,
+        dhcp_config,
         Arc::new(Leases::new(store.clone())),
         sighted,
         dhcp::Metrics::register(&mut metrics),
