@@ -19,6 +19,11 @@ use uuid::Uuid;
 use super::identity;
 use crate::store::NewEvent;
 
+mod waiting;
+
+pub use waiting::{SILENT_BOOT, SILENT_INSTALL, is_called_silent, is_news, is_silent};
+use waiting::{is_its_word, running, served, silent};
+
 /// Something that happened to a machine.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
@@ -122,6 +127,18 @@ pub enum Input {
     Refused {
         /// What, and why.
         reason: String,
+    },
+    /// It asked for an address or something to boot, and there is none for it.
+    NotServed {
+        /// What there is not, why, and what to do: `no address: ...`, `nothing to boot: ...`.
+        reason: String,
+    },
+    /// It was given what it asked DHCP for.
+    Served,
+    /// Nothing came from it; said when that is longer than the step that runs may be silent.
+    Silent {
+        /// Since when the service listens: what was said before, nobody may have heard.
+        listening_since: OffsetDateTime,
     },
     /// Something that must not happen did. The machine gets nothing more until an operator releases it.
     Alarm {
@@ -229,7 +246,14 @@ pub fn new_machine(id: Uuid, identity: Identity, now: OffsetDateTime) -> Machine
 /// One step of the life. An input that changes nothing worth keeping gives no events.
 pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(Machine, Vec<NewEvent>), Refused> {
     let mut log = Log { events: Vec::new(), now };
+    if let Input::Silent { listening_since } = input {
+        silent(&mut machine, listening_since, &mut log);
+        return Ok((machine, log.events));
+    }
     machine.last_seen = now.max(machine.last_seen);
+    if is_its_word(&input) && is_called_silent(&machine) {
+        machine.waiting = None;
+    }
     match input {
         Input::Seen { identity: sighting, address, cause, from_os } => {
             seen(&mut machine, &sighting, address, cause, from_os, &mut log);
@@ -325,6 +349,14 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
                 machine.waiting = Some(reason);
             }
         }
+        // Asked for every few seconds: said once for each reason.
+        Input::NotServed { reason } => {
+            if machine.waiting.as_deref() != Some(&reason) {
+                log.say("not-served", reason.clone(), "dhcp");
+                machine.waiting = Some(reason);
+            }
+        }
+        Input::Served => served(&mut machine),
         // Said once: whoever goes on trying must not fill the history.
         Input::Alarm { .. } if machine.stopped.is_some() => {}
         Input::Alarm { reason } => {
@@ -333,6 +365,8 @@ pub fn step(mut machine: Machine, input: Input, now: OffsetDateTime) -> Result<(
                 Some(format!("stopped: {reason}; run `nkd machine release {}` after looking into it", machine.name));
             log.say("alarm", reason, "service");
         }
+        // Dealt with above: it is the one input that is no sign of life.
+        Input::Silent { .. } => {}
     }
     Ok((machine, log.events))
 }
@@ -393,6 +427,9 @@ fn seen(
         if let Some(address) = address {
             log.say("address", format!("speaks from {address}"), cause);
         }
+    }
+    if from_os && machine.waiting.as_deref().is_some_and(|waiting| waiting.starts_with("nothing to boot: ")) {
+        served(machine);
     }
     if from_os && machine.phase == Phase::Installed {
         first_boot(machine, cause, log);
@@ -462,19 +499,24 @@ fn booted(machine: &mut Machine, taken: BootTaken, log: &mut Log) {
     let now = log.now;
     match taken {
         BootTaken::Discovery => {
-            machine.steps.clear();
+            new_boot(machine, log);
             begin(machine, "boot", now, "took the discovery script");
             log.say("boot-script", "discovery image", "boot");
         }
         BootTaken::LiveInstall { generation } => {
-            machine.steps.clear();
+            new_boot(machine, log);
             machine.waiting = None;
             begin(machine, "boot", now, "took the install script");
             log.say("boot-script", format!("live install of generation {generation}"), "boot");
             log.phase(machine, Phase::Booting, "boot");
         }
         BootTaken::LocalDisk => {
-            if machine.phase == Phase::Installed {
+            // What kubeadm began before a restart goes on after it.
+            let again = running(machine).is_some_and(|step| step.name == "first-boot");
+            if again {
+                break_off(machine, log);
+            }
+            if again || machine.phase == Phase::Installed {
                 first_boot(machine, "boot", log);
             }
             log.say("boot-script", "local disk", "boot");
@@ -487,6 +529,44 @@ fn booted(machine: &mut Machine, taken: BootTaken, log: &mut Log) {
             }
         }
     }
+}
+
+/// A boot begins with no steps, but for the one that broke off.
+fn new_boot(machine: &mut Machine, log: &mut Log) {
+    break_off(machine, log);
+    machine.steps.retain(is_broken_off);
+}
+
+/// The step that runs ended without a word: the machine asks for a boot script again. It is kept, in front, as failed; one
+/// of them only.
+fn break_off(machine: &mut Machine, log: &mut Log) {
+    let Some(index) = machine.steps.iter().rposition(|step| step.state == StepState::Running) else { return };
+    let mut step = machine.steps.remove(index);
+    let said = match (step.name.as_str(), step.detail.as_str()) {
+        (_, "") => String::new(),
+        ("install", detail) => format!(" at {detail}"),
+        (_, detail) => format!(": {detail}"),
+    };
+    // A discovery boot belongs to no generation.
+    let generation = machine.assignment.as_ref().map(|_| format!(" (generation {})", machine.generation));
+    step.detail = format!("{}{BROKE_OFF}{said}{}", step.name, generation.unwrap_or_default());
+    step.state = StepState::Failed;
+    step.ended_at = Some(log.now);
+    log.say("broke-off", step.detail.clone(), "boot");
+    // Firmware asks again at once when it cannot load what the script names: that hides nothing that went further.
+    if step.name != "boot" || !machine.steps.iter().any(is_broken_off) {
+        machine.steps.retain(|step| !is_broken_off(step));
+        machine.steps.insert(0, step);
+    }
+}
+
+/// What follows the name in the detail of a step that broke off.
+const BROKE_OFF: &str = " broke off";
+
+/// True for the step of an earlier boot that is kept.
+fn is_broken_off(step: &Step) -> bool {
+    step.state == StepState::Failed
+        && step.detail.strip_prefix(&step.name).is_some_and(|rest| rest.starts_with(BROKE_OFF))
 }
 
 fn first_boot(machine: &mut Machine, cause: &str, log: &mut Log) {
@@ -662,7 +742,7 @@ fn live_generation(machine: &Machine, purpose: Purpose, generation: u32) -> Resu
 }
 
 fn begin(machine: &mut Machine, name: &str, now: OffsetDateTime, detail: &str) {
-    match machine.steps.iter_mut().find(|s| s.name == name) {
+    match machine.steps.iter_mut().find(|s| s.name == name && !is_broken_off(s)) {
         Some(step) => {
             if step.state != StepState::Running {
                 step.state = StepState::Running;

@@ -1,6 +1,7 @@
 //! The ordinary life of a machine, and what is refused.
 
 use nkd_api::machine::LocalBoot;
+use proptest::prelude::*;
 use time::Duration;
 
 use super::*;
@@ -223,4 +224,140 @@ fn a_new_assignment_of_an_installed_machine_waits_for_reinstall() {
     life.happens(Input::Assign { assignment: other, cause: "ann".into() });
     assert_eq!(life.machine.generation, 1);
     assert!(life.machine.waiting.as_deref().unwrap().contains("reinstall"));
+}
+
+fn install_script(generation: u32) -> Input {
+    Input::Booted(BootTaken::LiveInstall { generation })
+}
+
+/// A life up to its n-th step, of those that lie between taking the script and joining.
+fn life_until(n: usize) -> Life {
+    let from = std::net::Ipv4Addr::LOCALHOST.into();
+    let progress =
+        |percent| Input::Reported(ReportEvent::InstallProgress { generation: 1, step: "write".into(), percent });
+    let mut life = Life::new();
+    life.happens(accepted()).happens(assigned());
+    let inputs = [
+        install_script(1),
+        Input::ConfigFetched { purpose: Purpose::Install, generation: 1, boot: BOOT, from },
+        Input::Enrolled { purpose: Purpose::Install, generation: 1, boot: BOOT },
+        progress(36),
+        installed(1),
+        Input::Booted(BootTaken::LocalDisk),
+        Input::Enrolled { purpose: Purpose::Node, generation: 1, boot: BOOT },
+    ];
+    for input in inputs.into_iter().take(n) {
+        life.happens(input);
+    }
+    life
+}
+
+proptest! {
+    /// Silence is told once, after the limit of the step that runs, and changes nothing but the reason to wait; the next
+    /// word takes that away.
+    #[test]
+    fn silence_is_told_once_and_changes_nothing_else(n in 0usize..8, silent in 0i64..1200, late in 0i64..1200) {
+        let life = life_until(n);
+        let listening_since = life.now + Duration::seconds(late);
+        let now = life.now + Duration::seconds(silent);
+        let on_its_way = (1..7).contains(&n);
+        let limit = if n == 3 || n == 4 { SILENT_INSTALL } else { SILENT_BOOT };
+        let (after, events) = step(life.machine.clone(), Input::Silent { listening_since }, now).unwrap();
+        let told = on_its_way && now - listening_since > limit;
+        prop_assert_eq!(events.len(), usize::from(told));
+        prop_assert_eq!(is_called_silent(&after), told);
+        let otherwise = Machine { waiting: life.machine.waiting.clone(), ..after.clone() };
+        prop_assert_eq!(&otherwise, &life.machine);
+        let (again, events) = step(after, Input::Silent { listening_since }, now + Duration::days(1)).unwrap();
+        prop_assert_eq!(events.len(), usize::from(on_its_way && !told));
+        let word = Input::Reported(ReportEvent::Heartbeat { uptime: 1 });
+        let (speaks, events) = step(again, word, now + Duration::days(2)).unwrap();
+        prop_assert!(events.is_empty());
+        prop_assert_eq!(speaks.waiting, life.machine.waiting);
+    }
+}
+
+#[test]
+fn a_machine_that_goes_silent_is_named_with_its_step() {
+    let mut life = life_until(4);
+    life.now = life.machine.last_seen + SILENT_INSTALL + Duration::milliseconds(1);
+    let (after, events) =
+        step(life.machine.clone(), Input::Silent { listening_since: OffsetDateTime::UNIX_EPOCH }, life.now).unwrap();
+    let reason = "not heard from since 1970-01-01T00:01:00Z: is it on? its console says more";
+    assert_eq!(after.waiting.as_deref(), Some(reason));
+    assert_eq!(events[0].kind, "silent");
+    assert_eq!(events[0].message, format!("{reason}; the last of it was install: write 36%"));
+    // What an operator does is no word of the machine.
+    let (labelled, _) = step(after, accepted(), life.now).unwrap();
+    assert_eq!(labelled.waiting.as_deref(), Some(reason));
+    let (back, _) = step(labelled, install_script(1), life.now).unwrap();
+    assert_eq!(back.waiting, None);
+}
+
+#[test]
+fn what_a_machine_was_at_when_it_broke_off_stays_in_front_of_its_new_steps() {
+    let mut life = life_until(4);
+    let shown = |life: &Life| -> Vec<(String, StepState, String)> {
+        life.machine.steps.iter().map(|s| (s.name.clone(), s.state, s.detail.clone())).collect()
+    };
+    let broken = |what: &str, detail: &str| (what.to_owned(), StepState::Failed, detail.to_owned());
+    let boots = |detail: &str| ("boot".to_owned(), StepState::Running, detail.to_owned());
+    life.kinds.clear();
+    life.happens(install_script(1));
+    assert_eq!(life.kinds, ["broke-off", "boot-script", "phase"]);
+    let install = broken("install", "install broke off at write 36% (generation 1)");
+    assert_eq!(shown(&life), [install.clone(), boots("took the install script")]);
+    assert_eq!(life.machine.steps[0].ended_at, Some(life.now));
+    // The new installation is a step of its own.
+    life.happens(Input::Reported(ReportEvent::InstallProgress { generation: 1, step: "write".into(), percent: 2 }));
+    assert_eq!(shown(&life)[0], install);
+    assert_eq!(shown(&life)[2], ("install".into(), StepState::Running, "write 2%".into()));
+    // The last one that broke off takes the place of the one before, unless it only took its script again.
+    life.happens(install_script(1)).happens(install_script(1)).happens(Input::ConfigFetched {
+        purpose: Purpose::Install,
+        generation: 1,
+        boot: BOOT,
+        from: std::net::Ipv4Addr::LOCALHOST.into(),
+    });
+    assert_eq!(shown(&life)[0], broken("install", "install broke off at write 2% (generation 1)"));
+    life.happens(install_script(1));
+    let live = broken("live", "live broke off: the live system starts (generation 1)");
+    assert_eq!(shown(&life), [live, boots("took the install script")]);
+}
+
+#[test]
+fn a_first_boot_that_breaks_off_begins_again_and_a_run_of_kubeadm_goes_on() {
+    let mut life = life_until(6);
+    life.kinds.clear();
+    life.happens(Input::Booted(BootTaken::LocalDisk));
+    assert_eq!(life.kinds, ["broke-off", "boot-script"]);
+    let (first, last) = (&life.machine.steps[0], life.machine.steps.last().unwrap());
+    assert_eq!((first.name.as_str(), first.state), ("first-boot", StepState::Failed));
+    assert_eq!((last.name.as_str(), last.state, last.started_at), ("first-boot", StepState::Running, life.now));
+    life.happens(Input::Enrolled { purpose: Purpose::Node, generation: 1, boot: BOOT });
+    life.happens(Input::Joining { cluster: "c".into() });
+    let before = life.machine.steps.clone();
+    life.kinds.clear();
+    life.happens(Input::Booted(BootTaken::LocalDisk));
+    assert_eq!((life.kinds.clone(), &life.machine.steps), (vec!["boot-script"], &before));
+}
+
+#[test]
+fn what_dhcp_keeps_from_a_machine_is_said_once_and_ends_with_the_next_answer() {
+    let mut life = Life::new();
+    let keeps = |reason: &str| Input::NotServed { reason: reason.into() };
+    life.happens(keeps("no address: a")).happens(keeps("no address: a")).happens(keeps("nothing to boot: b"));
+    assert_eq!(life.kinds, ["not-served", "not-served"]);
+    assert_eq!(life.machine.waiting.as_deref(), Some("nothing to boot: b"));
+    assert!(!is_news(&life.machine, &keeps("nothing to boot: b")) && is_news(&life.machine, &Input::Served));
+    life.happens(Input::Served);
+    assert_eq!(life.machine.waiting.as_deref(), Some("not accepted yet"), "as before");
+    assert!(!is_news(&life.machine, &Input::Served));
+    life.happens(accepted()).happens(assigned()).happens(keeps("nothing to boot: b"));
+    life.happens(Input::Served);
+    assert_eq!(life.machine.waiting.as_deref(), Some("waits for a network boot"));
+    // An operating system that starts has booted from its disk.
+    life.happens(keeps("nothing to boot: b"));
+    life.happens(Input::Seen { identity: Identity::default(), address: None, cause: "dhcp", from_os: true });
+    assert_eq!(life.machine.waiting.as_deref(), Some("waits for a network boot"));
 }

@@ -399,7 +399,7 @@ impl Registry {
     /// A sign of life and nothing else: it is written down every few minutes only. `machine` is the record as read.
     pub async fn heard(&self, mut machine: Machine, event: ReportEvent) -> Result<Machine, RegistryError> {
         let now = OffsetDateTime::now_utc();
-        if !self.store.hear(machine.id, now) {
+        if lifecycle::is_called_silent(&machine) || !self.store.hear(machine.id, now) {
             return self.apply(machine.id, Input::Reported(event), RowEffects::default()).await;
         }
         machine.last_seen = now.max(machine.last_seen);
@@ -431,6 +431,30 @@ impl Registry {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         for mac in &machine.identity.macs {
             recent.remove(mac);
+        }
+        Ok(())
+    }
+
+    /// Says of every machine on its way that nobody has heard of it for too long.
+    pub async fn look_for_silent(
+        &self,
+        listening_since: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<(), RegistryError> {
+        for machine in self.store.machines().await? {
+            if !lifecycle::is_silent(&machine, listening_since, now) {
+                continue;
+            }
+            let Some((machine, revision)) = self.store.machine(machine.id).await? else { continue };
+            let (after, events) = lifecycle::step(machine, Input::Silent { listening_since }, now)?;
+            if events.is_empty() {
+                continue;
+            }
+            match self.save(&after, revision, &events, RowEffects::default(), now).await {
+                // It speaks at this very moment.
+                Ok(_) | Err(StoreError::Stale) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }

@@ -103,6 +103,9 @@ fn inputs() -> impl Strategy<Value = Input> {
         any::<bool>().prop_map(|now| Input::Reinstall { now, cause: "test".into() }),
         Just(Input::Unassign { cause: "test".into() }),
         wiped.prop_map(|generation| Input::Reported(ReportEvent::Wiped { generation })),
+        Just(Input::NotServed { reason: "no address: x".into() }),
+        Just(Input::Served),
+        Just(Input::Silent { listening_since: OffsetDateTime::UNIX_EPOCH }),
     ]
 }
 
@@ -118,7 +121,7 @@ proptest! {
         let mut now = OffsetDateTime::UNIX_EPOCH;
         let mut installed_at: Option<u32> = None;
         for input in inputs {
-            now += Duration::seconds(1);
+            now += if matches!(input, Input::Silent { .. }) { Duration::hours(1) } else { Duration::seconds(1) };
             let before = machine.clone();
             let raises = matches!(input, Input::Reinstall { .. } | Input::Unassign { .. });
             let first = matches!(input, Input::Assign { .. }) && before.generation == 0;
@@ -130,6 +133,7 @@ proptest! {
             } else {
                 prop_assert_eq!(machine.generation, before.generation);
             }
+            prop_assert!(machine.steps.len() <= 9, "steps grow: {:?}", machine.steps);
             prop_assert!(machine.installed_generation.unwrap_or(0) <= machine.generation);
             prop_assert!(machine.wipe_generation.is_none_or(|wipe| wipe < machine.generation));
             if machine.installed_generation == Some(machine.generation) {

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use nkd_api::MacAddr;
 use nkd_api::facts::Firmware;
-use nkd_api::machine::Identity;
+use nkd_api::machine::{Identity, Machine};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::dhcp::packet::MessageKind;
 use super::dhcp::profile::Client;
 use super::dhcp::{Sighting, Sightings};
+use crate::machine::lifecycle::{self, Input};
 use crate::machine::{Registry, RegistryError};
+use crate::store::RowEffects;
 use crate::trace::{Trace, Traces};
 
 /// Sightings that may wait for the store.
@@ -69,6 +71,10 @@ impl Writer {
             let mac = sighting.mac;
             let (identity, from_os) = identity(&sighting);
             let written = self.registry.sighted(identity, sighting.ip, "dhcp", from_os).await;
+            let written = match written {
+                Ok(machine) => self.answered(&machine, &sighting).await,
+                Err(error) => Err(error),
+            };
             // Too many unknown machines: said by the registry, once in a while.
             if let Err(error) = written
                 && !matches!(error, RegistryError::TooManyUnknown)
@@ -78,6 +84,21 @@ impl Writer {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
+    }
+}
+
+impl Writer {
+    /// Writes down what was kept from the machine, and that it is no longer.
+    async fn answered(&self, machine: &Machine, sighting: &Sighting) -> Result<(), RegistryError> {
+        let input = match &sighting.not_served {
+            Some(reason) => Input::NotServed { reason: reason.to_string() },
+            None if sighting.served => Input::Served,
+            None => return Ok(()),
+        };
+        if lifecycle::is_news(machine, &input) {
+            self.registry.apply(machine.id, input, RowEffects::default()).await?;
+        }
+        Ok(())
     }
 }
 

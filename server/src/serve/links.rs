@@ -62,6 +62,7 @@ pub(super) fn dhcp_config(settings: &DhcpSettings, http_port: u16) -> Result<dhc
         http_port,
         router_advertisements: settings.router_advertisements,
         conflict_probe: settings.conflict_probe,
+        ipxe_dir: None,
     })
 }
 

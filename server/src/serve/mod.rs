@@ -39,6 +39,8 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// How often short-lived rows are dropped.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(600);
+/// How often machines that went silent on their way are looked for.
+const SILENCE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The service could not start.
 #[derive(Debug, thiserror::Error)]
@@ -135,8 +137,10 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     };
     let tasks = TaskTracker::new();
     let (sighted, sightings) = Sighted::new(registry.clone());
+    let mut dhcp_config = links::dhcp_config(&settings.dhcp, settings.http.boot_listen.port())?;
+    dhcp_config.ipxe_dir = Some(settings.netboot.ipxe_dir.clone());
     let dhcp = dhcp::Server::bind(
-        links::dhcp_config(&settings.dhcp, settings.http.boot_listen.port())?,
+        dhcp_config,
         Arc::new(Leases::new(store.clone())),
         sighted,
         dhcp::Metrics::register(&mut metrics),
@@ -187,6 +191,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     tasks.spawn(sightings.run(stop.clone()));
     tasks.spawn(health.run(stop.clone()));
     tasks.spawn(prune(store.clone(), stop.clone()));
+    tasks.spawn(look_for_silent(registry.clone(), stop.clone()));
     tasks.spawn(bringup::run(Arc::clone(&service), stop.clone()));
     tasks.close();
 
@@ -252,6 +257,23 @@ async fn prune(store: Store, stop: CancellationToken) {
         }
         if let Err(error) = store.prune(OffsetDateTime::now_utc()).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "old rows could not be dropped");
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
+async fn look_for_silent(registry: Registry, stop: CancellationToken) {
+    let listening_since = OffsetDateTime::now_utc();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(SILENCE_INTERVAL) => {}
+        }
+        if let Err(error) = registry.look_for_silent(listening_since, OffsetDateTime::now_utc()).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "machines that went silent could not be looked for"
+            );
         }
     }
 }

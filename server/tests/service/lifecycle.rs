@@ -134,3 +134,37 @@ async fn who_declares_a_machine_that_waits_is_sent_to_accept_it() {
     place.ok(&["machine", "declare", "cp2", "--mac", "52:54:00:ff:01:02", "--uuid", uuid]);
     assert_eq!(place.admin().get("/api/v1/machines").await.as_array().unwrap().len(), 2);
 }
+
+#[tokio::test]
+async fn an_installation_that_breaks_off_is_told_when_the_machine_comes_back() {
+    let place = Place::new();
+    let _service = place.start().await;
+    place.import().await;
+    let (api, mac) = (place.admin(), "52:54:00:cc:02:01");
+    api.declare("n1", mac).await;
+    let (_, _, live) = node::live(&place, mac).await;
+    let progress = json!({"kind": "install-progress", "generation": 1, "step": "write", "percent": 36});
+    assert_eq!(live.report(&place, progress).await.0, StatusCode::OK);
+    // Its power was cut: it asks for a script again.
+    assert!(node::script(&place, mac).await.installs());
+    let message = "install broke off at write 36% (generation 1)";
+    let events = api.get("/api/v1/machines/n1/events?limit=1000").await;
+    let told: Vec<_> = events.as_array().unwrap().iter().filter(|e| e["kind"] == "broke-off").collect();
+    assert_eq!(told.len(), 1, "{events}");
+    assert_eq!(told[0]["message"], message);
+    let machine = api.machine("n1").await;
+    let first = &machine["steps"][0];
+    assert_eq!(
+        (&first["name"], &first["state"], &first["detail"]),
+        (&json!("install"), &json!("failed"), &json!(message))
+    );
+    assert!(first["endedAt"].is_string(), "{first}");
+    assert_eq!(machine["steps"][1]["name"], "boot");
+    assert!(place.ok(&["machine", "show", "n1"]).contains(message));
+    // It comes through in the end, and what broke off is still told.
+    node::install(&place, mac).await;
+    let steps = api.machine("n1").await["steps"].clone();
+    let states: Vec<_> = steps.as_array().unwrap().iter().map(|s| s["state"].as_str().unwrap()).collect();
+    assert_eq!(steps[0]["detail"], message, "{steps}");
+    assert!(states[0] == "failed" && states[1..].iter().all(|state| *state == "done"), "{steps}");
+}

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -38,6 +39,8 @@ pub struct Config {
     pub router_advertisements: bool,
     /// Ask the link by ARP whether an address is in use, before it is offered.
     pub conflict_probe: bool,
+    /// Folder with the files of iPXE: a file that is not there is not offered. None: not looked at.
+    pub ipxe_dir: Option<PathBuf>,
 }
 
 /// One subnet, on one interface.

@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
 use nkd_api::MacAddr;
 
 use super::lease::LeaseChange;
 use super::profile::Client;
-use super::reply::Reply;
+use super::reply::{Reply, ReplyKind};
 
 /// Port that a request came in on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,6 +84,14 @@ pub struct Decision {
     pub changes: Vec<LeaseChange>,
 }
 
+impl Decision {
+    /// True when the client is given something.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        matches!(&self.outcome, Outcome::Send { reply, .. } if reply.kind != ReplyKind::Nak)
+    }
+}
+
 /// Why a request was answered as it was. Displayed for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
@@ -121,6 +131,65 @@ pub enum Reason {
     BootFileOffered(String),
     /// Proxy mode: told on port 4011.
     BootFileServed(String),
+}
+
+/// What a machine asked for and does not get, as text for its operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NotServed {
+    /// The pool has no free address.
+    NoAddress {
+        /// Interface name.
+        interface: String,
+        /// The pool, if there is one.
+        pool: Option<RangeInclusive<Ipv4Addr>>,
+    },
+    /// No iPXE is built for its firmware; the architecture of option 93.
+    NoLoader(u16),
+    /// The file for its firmware is not there.
+    NoFile {
+        /// Name in the folder.
+        file: &'static str,
+        /// The folder.
+        folder: PathBuf,
+    },
+}
+
+impl fmt::Display for NotServed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoAddress { interface, pool: Some(pool) } => {
+                let (first, last) = (pool.start(), pool.end());
+                write!(
+                    f,
+                    "no address: the pool of {interface} ({first}-{last}) has no free one; enlarge it or reserve one"
+                )
+            }
+            Self::NoAddress { interface, pool: None } => {
+                write!(f, "no address: {interface} has no pool, and none is reserved; set a pool or reserve one")
+            }
+            Self::NoLoader(code) => {
+                write!(f, "nothing to boot: its firmware is of architecture {code}")?;
+                // The register of processor architectures of RFC 5970.
+                let name = match code {
+                    2 => Some("Itanium EFI"),
+                    6 => Some("IA32 EFI"),
+                    10 => Some("ARM32 UEFI"),
+                    15 => Some("IA32 UEFI HTTP boot"),
+                    18 => Some("ARM32 UEFI HTTP boot"),
+                    27 => Some("RISC-V 64 UEFI"),
+                    _ => None,
+                };
+                if let Some(name) = name {
+                    write!(f, " ({name})")?;
+                }
+                f.write_str(", which nkd has no iPXE for")
+            }
+            Self::NoFile { file, folder } => {
+                let folder = folder.display();
+                write!(f, "nothing to boot: {file} is not in {folder}: install it, or set netboot.ipxe_dir")
+            }
+        }
+    }
 }
 
 /// Why an address was refused.

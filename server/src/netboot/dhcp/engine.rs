@@ -3,8 +3,9 @@
 //! Whoever runs it keeps `changes` durable before the reply leaves; an offer changes nothing durable. Time is in Unix
 //! seconds, so that leases mean the same after a restart.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use ipnet::Ipv4Net;
 use nkd_api::MacAddr;
 
 use super::config::{Config, ConfigError, InterfaceConfig, Mode, Reservation, validate_reservations};
-use super::decision::{Arrival, Decision, Destination, Outcome, Reason, Refusal};
+use super::decision::{Arrival, Decision, Destination, NotServed, Outcome, Reason, Refusal};
 use super::lease::{Lease, LeaseChange, LeaseState};
 use super::packet::{MessageKind, Request};
 use super::pool::{Pool, Usage, Use};
@@ -46,6 +47,9 @@ pub struct Engine {
     reservations: HashMap<MacAddr, Vec<Ipv4Addr>>,
     /// Results of probes, and until when they hold.
     probes: HashMap<Ipv4Addr, (Option<MacAddr>, u64)>,
+    ipxe_dir: Option<PathBuf>,
+    /// Files of iPXE that are not in the folder.
+    missing: HashSet<&'static str>,
 }
 
 impl Engine {
@@ -74,6 +78,8 @@ impl Engine {
             reserved: HashMap::new(),
             reservations: HashMap::new(),
             probes: HashMap::new(),
+            ipxe_dir: config.ipxe_dir.clone(),
+            missing: HashSet::new(),
         };
         engine.replace_reservations(&config.reservations)?;
         Ok(engine)
@@ -142,6 +148,34 @@ impl Engine {
         vec![subnet.pool.quarantine(ip, holder, now, now + QUARANTINE_SECONDS)]
     }
 
+    /// Takes note of the files of iPXE that are not there: they are not offered.
+    pub fn files_missing(&mut self, missing: HashSet<&'static str>) {
+        self.missing = missing;
+    }
+
+    /// The file that the client would load, when it is not there.
+    fn missing_file(&self, client: Client) -> Option<&'static str> {
+        profile::file_of(client).filter(|file| self.missing.contains(file))
+    }
+
+    /// What a decision keeps from its machine.
+    #[must_use]
+    pub fn not_served(&self, decision: &Decision) -> Option<NotServed> {
+        if let Reason::Exhausted(exhausted) = decision.reason {
+            let subnet = self.subnets.iter().find(|subnet| subnet.config.subnet == exhausted)?;
+            let (interface, pool) = (subnet.config.name.clone(), subnet.config.pool.clone());
+            return Some(NotServed::NoAddress { interface, pool });
+        }
+        if !decision.serves() && !matches!(decision.reason, Reason::NothingToBoot(_)) {
+            return None;
+        }
+        match (decision.client, self.missing_file(decision.client)) {
+            (Client::Unsupported(code), _) => Some(NotServed::NoLoader(code)),
+            (_, Some(file)) => Some(NotServed::NoFile { file, folder: self.ipxe_dir.clone().unwrap_or_default() }),
+            (_, None) => None,
+        }
+    }
+
     /// Decides on a request.
     pub fn step(&mut self, request: &Request, arrival: &Arrival, now: u64) -> Decision {
         let client = Client::of(request);
@@ -150,7 +184,8 @@ impl Engine {
             return silent(Reason::NoSubnet(request.giaddr));
         };
         if self.mode != Mode::Server {
-            return proxy::step(request, arrival, self.subnets[index].config.server_ip, self.http_port);
+            let loadable = self.missing_file(client).is_none();
+            return proxy::step(request, arrival, self.subnets[index].config.server_ip, self.http_port, loadable);
         }
         let server = self.subnets[index].config.server_ip;
         if let Some(chosen) = request.server_id.filter(|id| *id != server) {
@@ -330,7 +365,10 @@ impl Engine {
         let server = subnet.config.server_ip;
         let mut reply = Reply::to(request, kind, server);
         reply.network = Some(Arc::clone(&subnet.network));
-        reply.boot = profile::boot(client, Carrier::Lease, server, self.http_port);
+        reply.boot = match self.missing_file(client) {
+            Some(_) => None,
+            None => profile::boot(client, Carrier::Lease, server, self.http_port),
+        };
         reply
     }
 

@@ -65,5 +65,6 @@ fn config(mode: Mode) -> Config {
         http_port: 8080,
         router_advertisements: false,
         conflict_probe: true,
+        ipxe_dir: None,
     }
 }

@@ -93,6 +93,20 @@ impl fmt::Display for Client {
     }
 }
 
+/// The files of iPXE that clients load.
+pub const FILES: [&str; 3] = ["undionly.kpxe", "snponly.efi", "arm64/snponly.efi"];
+
+/// The file of iPXE that a client loads; none for clients that load none.
+#[must_use]
+pub fn file_of(client: Client) -> Option<&'static str> {
+    match client {
+        Client::Plain | Client::Ipxe | Client::Unsupported(_) => None,
+        Client::BiosPxe => Some("undionly.kpxe"),
+        Client::UefiPxe(Arch::X64) | Client::UefiHttp(Arch::X64) => Some("snponly.efi"),
+        Client::UefiPxe(Arch::Arm64) | Client::UefiHttp(Arch::Arm64) => Some("arm64/snponly.efi"),
+    }
+}
+
 /// The message that carries the boot file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Carrier {
@@ -124,14 +138,11 @@ pub struct Boot {
 /// The boot part for a client; none for clients that boot nothing from us.
 #[must_use]
 pub fn boot(client: Client, carrier: Carrier, server: Ipv4Addr, http_port: u16) -> Option<Boot> {
-    let file = match client {
-        Client::Plain | Client::Unsupported(_) => return None,
-        Client::Ipxe => format!("http://{server}:{http_port}/boot.ipxe"),
-        Client::BiosPxe => "undionly.kpxe".to_owned(),
-        Client::UefiPxe(Arch::X64) => "snponly.efi".to_owned(),
-        Client::UefiPxe(Arch::Arm64) => "arm64/snponly.efi".to_owned(),
-        Client::UefiHttp(Arch::X64) => format!("http://{server}:{http_port}/ipxe/snponly.efi"),
-        Client::UefiHttp(Arch::Arm64) => format!("http://{server}:{http_port}/ipxe/arm64/snponly.efi"),
+    let file = match (client, file_of(client)) {
+        (Client::Ipxe, _) => format!("http://{server}:{http_port}/boot.ipxe"),
+        (Client::UefiHttp(_), Some(file)) => format!("http://{server}:{http_port}/ipxe/{file}"),
+        (_, Some(file)) => file.to_owned(),
+        (_, None) => return None,
     };
     let http = matches!(client, Client::UefiHttp(_));
     // A full DHCP server that says PXEClient sends UEFI to port 4011 for the file it has already been told.

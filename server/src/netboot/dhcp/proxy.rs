@@ -8,7 +8,9 @@ use super::profile::{self, Carrier, Client};
 use super::reply::{Reply, ReplyKind};
 
 /// Decides on a request in proxy mode.
-pub(super) fn step(request: &Request, arrival: &Arrival, server: Ipv4Addr, http_port: u16) -> Decision {
+///
+/// `loadable` says whether the file that the client would load is there.
+pub(super) fn step(request: &Request, arrival: &Arrival, server: Ipv4Addr, http_port: u16, loadable: bool) -> Decision {
     let client = Client::of(request);
     // The address that another server has given, told when the machine takes it.
     let ip = Some(request.ciaddr).filter(|ip| !ip.is_unspecified()).or(match request.kind {
@@ -28,7 +30,7 @@ pub(super) fn step(request: &Request, arrival: &Arrival, server: Ipv4Addr, http_
         }
         (Port::Dhcp | Port::Pxe, _) => return decide(Outcome::Silent, Reason::ForOtherServer(request.server_id)),
     };
-    let Some(boot) = profile::boot(client, carrier, server, http_port) else {
+    let Some(boot) = profile::boot(client, carrier, server, http_port).filter(|_| loadable) else {
         return decide(Outcome::Silent, Reason::NothingToBoot(client));
     };
     let reason = match carrier {

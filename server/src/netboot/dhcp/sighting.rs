@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use nkd_api::MacAddr;
 use uuid::Uuid;
 
+use super::decision::NotServed;
 use super::packet::MessageKind;
 use super::profile::Client;
 use crate::trace::Trace;
@@ -32,6 +33,10 @@ pub struct Sighting {
     pub kind: MessageKind,
     /// What was answered and why, as text for people.
     pub reason: String,
+    /// What it asked for and does not get.
+    pub not_served: Option<NotServed>,
+    /// It was given something, and nothing was kept from it.
+    pub served: bool,
 }
 
 /// Is told of each message.

@@ -101,6 +101,7 @@ pub(super) fn config(mode: Mode, first: u8, last: u8) -> Config {
         http_port: 8080,
         router_advertisements: false,
         conflict_probe: false,
+        ipxe_dir: None,
     }
 }
 

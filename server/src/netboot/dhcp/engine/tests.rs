@@ -300,6 +300,54 @@ fn a_proxy_gives_boot_files_and_no_addresses() {
     assert_eq!(sent(&relayed).2, Destination::Relay(host(3)));
 }
 
+fn firmware(last: u8, architecture: u8) -> Message {
+    Message::discover(mac(last)).with(option::ARCHITECTURE, [0, architecture])
+}
+
+#[test]
+fn what_a_machine_does_not_get_is_named() {
+    let mut engine = server(50, 50);
+    lease(&mut engine, 1, NOW);
+    let exhausted = step(&mut engine, &firmware(2, 7), NOW);
+    assert_eq!(
+        engine.not_served(&exhausted).unwrap().to_string(),
+        "no address: the pool of eth0 (192.0.2.50-192.0.2.50) has no free one; enlarge it or reserve one"
+    );
+    let ia32 = "nothing to boot: its firmware is of architecture 6 (IA32 EFI), which nkd has no iPXE for";
+    for mode in [Mode::Server, Mode::Proxy] {
+        let mut engine = Engine::new(&config(mode, 50, 59)).unwrap();
+        let unsupported = step(&mut engine, &firmware(1, 6), NOW);
+        assert_eq!(engine.not_served(&unsupported).unwrap().to_string(), ia32, "{mode:?}");
+        let plain = step(&mut engine, &Message::discover(mac(2)), NOW);
+        assert_eq!(engine.not_served(&plain), None, "{mode:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_not_offered() {
+    for mode in [Mode::Server, Mode::Proxy] {
+        let settings = Config { ipxe_dir: Some("/usr/lib/ipxe".into()), ..config(mode, 50, 59) };
+        let mut engine = Engine::new(&settings).unwrap();
+        engine.files_missing(HashSet::from(["arm64/snponly.efi"]));
+        let decision = step(&mut engine, &firmware(1, 11), NOW);
+        let said = engine.not_served(&decision).unwrap().to_string();
+        let wanted = "nothing to boot: arm64/snponly.efi is not in /usr/lib/ipxe: install it, or set netboot.ipxe_dir";
+        assert_eq!(said, wanted, "{mode:?}");
+        match &decision.outcome {
+            Outcome::Send { reply, .. } => assert!(mode == Mode::Server && reply.boot.is_none()),
+            outcome => assert_eq!((mode, outcome), (Mode::Proxy, &Outcome::Silent)),
+        }
+        let x64 = step(&mut engine, &firmware(2, 7), NOW);
+        assert!(engine.not_served(&x64).is_none() && x64.serves(), "{mode:?}");
+        // Installed meanwhile.
+        engine.files_missing(HashSet::new());
+        let decision = step(&mut engine, &firmware(1, 11), NOW);
+        assert!(engine.not_served(&decision).is_none());
+        let Outcome::Send { reply, .. } = decision.outcome else { panic!("{mode:?}: no answer") };
+        assert_eq!(reply.boot.unwrap().file, "arm64/snponly.efi");
+    }
+}
+
 /// What may happen on the simulated network.
 #[derive(Debug, Clone)]
 enum Event {

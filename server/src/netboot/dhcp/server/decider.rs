@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,7 +17,7 @@ use super::super::decision::{Arrival, Decision, Outcome, Reason};
 use super::super::engine::Engine;
 use super::super::metrics::{Addresses, Cause, Kind, Metrics};
 use super::super::packet::Request;
-use super::super::profile::Client;
+use super::super::profile::{Client, FILES};
 use super::super::sighting::{Sighting, Sightings};
 use super::Replacement;
 use super::commit::{self, Commit, Outbound};
@@ -46,6 +47,8 @@ pub(super) struct Decider {
     pub waiting: HashMap<Ipv4Addr, (Request, Arrival)>,
     /// When the exhaustion of a subnet was logged last.
     pub warned: HashMap<Ipv4Net, u64>,
+    /// Where the files of iPXE are.
+    pub ipxe_dir: Option<PathBuf>,
 }
 
 impl Decider {
@@ -57,6 +60,7 @@ impl Decider {
         mut replacements: mpsc::Receiver<Replacement>,
         shutdown: CancellationToken,
     ) {
+        self.look_for_files();
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -130,9 +134,14 @@ impl Decider {
     }
 
     fn conclude(&mut self, request: &Request, arrival: &Arrival, decision: Decision, now: u64) {
+        let not_served = self.engine.not_served(&decision);
+        let served = decision.serves() && not_served.is_none();
         let Decision { client, outcome, reason, ip, changes } = decision;
-        self.take_note(&reason, arrival, now);
-        let text = describe(&reason, client, &outcome);
+        self.take_note(&reason, request.mac, arrival, now);
+        let mut text = describe(&reason, client, &outcome);
+        if let Some(not_served) = &not_served {
+            text = format!("{text}; {not_served}");
+        }
         let machine = request.mac;
         let trace = self.sightings.trace(machine);
         let kind = request.kind.name();
@@ -152,6 +161,8 @@ impl Decider {
             ip: ip.map(Into::into),
             kind: request.kind,
             reason: text,
+            not_served,
+            served,
         });
         let then = match outcome {
             Outcome::Send { reply, to } => {
@@ -172,14 +183,14 @@ impl Decider {
         }
     }
 
-    fn take_note(&mut self, reason: &Reason, arrival: &Arrival, now: u64) {
+    fn take_note(&mut self, reason: &Reason, machine: MacAddr, arrival: &Arrival, now: u64) {
         match reason {
             Reason::Exhausted(subnet) => {
                 self.metrics.exhausted.inc();
                 let warned = self.warned.entry(*subnet).or_insert(0);
                 if now >= *warned + EXHAUSTION_WARNING {
                     *warned = now;
-                    tracing::warn!(%subnet, "the DHCP pool has no free address: widen it, or shorten the lease time");
+                    tracing::warn!(%subnet, %machine, "the DHCP pool has no free address for a machine: widen it, or shorten the lease time");
                 }
             }
             Reason::ForOtherServer(Some(server)) if self.mode == Mode::Server => {
@@ -191,7 +202,15 @@ impl Decider {
         }
     }
 
+    /// Looks which files of iPXE are there: one that is installed later needs no restart.
+    fn look_for_files(&mut self) {
+        let Some(folder) = &self.ipxe_dir else { return };
+        let missing = FILES.into_iter().filter(|file| !folder.join(file).is_file()).collect();
+        self.engine.files_missing(missing);
+    }
+
     fn housekeeping(&mut self) {
+        self.look_for_files();
         for (subnet, usage) in self.engine.usage(unix_now()) {
             let counts = [
                 ("size", usage.size),

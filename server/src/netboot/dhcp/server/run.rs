@@ -62,6 +62,7 @@ pub(super) async fn run(server: Server, shutdown: CancellationToken) {
         links,
         waiting: HashMap::new(),
         warned: HashMap::new(),
+        ipxe_dir: config.ipxe_dir.clone(),
     };
     // A task of its own runs on the threads of the readers, wherever `run` is awaited.
     tasks.spawn(decider.run(batches, findings, replacements, shutdown.clone()));
