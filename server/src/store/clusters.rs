@@ -6,7 +6,7 @@ use sqlx::sqlite::SqliteRow;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{Store, StoreError, conflict, decode, encode, from_millis, millis};
+use super::{Store, StoreError, conflict, from_millis, millis};
 use crate::cluster::record::Record;
 
 /// The newest so many events of a cluster are kept.
@@ -22,7 +22,7 @@ impl Store {
         cause: &str,
         now: OffsetDateTime,
     ) -> Result<i64, StoreError> {
-        let (id, doc) = (record.id.to_string(), encode("cluster", record)?);
+        let (id, doc) = (record.id.to_string(), self.seal.encode("cluster", record)?);
         let mut tx = self.write.begin().await?;
         if revision == 0 {
             sqlx::query("INSERT INTO cluster (id, name, doc, revision) VALUES (?, ?, ?, 1)")
@@ -89,19 +89,19 @@ impl Store {
     /// A cluster with its revision.
     pub async fn cluster(&self, id: Uuid) -> Result<Option<(Record, i64)>, StoreError> {
         let row = sqlx::query("SELECT doc, revision FROM cluster WHERE id = ?").bind(id.to_string());
-        row.fetch_optional(&self.read).await?.as_ref().map(cluster_row).transpose()
+        row.fetch_optional(&self.read).await?.as_ref().map(|row| self.cluster_row(row)).transpose()
     }
 
     /// A cluster by its name.
     pub async fn cluster_by_name(&self, name: &str) -> Result<Option<(Record, i64)>, StoreError> {
         let row = sqlx::query("SELECT doc, revision FROM cluster WHERE name = ?").bind(name);
-        row.fetch_optional(&self.read).await?.as_ref().map(cluster_row).transpose()
+        row.fetch_optional(&self.read).await?.as_ref().map(|row| self.cluster_row(row)).transpose()
     }
 
     /// All clusters, by name.
     pub async fn clusters(&self) -> Result<Vec<(Record, i64)>, StoreError> {
         let rows = sqlx::query("SELECT doc, revision FROM cluster ORDER BY name").fetch_all(&self.read).await?;
-        rows.iter().map(cluster_row).collect()
+        rows.iter().map(|row| self.cluster_row(row)).collect()
     }
 
     /// The newest events of a cluster, oldest first.
@@ -121,8 +121,8 @@ impl Store {
         };
         Ok(rows.iter().map(event).collect())
     }
-}
 
-fn cluster_row(row: &SqliteRow) -> Result<(Record, i64), StoreError> {
-    Ok((decode("cluster", row.get(0))?, row.get(1)))
+    fn cluster_row(&self, row: &SqliteRow) -> Result<(Record, i64), StoreError> {
+        Ok((self.seal.decode("cluster", row.get(0))?, row.get(1)))
+    }
 }

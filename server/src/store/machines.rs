@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::group::Write;
-use super::{NewToken, Seal, Store, StoreError, conflict, decode, encode, from_millis, millis};
+use super::{NewToken, Seal, Store, StoreError, conflict, from_millis, millis};
 
 /// The newest so many events of a machine are kept.
 pub(super) const EVENTS_PER_MACHINE: i64 = 1000;
@@ -134,6 +134,21 @@ impl Store {
         Ok(usize::try_from(row.get::<i64, _>(0)).unwrap_or(0))
     }
 
+    /// Removes machines that nobody has accepted or labelled and that were not seen since `before`, those first that were
+    /// not seen for longest, at most so many. How many there were.
+    pub async fn forget_unknown(&self, before: OffsetDateTime, most: u32) -> Result<u64, StoreError> {
+        let done = sqlx::query(
+            "DELETE FROM machine WHERE id IN (SELECT id FROM machine WHERE doc ->> '$.accepted' = 0
+             AND doc ->> '$.labels' = '{}' AND julianday(doc ->> '$.lastSeen') < julianday(?, 'unixepoch')
+             ORDER BY julianday(doc ->> '$.lastSeen') LIMIT ?)",
+        )
+        .bind(before.unix_timestamp())
+        .bind(most)
+        .execute(&self.write)
+        .await?;
+        Ok(done.rows_affected())
+    }
+
     /// Removes a machine with its keys, history, boots and tokens. False when there was none.
     pub async fn forget_machine(&self, id: Uuid) -> Result<bool, StoreError> {
         let done = sqlx::query("DELETE FROM machine WHERE id = ?").bind(id.to_string()).execute(&self.write).await?;
@@ -142,7 +157,7 @@ impl Store {
     }
 
     fn machine_row(&self, row: &SqliteRow) -> Result<(Machine, i64), StoreError> {
-        let mut machine = decode("machine", row.get(0))?;
+        let mut machine = self.seal.decode("machine", row.get(0))?;
         self.pulses.add_to(&mut machine);
         Ok((machine, row.get(1)))
     }
@@ -186,7 +201,7 @@ impl Store {
             .fetch_all(&self.read)
             .await?
             .iter()
-            .map(|row| decode("rule", row.get(0)))
+            .map(|row| self.seal.decode("rule", row.get(0)))
             .collect()
     }
 
@@ -196,7 +211,7 @@ impl Store {
             "INSERT INTO accept_rule (name, doc) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET doc = excluded.doc",
         )
         .bind(&rule.name)
-        .bind(encode("rule", rule)?)
+        .bind(self.seal.encode("rule", rule)?)
         .execute(&self.write)
         .await?;
         Ok(())
@@ -256,7 +271,7 @@ impl Write for SaveMachine {
     async fn write(&self, tx: &mut Transaction<'_, Sqlite>) -> Result<Self::Output, StoreError> {
         let Self { machine, revision, events, effects, now, seal } = self;
         let id = machine.id.to_string();
-        let doc = encode("machine", machine)?;
+        let doc = seal.encode("machine", machine)?;
         let taken = || format!("the name `{}` is taken by another machine", machine.name);
         if let Some(report) = effects.report {
             let new = sqlx::query("INSERT INTO report (id, machine, at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING")

@@ -7,6 +7,7 @@
 mod access;
 mod backup;
 mod clusters;
+mod conceal;
 mod group;
 mod machines;
 mod pulse;
@@ -155,10 +156,6 @@ fn from_millis(millis: i64) -> OffsetDateTime {
 
 fn encode<T: serde::Serialize>(what: &'static str, value: &T) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|source| StoreError::Document { what, source })
-}
-
-fn decode<T: serde::de::DeserializeOwned>(what: &'static str, text: &str) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|source| StoreError::Document { what, source })
 }
 
 impl From<sqlx::Error> for StoreError {

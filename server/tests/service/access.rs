@@ -144,4 +144,9 @@ async fn viewers_read_no_snippets() {
             assert!(text.contains("lab-1"), "the rest is shown: {path}: {text}");
         }
     }
+    for file in std::fs::read_dir(place.state()).unwrap().map(|entry| entry.unwrap().path()).filter(|p| p.is_file()) {
+        let bytes = std::fs::read(&file).unwrap();
+        let found = bytes.windows(20).any(|window| window == b"PASSWORD-OF-THE-RACK");
+        assert!(!found, "{} holds it in the open", file.display());
+    }
 }
