@@ -149,6 +149,9 @@ pub enum ImportUpdate {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct CollectedGarbage {
+    /// Bytes in parts of downloads that stay, for the next try to go on with.
+    #[serde(default)]
+    pub kept: u64,
     /// Nothing was removed; this is what would be.
     pub dry_run: bool,
     /// Digests of blobs.

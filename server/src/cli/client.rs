@@ -16,6 +16,9 @@ pub enum ClientError {
     /// The client cannot be made.
     #[error("the HTTPS client cannot be made")]
     Build(#[source] reqwest::Error),
+    /// The token would go over the network in the clear.
+    #[error("`{0}` is no https address: the token is not sent in the clear; write https://HOST:8443")]
+    Insecure(String),
     /// No connection.
     #[error("{server} cannot be reached: is the service running, and is its CA the one given?")]
     Connect {
@@ -78,7 +81,10 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(server: &str, token: &str, ca: Option<&str>) -> Result<Self, ClientError> {
-        let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(10));
+        if !url::Url::parse(server).is_ok_and(|url| url.scheme() == "https") {
+            return Err(ClientError::Insecure(server.to_owned()));
+        }
+        let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).https_only(true);
         if let Some(pem) = ca {
             let roots = reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(ClientError::Ca)?;
             builder = builder.tls_certs_only(roots);

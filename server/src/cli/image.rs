@@ -65,6 +65,9 @@ pub(super) enum ImageCommand {
         /// Only say what would be removed
         #[arg(long)]
         dry_run: bool,
+        /// Parts of broken downloads too, whatever their age
+        #[arg(long)]
+        partial: bool,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -136,12 +139,20 @@ pub(super) async fn run(command: ImageCommand, context: &ContextArgs) -> Result<
             client.delete(&format!("/api/v1/images/{}", segment(&name))).await?;
             println!("removed {name}; `nkd image gc` frees its space");
         }
-        ImageCommand::Gc { dry_run, output } => {
-            let garbage: CollectedGarbage =
-                client.call(Method::POST, &format!("/api/v1/garbage?dryRun={dry_run}"), None::<&()>).await?;
+        ImageCommand::Gc { dry_run, partial, output } => {
+            let garbage: CollectedGarbage = client
+                .call(Method::POST, &format!("/api/v1/garbage?dryRun={dry_run}&partial={partial}"), None::<&()>)
+                .await?;
             output.print(&garbage, |g| {
                 let verb = if g.dry_run { "would be removed" } else { "removed" };
-                format!("{} files, {} {verb}", g.blobs.len() + g.files.len(), bytes(g.bytes))
+                let mut text = format!("{} files, {} {verb}", g.blobs.len() + g.files.len(), bytes(g.bytes));
+                if g.kept > 0 {
+                    let kept = bytes(g.kept);
+                    text.push_str(&format!(
+                        "; {kept} of broken downloads stay a week for the next try (--partial removes them too)"
+                    ));
+                }
+                text
             });
         }
         ImageCommand::Profiles(output) => {

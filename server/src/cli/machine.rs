@@ -134,7 +134,11 @@ pub(super) enum MachineCommand {
     /// Forget a machine and its history; its next packet makes a new record
     Forget {
         /// Name, MAC, UUID or serial
-        machine: String,
+        #[arg(required_unless_present = "unaccepted", conflicts_with = "unaccepted")]
+        machine: Option<String>,
+        /// All machines that nobody has accepted or labelled
+        #[arg(long, conflicts_with = "force")]
+        unaccepted: bool,
         /// Also when its disk holds its system
         #[arg(long)]
         force: bool,
@@ -322,9 +326,17 @@ pub(super) async fn run(command: MachineCommand, context: &ContextArgs) -> Resul
             let machine: Machine = client.call(Method::POST, &of(&machine, "/labels"), Some(&labels)).await?;
             output.print(&machine, |m| format!("{}: {}", m.name, if m.accepted { "accepted" } else { "not accepted" }));
         }
-        MachineCommand::Forget { machine, force } => {
+        MachineCommand::Forget { machine: Some(machine), force, .. } => {
             client.delete(&of(&machine, &format!("?force={force}"))).await?;
             say(&format!("forgot {machine}\n"));
+        }
+        MachineCommand::Forget { .. } => {
+            let all: Vec<Machine> = client.get("/api/v1/machines").await?;
+            let strangers: Vec<&Machine> = all.iter().filter(|m| !m.accepted && m.labels.is_empty()).collect();
+            for machine in &strangers {
+                client.delete(&of(&machine.id.to_string(), "")).await?;
+            }
+            say(&format!("forgot {} machines that nobody has accepted\n", strangers.len()));
         }
     }
     Ok(())

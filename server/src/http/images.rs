@@ -141,6 +141,9 @@ pub(super) struct GarbageQuery {
     /// Only say what would be removed.
     #[serde(default)]
     dry_run: bool,
+    /// Parts of broken downloads too, whatever their age; the next try begins anew.
+    #[serde(default)]
+    partial: bool,
 }
 
 /// Removes files that no image uses.
@@ -151,7 +154,7 @@ pub(super) async fn collect_garbage(
     Query(query): Query<GarbageQuery>,
 ) -> Result<Json<CollectedGarbage>> {
     caller.require(Role::Operator)?;
-    let request = GarbageRequest::new(query.dry_run, OffsetDateTime::now_utc());
+    let request = GarbageRequest::new(query.dry_run, query.partial, OffsetDateTime::now_utc());
     let images = Arc::clone(&service.images);
     let collected = tokio::task::spawn_blocking(move || images.collect_garbage(request)).await;
     let garbage = collected.map_err(|e| ApiError::unavailable(e.to_string()))?.map_err(refused)?;
@@ -160,6 +163,7 @@ pub(super) async fn collect_garbage(
         blobs: garbage.blobs,
         files: garbage.files.iter().map(|p| p.display().to_string()).collect(),
         bytes: garbage.bytes,
+        kept: garbage.kept,
     }))
 }
 

@@ -33,7 +33,7 @@ pub enum RegistryError {
     NotFound(Selector),
     /// So many machines that nobody knows that no more are written down.
     #[error(
-        "there are {UNKNOWN} machines that nobody has accepted: `nkd machine list` shows them, forget or accept some"
+        "there are {UNKNOWN} machines that nobody has accepted: `nkd machine list` shows them, `nkd machine forget --unaccepted` forgets them"
     )]
     TooManyUnknown,
     /// More than one machine fits.
@@ -90,6 +90,10 @@ const SIGHTING_INTERVAL: Duration = Duration::from_secs(60);
 /// Machines that nobody has accepted are written down up to this number: whoever makes up MAC addresses does not fill
 /// the disk.
 pub const UNKNOWN: usize = 4096;
+/// A machine that nobody has accepted makes room for another one when it was not seen for so long.
+const OLD_STRANGER: time::Duration = time::Duration::minutes(10);
+/// So many of them at a time.
+const STRANGERS_AT_ONCE: u32 = 512;
 /// How long their count is believed; those met since are added to it.
 const COUNT_AGAIN: Duration = Duration::from_secs(10);
 /// Tries when two writers meet.
@@ -242,7 +246,6 @@ impl Registry {
             if let Recognised::One(i) = identity::recognise(&sighting, &refs) {
                 return self.apply(candidates[i].id, input, RowEffects::default()).await;
             }
-            self.make_room().await?;
             let now = OffsetDateTime::now_utc();
             let mut machine = lifecycle::new_machine(Uuid::now_v7(), sighting.clone(), now);
             if attempt > 1 {
@@ -262,6 +265,11 @@ impl Registry {
             if let Input::Seen { address, .. } = &input {
                 machine.address = *address;
             }
+            match rules::first_match(&machine, &self.store.accept_rules().await?) {
+                None => self.make_room(now).await?,
+                // Whom a rule lets in is a stranger for a moment only.
+                Some(_) => self.count_one(),
+            }
             match self.save(&machine, 0, &events, RowEffects::default(), now).await {
                 Ok(_) => return Ok(machine),
                 // Another task met the same machine first.
@@ -273,17 +281,22 @@ impl Registry {
     }
 
     /// Counts a machine that is about to be met, or refuses it.
-    async fn make_room(&self) -> Result<(), RegistryError> {
+    async fn make_room(&self, clock: OffsetDateTime) -> Result<(), RegistryError> {
         let counted = *self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let count = match counted {
             Some((count, at)) if now.duration_since(at) < COUNT_AGAIN => count,
             _ => {
-                let count = self.store.count_unknown().await?;
+                let mut count = self.store.count_unknown().await?;
+                if count >= UNKNOWN {
+                    // Those that were there once and never again make room.
+                    let gone = self.store.forget_unknown(clock - OLD_STRANGER, STRANGERS_AT_ONCE).await?;
+                    count = count.saturating_sub(usize::try_from(gone).unwrap_or(usize::MAX));
+                }
                 if count >= UNKNOWN {
                     tracing::warn!(
                         count,
-                        "machines that are met now are not written down: there are too many that nobody has accepted"
+                        "machines that are met now are not written down: there are too many that nobody has accepted; `nkd machine forget --unaccepted` makes room"
                     );
                 }
                 *self.unknown.lock().unwrap_or_else(PoisonError::into_inner) = Some((count, now));
@@ -293,10 +306,14 @@ impl Registry {
         if count >= UNKNOWN {
             return Err(RegistryError::TooManyUnknown);
         }
+        self.count_one();
+        Ok(())
+    }
+
+    fn count_one(&self) {
         if let Some((count, _)) = self.unknown.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             *count += 1;
         }
-        Ok(())
     }
 
     /// Asks the rules about a machine that is not accepted yet.

@@ -158,6 +158,34 @@ async fn a_watch_shows_changes_and_survives_a_restart() {
 }
 
 #[tokio::test]
+async fn strangers_are_forgotten_together_and_nobody_else() {
+    let place = Place::new();
+    let _service = place.start().await;
+    for mac in ["52:54:00:0e:02:01", "52:54:00:0e:02:02", "52:54:00:0e:02:03"] {
+        super::node::script(&place, mac).await;
+    }
+    place.ok(&["machine", "accept", "52:54:00:0e:02:01", "--name", "n1"]);
+    place.ok(&["machine", "label", "52:54:00:0e:02:02", "rack=7"]);
+    assert_eq!(place.ok(&["machine", "forget", "--unaccepted"]), "forgot 1 machines that nobody has accepted\n");
+    let left = place.ok(&["machine", "list"]);
+    assert!(left.contains("n1") && left.contains("m-5254000e0202") && !left.contains("0e0203"), "{left}");
+    let both = place.cli(&["machine", "forget", "n1", "--unaccepted"]);
+    assert!(!both.status.success() && !place.cli(&["machine", "forget"]).status.success());
+}
+
+#[tokio::test]
+async fn the_token_never_travels_in_the_clear() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let out = place.cli(&["--server", &address, "status"]);
+    assert!(!out.status.success() && text(&out.stderr).contains("no https address"), "{}", text(&out.stderr));
+    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody was asked");
+}
+
+#[tokio::test]
 async fn a_backup_of_a_running_service_restores() {
     let place = Place::new();
     let service = place.start().await;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use nkd_api::agent::Purpose;
-use nkd_api::machine::Identity;
+use nkd_api::machine::{AcceptRule, Identity, MatchFields};
 use nkd_server::content::image::ImageStore;
 use nkd_server::fleet::pki::Pki;
 use nkd_server::fleet::secret;
@@ -218,6 +218,16 @@ async fn made_up_machines_do_not_fill_the_disk() {
     // One of the 4,096 is the declared machine of this bench, which nobody has accepted.
     assert!(matches!(meet(5_000).await, Err(RegistryError::TooManyUnknown)));
     assert!(meet(7).await.is_ok(), "whoever is known is known");
+    // Whom a rule lets in is no stranger.
+    let matches = MatchFields { mac: Some("52:54:00:01:ee:*".into()), ..MatchFields::default() };
+    let rule = AcceptRule { name: "r".into(), matches, labels: Default::default(), assignment: None };
+    store.save_rule(&rule).await.unwrap();
+    assert!(meet(0xee01).await.unwrap().accepted);
+    assert!(matches!(meet(5_001).await, Err(RegistryError::TooManyUnknown)));
+    // Those that were not seen for longest make room, but no machine that has a label.
+    let later = now + time::Duration::minutes(11);
+    assert_eq!(store.forget_unknown(now - time::Duration::minutes(1), 9_999).await.unwrap(), 0);
+    assert_eq!(store.forget_unknown(later, 100).await.unwrap(), 100);
     let files = NetbootFiles { folder: "/nonexistent".into() };
     let plane = BootPlane::new(Arc::clone(&bench.service), files);
     assert_eq!(plane.answer(&script_request("192.0.2.9", "52:54:00:02:00:01")).await.status, 503);

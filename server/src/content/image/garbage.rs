@@ -22,8 +22,6 @@ use crate::content::blob::BlobStore;
 pub struct GarbageRequest {
     /// Only tell what would be removed.
     pub dry_run: bool,
-    /// Unused blobs younger than this stay.
-    pub blob_grace: Duration,
     /// Parts of downloads younger than this stay.
     pub partial_grace: Duration,
     /// The time.
@@ -31,11 +29,11 @@ pub struct GarbageRequest {
 }
 
 impl GarbageRequest {
-    /// An hour for blobs, a week for parts of downloads.
+    /// A week for parts of downloads, which the next try goes on with; or none.
     #[must_use]
-    pub fn new(dry_run: bool, now: OffsetDateTime) -> Self {
-        let (blob_grace, partial_grace) = (Duration::from_secs(3600), Duration::from_secs(7 * 24 * 3600));
-        Self { dry_run, blob_grace, partial_grace, now }
+    pub fn new(dry_run: bool, partial: bool, now: OffsetDateTime) -> Self {
+        let partial_grace = if partial { Duration::ZERO } else { Duration::from_secs(7 * 24 * 3600) };
+        Self { dry_run, partial_grace, now }
     }
 }
 
@@ -49,6 +47,8 @@ pub struct Garbage {
     pub files: Vec<PathBuf>,
     /// Bytes of all of them.
     pub bytes: u64,
+    /// Bytes in parts of downloads that stay.
+    pub kept: u64,
 }
 
 /// Keeps garbage from being collected as long as the result lives. Waits while it is being collected.
@@ -77,7 +77,7 @@ pub(super) fn collect(
     let used = catalog.referenced()?;
     let mut garbage = Garbage::default();
     for blob in blobs.entries()? {
-        if used.contains(&blob.digest) || !old(blob.modified, request.blob_grace) {
+        if used.contains(&blob.digest) {
             continue;
         }
         if !request.dry_run {
@@ -90,6 +90,7 @@ pub(super) fn collect(
     for (dir, grace) in [(blobs.incoming(), Duration::ZERO), (&state_dir.join("partial"), request.partial_grace)] {
         for (file, size, modified) in files(dir).map_err(failed("list", dir))? {
             if !old(modified, grace) {
+                garbage.kept += size;
                 continue;
             }
             if !request.dry_run {
@@ -99,7 +100,7 @@ pub(super) fn collect(
             garbage.bytes += size;
         }
     }
-    if !request.dry_run && garbage != Garbage::default() {
+    if !request.dry_run && garbage.bytes > 0 {
         tracing::info!(
             blobs = garbage.blobs.len(),
             files = garbage.files.len(),
