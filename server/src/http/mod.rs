@@ -13,6 +13,7 @@ mod extract;
 mod first_token;
 mod images;
 mod machines;
+mod read_to_end;
 mod system;
 mod tls;
 mod users;

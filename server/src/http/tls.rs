@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::read_to_end::ReadToEnd;
 use crate::fleet::pki::NodeIdentity;
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -138,7 +139,7 @@ async fn connection(
     let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         asked.notify_one();
         request.extensions_mut().insert(connection);
-        router.clone().oneshot(request.map(axum::body::Body::new))
+        router.clone().oneshot(request.map(|body| axum::body::Body::new(ReadToEnd::new(body))))
     });
     // The protocol is the one that TLS agreed on. Guessing it from the first bytes would wait for them without a limit.
     let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");

@@ -169,6 +169,38 @@ async fn slow_clients_of_the_api_are_ended() {
     assert!(begun.elapsed() < PATIENCE - Duration::from_secs(5), "ended by the client's own limit");
 }
 
+/// Refused before its body was read, a request has its answer all the same, over HTTP/2 too.
+#[tokio::test]
+async fn a_refusal_is_heard_whatever_was_sent_with_the_request() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let big = place.dir.path().join("big");
+    std::fs::write(&big, vec![b' '; 30 << 20]).unwrap();
+    let (ca, url) = (place.state().join("ca.pem"), place.api_url("/api/v1/machines"));
+    let code = |body: &str, token: &str| {
+        let mut curl = std::process::Command::new("curl");
+        curl.args([
+            "--silent",
+            "--show-error",
+            "--output",
+            "/dev/null",
+            "--write-out",
+            "%{http_code}",
+            "--request",
+            "POST",
+        ]);
+        curl.args(["--data-binary", body, "--header", "Content-Type: application/json", "--cacert"]).arg(&ca);
+        let out = curl.args(["--header", &format!("Authorization: Bearer {token}"), &url]).output().unwrap();
+        format!("{} {}", text(&out.stdout), text(&out.stderr))
+    };
+    for _ in 0..20 {
+        assert_eq!(code("{}", "nobody").trim(), "401");
+    }
+    for _ in 0..3 {
+        assert_eq!(code(&format!("@{}", big.display()), &place.admin_token()).trim(), "413");
+    }
+}
+
 /// A node says that it lives every 30 s. It does so over the connection that it has, not over a new one each time.
 #[tokio::test]
 async fn a_connection_of_the_api_outlives_the_time_between_two_heartbeats() {
