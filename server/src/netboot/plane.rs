@@ -10,6 +10,7 @@
 //! /agent/nkd-agent            the agent, for images that do not carry it
 //! ```
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -97,7 +98,7 @@ impl BootPlane {
         match parts.as_slice() {
             ["boot.ipxe"] if has_key(&request.query, "mac") => self.script(request).await,
             ["boot.ipxe" | "autoexec.ipxe"] => Ok(script(ipxe::entry(&self.service.addresses.boot_url(local)))),
-            ["boot", id, "initrd"] => self.initrd(id).await,
+            ["boot", id, "initrd"] => self.initrd(id, request.peer.ip().to_canonical()).await,
             ["images", name, kind] => self.artifact(name, kind),
             ["ipxe", rest @ ..] => Ok(match self.files.path(&rest.join("/")) {
                 Some(path) => file(&path, "application/efi"),
@@ -149,7 +150,7 @@ impl BootPlane {
             },
         };
         let peer = request.peer.ip().to_canonical();
-        if let Some(refusal) = self.not_its_lease(mac, peer).await? {
+        if let Some(refusal) = self.not_its_lease(&[mac], peer).await? {
             return Ok(refusal);
         }
         let machine = match self.service.registry.sighted(identity, Some(peer), "boot", false).await {
@@ -177,15 +178,15 @@ impl BootPlane {
 
     /// Where this service hands out the addresses, a machine asks from the one that it was given: knowing somebody's MAC
     /// address is not enough to boot as that machine.
-    async fn not_its_lease(&self, mac: MacAddr, peer: IpAddr) -> Result<Option<HttpAnswer>, PlaneError> {
+    async fn not_its_lease(&self, macs: &[MacAddr], peer: IpAddr) -> Result<Option<HttpAnswer>, PlaneError> {
         if !self.service.require_lease {
             return Ok(None);
         }
         let lease = leases::holder(self.service.registry.store(), peer).await?;
-        if lease == Some(mac) {
+        let Some(mac) = macs.first().filter(|_| !lease.is_some_and(|holder| macs.contains(&holder))) else {
             return Ok(None);
-        }
-        tracing::warn!(machine = %mac, %peer, holder = ?lease.map(|m| m.to_string()), "a boot script was asked for from an address that is not leased to this machine: refused");
+        };
+        tracing::warn!(machine = %mac, %peer, holder = ?lease.map(|m| m.to_string()), "what a machine boots was asked for from an address that is not leased to it: refused");
         let text = format!(
             "{peer} is not leased to {mac} by this service; `nkd machine explain {mac}` says what it would be told\n"
         );
@@ -254,9 +255,18 @@ impl BootPlane {
         Ok(script(live_script(&base, machine, image, profile, &format!("{base}/boot/{boot}/initrd"), reason)?))
     }
 
-    async fn initrd(&self, id: &str) -> Result<HttpAnswer, PlaneError> {
+    /// With the overlay that holds a token: for the machine alone, and only until it has used the token.
+    async fn initrd(&self, id: &str, peer: IpAddr) -> Result<HttpAnswer, PlaneError> {
         let Ok(id) = id.parse::<Uuid>() else { return Ok(not_found()) };
-        let Some(boot) = self.service.registry.store().boot(id).await? else { return Ok(not_found()) };
+        let store = self.service.registry.store();
+        let Some(boot) = store.boot(id).await? else { return Ok(not_found()) };
+        let Some((machine, _)) = store.machine(boot.machine).await? else { return Ok(not_found()) };
+        if let Some(refusal) = self.not_its_lease(&machine.identity.macs, peer).await? {
+            return Ok(refusal);
+        }
+        if machine.current_boot == Some(boot.id) {
+            return Ok(HttpAnswer::text(410, "this boot has its configuration: a new boot has another address\n"));
+        }
         let Some(image) = self.image(&boot.image)? else { return Ok(not_found()) };
         let Some(initramfs) = image.artifact(ArtifactKind::Initramfs) else { return Ok(not_found()) };
         let (file, len) = self.service.images.open_blob(&initramfs.sha256).map_err(images_failed)?;
@@ -287,12 +297,20 @@ impl BootPlane {
 
 #[async_trait]
 impl Handler for BootPlane {
+    /// The address of a boot is known to its machine alone, for it leads to a token.
+    fn shown<'a>(&self, path: &'a str) -> Cow<'a, str> {
+        match path.strip_prefix("/boot/").and_then(|rest| rest.split_once('/')) {
+            Some((id, rest)) => Cow::Owned(format!("/boot/{}.../{rest}", id.get(..8).unwrap_or_default())),
+            None => Cow::Borrowed(path),
+        }
+    }
+
     async fn answer(&self, request: &Request) -> HttpAnswer {
         match self.route(request).await {
             Ok(answer) => answer,
             Err(error) => {
                 let trace = self.trace(request).map(tracing::field::display);
-                tracing::error!(trace, path = %request.path, peer = %request.peer, error = &error as &dyn std::error::Error, "boot plane failed");
+                tracing::error!(trace, path = %self.shown(&request.path), peer = %request.peer, error = &error as &dyn std::error::Error, "boot plane failed");
                 HttpAnswer::unavailable("the service cannot answer now; see its log\n", Duration::from_secs(5))
             }
         }
@@ -300,7 +318,7 @@ impl Handler for BootPlane {
 
     fn finished(&self, request: &Request, status: u16, sent: u64, complete: bool) {
         let trace = self.trace(request).map(tracing::field::display);
-        tracing::info!(trace, peer = %request.peer, path = %request.path, status, sent, complete, "boot plane answered");
+        tracing::info!(trace, peer = %request.peer, path = %self.shown(&request.path), status, sent, complete, "boot plane answered");
     }
 }
 

@@ -24,7 +24,7 @@ impl Script {
         self.text.contains("\nkernel ") && !self.text.contains("nothing is assigned")
     }
 
-    fn word_after(&self, before: &str) -> Option<String> {
+    pub fn word_after(&self, before: &str) -> Option<String> {
         let line = self.text.lines().find(|l| l.starts_with(before))?;
         Some(line[before.len()..].split(' ').next()?.to_owned())
     }

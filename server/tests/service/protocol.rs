@@ -78,7 +78,14 @@ async fn a_second_fetch_stops_the_machine_until_it_is_released() {
     let wrong = node::FirstStage { authorization: "Bearer nonsense".into(), ..stage.clone() };
     assert_eq!(node::fetch(&wrong).await.unwrap_err().0, StatusCode::FORBIDDEN);
     assert!(api.machine("n1").await["stopped"].is_null(), "a token that nobody issued accuses nobody");
+    let script = node::script(&place, MAC).await;
+    let stage = node::first_stage(&place, &script).await;
     let config = node::agent_config(&node::fetch(&stage).await.unwrap());
+    // The overlay held its token: nobody needs it any more, and who reads the log does not learn where it was.
+    let initrd = script.word_after("initrd --name initrd ").unwrap();
+    assert_eq!(reqwest::get(&initrd).await.unwrap().status(), StatusCode::GONE);
+    let boot = initrd.split('/').rev().nth(1).unwrap();
+    assert!(place.log_text().contains(&boot[..8]) && !place.log_text().contains(boot), "{boot}");
     // The connection broke, or the service was killed before its answer: the machine asks again from its address.
     assert_eq!(node::agent_config(&node::fetch(&stage).await.unwrap()).token, config.token);
     assert!(api.machine("n1").await["stopped"].is_null());

@@ -161,7 +161,7 @@ impl Connection<'_> {
 
     /// Says why a response was cut off. The client sees that bytes are missing, because the connection ends.
     fn cut_off(&self, request: &Request, error: &SendError) -> bool {
-        let (peer, path) = (self.ends.peer, &request.path);
+        let (peer, path) = (self.ends.peer, &*self.shared.handler.shown(&request.path));
         match error {
             SendError::Io(source) if client_left(source) => tracing::info!(%peer, path, "client left before the end"),
             SendError::Stalled(_) => tracing::warn!(%peer, path, %error, "answer cut off"),
@@ -197,11 +197,11 @@ async fn ask(shared: &Shared, request: &Request) -> Answer {
     match timeout(shared.timeouts.answer, answer).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(_)) => {
-            tracing::error!(peer = %request.peer, path = request.path, "the handler of this request panicked");
+            tracing::error!(peer = %request.peer, path = %shared.handler.shown(&request.path), "the handler of this request panicked");
             Answer::text(500, "The service failed on this request; its log says more.\n")
         }
         Err(_) => {
-            tracing::error!(peer = %request.peer, path = request.path, "no answer in time");
+            tracing::error!(peer = %request.peer, path = %shared.handler.shown(&request.path), "no answer in time");
             Answer::unavailable("The service has no answer yet; try again.\n", Duration::from_secs(5))
         }
     }
@@ -248,12 +248,12 @@ impl Drop for Record<'_> {
         if !*complete {
             shared.metrics.aborted.inc();
         }
-        tracing::debug!(peer = %request.peer, path = request.path, status, sent, complete, "answered");
+        tracing::debug!(peer = %request.peer, path = %shared.handler.shown(&request.path), status, sent, complete, "answered");
         let told = std::panic::catch_unwind(AssertUnwindSafe(|| {
             shared.handler.finished(request, *status, *sent, *complete);
         }));
         if told.is_err() {
-            tracing::error!(peer = %request.peer, path = request.path, "the handler panicked after this request");
+            tracing::error!(peer = %request.peer, path = %shared.handler.shown(&request.path), "the handler panicked after this request");
         }
     }
 }

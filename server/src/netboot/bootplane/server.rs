@@ -1,5 +1,6 @@
 //! Listens, accepts within a limit, and drains at the end.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,6 +32,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub trait Handler: Send + Sync + 'static {
     /// Answers a request. A panic becomes a 500, an answer that comes too late a 503.
     async fn answer(&self, request: &Request) -> Answer;
+
+    /// A path as it may stand in a log.
+    fn shown<'a>(&self, path: &'a str) -> Cow<'a, str> {
+        Cow::Borrowed(path)
+    }
 
     /// Is told how an answered request ended: the status that went out, the body bytes that the network took, and
     /// whether these were all. Heads that were refused have no request and are not told. It must not block.

@@ -24,7 +24,7 @@ use super::commit::{self, Commit, Outbound};
 use super::link::Link;
 use super::probe::{Finding, PROBES, Question};
 use super::reader::Batch;
-use super::rogue::OtherServers;
+use super::rogue::{Heard, OtherServers};
 
 /// Between two looks at pool usage.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
@@ -194,7 +194,7 @@ impl Decider {
                 }
             }
             Reason::ForOtherServer(Some(server)) if self.mode == Mode::Server => {
-                self.others.note(*server, &self.links[arrival.interface].name);
+                self.others.note(*server, &self.links[arrival.interface].name, Heard::Hearsay);
             }
             Reason::Declined(_) => drop(self.metrics.conflicts.inc()),
             Reason::NoSubnet(_) => drop(self.metrics.dropped.get_or_create(&Cause { cause: "no subnet" }).inc()),

@@ -11,7 +11,7 @@ use super::super::decision::{Arrival, Port};
 use super::super::metrics::{Cause, Metrics};
 use super::super::packet::{self, DecodeError, Request};
 use super::link::Link;
-use super::rogue::OtherServers;
+use super::rogue::{Heard, OtherServers};
 
 /// Packets decoded before the engine gets them.
 const BATCH: usize = 128;
@@ -79,7 +79,7 @@ impl Reader {
             Err(error) => error,
         };
         if let (DecodeError::NotARequest(2), Some(offer)) = (error, packet::decode_offer(bytes)) {
-            self.others.note(offer.server, &self.links[self.interface].name);
+            self.others.note(offer.server, &self.links[self.interface].name, Heard::Answer);
         }
         self.metrics.dropped.get_or_create(&Cause { cause: "malformed" }).inc();
         tracing::debug!(interface = self.links[self.interface].name, %error, "DHCP packet was dropped");

@@ -19,6 +19,18 @@ const WAIT: Duration = Duration::from_secs(3);
 /// A server is forgotten when it was not heard for this long.
 const MEMORY: Duration = Duration::from_secs(900);
 
+/// No more servers than this are remembered: addresses can be made up.
+const MOST: usize = 64;
+
+/// How somebody came to know of another server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// It answered.
+    Answer,
+    /// A client asks for it, and may be wrong.
+    Hearsay,
+}
+
 /// Another DHCP server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OtherServer {
@@ -43,15 +55,25 @@ impl OtherServers {
     }
 
     /// Takes note, and warns when it is news.
-    pub fn note(&self, ip: Ipv4Addr, interface: &str) {
+    pub fn note(&self, ip: Ipv4Addr, interface: &str, how: Heard) {
         let server = OtherServer { ip, interface: interface.to_owned(), last_seen: SystemTime::now() };
         let mut heard = self.locked();
+        if heard.len() >= MOST && !heard.contains_key(&ip) {
+            return;
+        }
         if heard.insert(ip, server).is_none() {
-            tracing::warn!(
-                server = %ip,
-                interface,
-                "another DHCP server answers on this link: stop it, or set the dhcp mode of this one to proxy"
-            );
+            let what = match how {
+                Heard::Answer => {
+                    "another DHCP server answers on this link: stop it, or set the dhcp mode of this one to proxy"
+                }
+                Heard::Hearsay => {
+                    "a machine asks for another DHCP server: if there is one on this link, stop it, or set the dhcp mode of this one to proxy"
+                }
+            };
+            tracing::warn!(server = %ip, interface, "{what}");
+            if heard.len() == MOST {
+                tracing::warn!(servers = MOST, "so many other DHCP servers are made up: further ones are not told");
+            }
         }
         self.metrics.other_servers.set(heard.len() as u64);
     }
@@ -119,7 +141,7 @@ async fn listen(name: &str, mac: MacAddr, own: &[Ipv4Addr], others: &OtherServer
             && !offer.yiaddr.is_unspecified()
             && !own.contains(&offer.server)
         {
-            others.note(offer.server, name);
+            others.note(offer.server, name, Heard::Answer);
         }
     }
 }
