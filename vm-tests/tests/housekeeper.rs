@@ -3,7 +3,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, which writes files and waits")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nkd_vm_tests::{ClusterFile, ClusterLab, Error, Node, bridge_pods, within};
@@ -208,16 +208,12 @@ fn image() -> Result<PathBuf> {
     image.ok_or(Error::NotBuilt { variable: "NKD_HOUSEKEEPER", remedy })
 }
 
-fn deploy(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("operator").join("deploy").join(name).display().to_string()
-}
-
 #[test]
 #[ignore = "takes minutes: cargo xtask soak"]
 fn nodes_are_upgraded_one_by_one_with_real_pods_budgets_and_rights() -> Result {
     let image = image()?;
     let lab = ClusterLab::start("housekeeper")?;
-    let file = ClusterFile::named(CLUSTER).workers(2);
+    let file = ClusterFile::named(CLUSTER).workers(2).with("housekeeper: {enabled: true}");
     lab.apply(&file)?;
     let mut nodes = file.members().iter().map(|member| lab.node(member)).collect::<Result<Vec<Node>>>()?;
     bridge_pods(&mut nodes.iter_mut().collect::<Vec<_>>())?;
@@ -227,7 +223,7 @@ fn nodes_are_upgraded_one_by_one_with_real_pods_budgets_and_rights() -> Result {
     lab.wait_ready(CLUSTER, within(500))?;
     let mut scene = Scene { lab, closed: Vec::new(), most: 0 };
 
-    scene.kubectl(&["apply", "-f", &deploy("crds.yaml")])?;
+    // The service has deployed it, because the cluster file asks for it.
     scene.kubectl(&[
         "wait",
         "--for=condition=Established",
@@ -235,7 +231,6 @@ fn nodes_are_upgraded_one_by_one_with_real_pods_budgets_and_rights() -> Result {
         "crd/updates.nkd.io",
         "crd/updates.housekeeper.io",
     ])?;
-    scene.kubectl(&["apply", "-f", &deploy("housekeeper.yaml")])?;
     scene.apply("pods.yaml", PODS)?;
     scene.kubectl(&["rollout", "status", "deployment/web", "--timeout=55s"])?;
     scene.kubectl(&[OWN, &["rollout", "status", "deployment/housekeeper", "--timeout=55s"]].concat())?;

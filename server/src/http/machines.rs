@@ -145,7 +145,8 @@ pub(super) async fn forget(
     let machine = find(&service, &machine).await?;
     if machine.installed_generation.is_some() && !query.force {
         let why = format!("{} is installed: once forgotten, a rule may let it in and install it again", machine.name);
-        return Err(ApiError::conflict(why).hint("if that is what you want: nkd machine forget --force"));
+        return Err(ApiError::conflict(why)
+            .hint(format!("if that is what you want: nkd machine forget --force {}", machine.name)));
     }
     caller.audit(&service, "machine.forget", &machine.name, &machine.id.to_string()).await?;
     service.registry.forget(&machine).await?;
