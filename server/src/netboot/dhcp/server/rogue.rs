@@ -145,3 +145,23 @@ async fn listen(name: &str, mac: MacAddr, own: &[Ipv4Addr], others: &OtherServer
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_servers_do_not_fill_the_memory() {
+        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
+        let others = OtherServers::new(metrics);
+        let first = Ipv4Addr::new(10, 0, 0, 1);
+        others.note(first, "eth0", Heard::Answer);
+        for n in 0..5_000u32 {
+            others.note(Ipv4Addr::from(0xc000_0200 + n), "eth1", Heard::Hearsay);
+        }
+        assert_eq!(others.list().len(), MOST);
+        others.note(first, "eth2", Heard::Answer);
+        let known = others.list().into_iter().find(|server| server.ip == first).unwrap();
+        assert_eq!(known.interface, "eth2", "one that is known is heard again");
+    }
+}
