@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::file::{hostname, pool_size, syntax};
 use super::fits::fits;
+use super::housekeeper::IMAGE;
 use super::record::{MemberRecord, Record};
 use crate::content::image::catalog::CatalogError;
 use crate::machine::identity::usable_uuid;
@@ -71,6 +72,12 @@ pub(super) fn image<'a>(spec: &ClusterSpec, images: impl Iterator<Item = &'a Ima
 fn judge(cluster: &Cluster, images: &[Arc<Image>], machines: &[Machine], clusters: &[Record]) -> Prechecked {
     let mut found = Prechecked::default();
     judge_image(&cluster.spec, images, &mut found);
+    let housekeeper = &cluster.spec.housekeeper;
+    if housekeeper.enabled && housekeeper.image.is_none() {
+        let message =
+            format!("{IMAGE} has to be in the node image; or name a registry that has it in spec.housekeeper.image");
+        found.warnings.push(Problem { path: "spec.housekeeper.enabled".into(), message });
+    }
     let name = &cluster.metadata.name;
     let mut others: Vec<(&Record, &MemberRecord)> = Vec::new();
     for record in clusters.iter().filter(|record| record.name() != name) {

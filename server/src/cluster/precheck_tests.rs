@@ -51,6 +51,22 @@ fn a_version_needs_an_image_that_holds_it() {
 }
 
 #[test]
+fn the_operators_image_is_asked_for_before_a_machine_is_powered_on() {
+    let images = [image("a", "nestos", Some("v1.20.2"))];
+    let mut file = cluster(1, 1);
+    let warned = |file: &Cluster| {
+        let found = judge(file, &images, &[], &[]);
+        assert_eq!(lines(&found.problems), [""; 0]);
+        lines(&found.warnings).iter().any(|line| line.starts_with("spec.housekeeper.enabled: nkd.io/housekeeper:"))
+    };
+    assert!(!warned(&file));
+    file.spec.housekeeper.enabled = true;
+    assert!(warned(&file));
+    file.spec.housekeeper.image = Some("registry.example/housekeeper:1".into());
+    assert!(!warned(&file));
+}
+
+#[test]
 fn names_addresses_and_machines_of_others_are_said() {
     let images = [image("a", "nestos", Some("v1.20.2"))];
     let file = cluster(1, 1);
