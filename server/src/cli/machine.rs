@@ -446,10 +446,19 @@ fn machine_table(machines: &[Machine]) -> String {
                 dash(m.identity.product.as_ref()),
                 dash(m.identity.serial.as_ref()),
                 m.assignment.as_ref().map_or("-".into(), |a| a.image.clone()),
-                step.chars().take(60).collect(),
+                shortened(&step),
             ]
         }),
     )
+}
+
+/// As much of a text as a table has room for.
+fn shortened(text: &str) -> String {
+    const ROOM: usize = 60;
+    if text.chars().count() <= ROOM {
+        return text.to_owned();
+    }
+    text.chars().take(ROOM - 1).chain(['…']).collect()
 }
 
 fn state(state: StepState) -> &'static str {

@@ -6,6 +6,7 @@
 
 mod account;
 mod net;
+mod told;
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex, mpsc};
