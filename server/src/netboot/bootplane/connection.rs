@@ -37,9 +37,16 @@ pub(super) struct Shared {
     pub(super) shutdown: CancellationToken,
 }
 
-/// Serves a connection to its end.
-pub(super) async fn serve(stream: TcpStream, ends: Endpoints, shared: Arc<Shared>) {
+/// Serves a connection to its end, on the event loop that polls it first.
+pub(super) async fn serve(stream: std::net::TcpStream, ends: Endpoints, shared: Arc<Shared>) {
     let _open = Open::new(&shared.metrics);
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(peer = %ends.peer, %error, "cannot watch a connection; it is closed");
+            return;
+        }
+    };
     let mut connection = Connection { stream, ends, shared: &shared, received: Vec::new() };
     // Packets of a response are marked with MSG_MORE where they should wait; Nagle's algorithm must not delay the rest.
     if let Err(error) = connection.stream.set_nodelay(true) {

@@ -9,12 +9,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Shared, serve};
+use super::lanes::Lanes;
 use super::request::Endpoints;
 use super::{Answer, Metrics, Request};
 
@@ -117,6 +118,9 @@ pub enum BindError {
         #[source]
         source: io::Error,
     },
+    /// The system gives no more threads or descriptors.
+    #[error("HTTP boot plane: cannot start its threads; raise the limits of the process (`ulimit -u`, `ulimit -n`)")]
+    Threads(#[source] io::Error),
     /// No address was given.
     #[error("HTTP boot plane: no address to listen on; configure at least one")]
     NoAddress,
@@ -126,6 +130,7 @@ pub enum BindError {
 pub struct Server {
     listeners: Vec<TcpListener>,
     addresses: Vec<SocketAddr>,
+    lanes: Lanes,
     config: Config,
     handler: Arc<dyn Handler>,
     metrics: Metrics,
@@ -147,7 +152,8 @@ impl Server {
             listeners.push(listener);
             addresses.push(bound);
         }
-        Ok(Self { listeners, addresses, config, handler, metrics })
+        let lanes = Lanes::start().map_err(BindError::Threads)?;
+        Ok(Self { listeners, addresses, lanes, config, handler, metrics })
     }
 
     /// Where it listens, in the order of the configuration, with real ports.
@@ -161,12 +167,13 @@ impl Server {
         let room = Arc::new(Semaphore::new(self.config.max_connections.min(Semaphore::MAX_PERMITS)));
         let (timeouts, disk) = (self.config.timeouts, Semaphore::new(DISK_READS));
         let shared = Arc::new(Shared { handler: self.handler, metrics: self.metrics, timeouts, room, disk, shutdown });
-        join_all(self.listeners.into_iter().map(|listener| accept_all(listener, Arc::clone(&shared)))).await;
+        let accepting = |listener| accept_all(listener, Arc::clone(&shared), &self.lanes);
+        join_all(self.listeners.into_iter().map(accepting)).await;
     }
 }
 
 /// Accepts connections of one listener until the shutdown; then drains them.
-async fn accept_all(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept_all(listener: TcpListener, shared: Arc<Shared>, lanes: &Lanes) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -176,7 +183,7 @@ async fn accept_all(listener: TcpListener, shared: Arc<Shared>) {
             accepted = accept(&listener, &shared.room) => match accepted {
                 Ok((stream, ends, permit)) => {
                     let shared = Arc::clone(&shared);
-                    connections.spawn(async move {
+                    lanes.spawn(&mut connections, async move {
                         serve(stream, ends, shared).await;
                         drop(permit);
                     });
@@ -205,11 +212,12 @@ async fn accept_all(listener: TcpListener, shared: Arc<Shared>) {
 async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, Endpoints, OwnedSemaphorePermit)> {
+) -> io::Result<(std::net::TcpStream, Endpoints, OwnedSemaphorePermit)> {
     let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
     let (stream, peer) = listener.accept().await?;
     let local = stream.local_addr()?;
-    Ok((stream, Endpoints { peer, local }, permit))
+    // Its lane has an event loop of its own.
+    Ok((stream.into_std()?, Endpoints { peer, local }, permit))
 }
 
 /// Logs a connection whose task panicked: a fault of the engine, which others outlive.
