@@ -4,6 +4,7 @@
 //! field. The wire form of everything is JSON; times are RFC 3339 in UTC.
 
 pub mod agent;
+pub mod channel;
 pub mod cluster;
 pub mod digest;
 pub mod error;

@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster::bringup::Orders;
 use crate::cluster::watch::Watches;
+use crate::content::channel::Channels;
 use crate::content::image::ImageStore;
 use crate::fleet::pki::Pki;
 use crate::http::FirstToken;
@@ -20,6 +21,8 @@ pub struct Service {
     pub registry: Registry,
     /// Images.
     pub images: Arc<ImageStore>,
+    /// Channels of releases.
+    pub channels: Arc<Channels>,
     /// Ignition templates.
     pub templates: TemplateSet,
     /// Certificates.

@@ -25,7 +25,7 @@ pub const VM_PACKAGES: [&str; 11] = [
 ];
 
 /// Packages that the tests need beside [`VM_PACKAGES`].
-pub const TEST_PACKAGES: [&str; 16] = [
+pub const TEST_PACKAGES: [&str; 17] = [
     "atftp",
     "busybox",
     "faketime",
@@ -35,6 +35,7 @@ pub const TEST_PACKAGES: [&str; 16] = [
     "isc-dhcp-client",
     "libcap2-bin",
     "openssl",
+    "ostree",
     "python3",
     "sqlite3",
     "tftp-hpa",

@@ -43,6 +43,9 @@ pub enum ClientError {
     /// An import failed.
     #[error("nothing was imported: {0}")]
     Import(String),
+    /// A release was not published.
+    #[error("nothing was published: {0}")]
+    Publish(String),
 }
 
 impl ClientError {

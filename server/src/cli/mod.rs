@@ -1,5 +1,6 @@
 //! The command line: nouns and verbs, one file a noun.
 
+mod channel;
 mod client;
 mod cluster;
 mod cluster_certs;
@@ -49,6 +50,9 @@ enum Command {
     /// Node images: import, list, show, remove, gc
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
+    /// Channels of releases that nodes are updated to: publish, list, show
+    #[command(subcommand, visible_alias = "channels")]
+    Channel(channel::ChannelCommand),
     /// Clusters: apply, list, status, events, kubeconfig; their files: schema, template, check, import
     #[command(subcommand, visible_alias = "clusters")]
     Cluster(cluster::ClusterCommand),
@@ -191,6 +195,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Machine(command) => machine::run(command, &context).await,
         Command::Rule(command) => rule::run(command, &context).await,
         Command::Image(command) => image::run(command, &context).await,
+        Command::Channel(command) => channel::run(command, &context).await,
         Command::Cluster(command) => cluster::run(command, &context).await,
         Command::User(command) => user::run(command, &context).await,
         Command::Audit(args) => user::audit(args, &context).await,
@@ -222,7 +227,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
             restore(&args.file, &settings.state_dir, &settings.key_file).await?;
             println!(
                 "restored to {}.\nMachines that were not known to be installed are stopped (nkd machine release) and rules assign nothing \
-                 (nkd rule set), so that an old state installs nothing.\nImages are not part of a backup: nkd image import",
+                 (nkd rule set), so that an old state installs nothing.\nImages and the repositories of channels are not part of a backup: nkd image import, nkd channel publish",
                 settings.state_dir.display()
             );
             Ok(())

@@ -1,4 +1,5 @@
-//! Content: images and the blobs that they are made of.
+//! Content: images, the blobs that they are made of, and channels of releases.
 
 pub mod blob;
+pub mod channel;
 pub mod image;

@@ -4,6 +4,7 @@
 
 mod agents;
 mod auth;
+mod channels;
 mod cluster_certs;
 mod cluster_changes;
 mod cluster_retry;
@@ -43,6 +44,7 @@ const BODY_LIMIT: usize = 1 << 20;
     tags(
         (name = "machines", description = "Machines and the rules that let them in"),
         (name = "images", description = "Node images"),
+        (name = "channels", description = "Releases that nodes are updated to"),
         (name = "users", description = "Users, roles, audit trail"),
         (name = "system", description = "The service itself"),
     )
@@ -68,6 +70,9 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(images::show, images::remove))
         .routes(routes!(images::collect_garbage))
         .routes(routes!(images::profiles))
+        .routes(routes!(channels::list))
+        .routes(routes!(channels::show))
+        .routes(routes!(channels::publish))
         .routes(routes!(clusters::list, cluster_changes::apply))
         .routes(routes!(clusters::show, cluster_changes::destroy))
         .routes(routes!(cluster_changes::diff))
@@ -103,6 +108,8 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/agent/v1/kubeadm", get(agents::kubeadm))
         .route("/agent/v1/install-config", get(agents::install_config))
         .route("/ignition/v1/config", get(agents::ignition_config))
+        .route("/ostree/key.asc", get(channels::key))
+        .route("/ostree/{profile}/{*path}", get(channels::repository))
         .route(
             "/openapi.json",
             get(move || {

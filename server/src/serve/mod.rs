@@ -20,6 +20,7 @@ pub use log::init as init_log;
 
 use crate::cluster::bringup::{self, Orders};
 use crate::cluster::watch::Watches;
+use crate::content::channel::Channels;
 use crate::content::image::catalog::CatalogError;
 use crate::content::image::{self, ImageStore};
 use crate::fleet::fingerprint::Fingerprint;
@@ -100,6 +101,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let service = Arc::new(Service {
         registry: registry.clone(),
         images,
+        channels: Arc::new(Channels::new(store.clone(), &settings.state_dir)),
         templates: templates(&settings)?,
         pki: Arc::clone(&pki),
         addresses: Addresses {
@@ -177,6 +179,15 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     state::show_first_token(&settings.state_dir, token.as_deref(), fingerprint);
 
     bringup::learn(&service).await?;
+    let channels = Arc::clone(&service.channels);
+    tasks.spawn(async move {
+        if let Err(error) = channels.settle().await {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "refs and summaries of the channels are not up to date"
+            );
+        }
+    });
     tasks.spawn(api.run(stop.clone()));
     tasks.spawn(plane.run(stop.clone()));
     if let Some(tftp) = tftp {

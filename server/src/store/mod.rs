@@ -6,6 +6,7 @@
 
 mod access;
 mod backup;
+mod channels;
 mod clusters;
 mod conceal;
 mod group;

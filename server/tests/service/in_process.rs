@@ -61,8 +61,10 @@ async fn bench_with(require_lease: bool) -> Bench {
     let effects = RowEffects { boot: Some(boot), ..RowEffects::default() };
     let booted = Input::Booted(nkd_server::machine::lifecycle::BootTaken::Discovery);
     registry.apply(machine, booted, effects).await.unwrap();
+    let channels = Arc::new(nkd_server::content::channel::Channels::new(registry.store().clone(), dir.path()));
     let service = Arc::new(Service {
         registry,
+        channels,
         images: Arc::new(ImageStore::open(dir.path()).unwrap()),
         templates: TemplateSet::builtin(),
         pki: Arc::new(pki),

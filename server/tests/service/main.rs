@@ -6,6 +6,7 @@
 mod access;
 mod balancer;
 mod certificates;
+mod channels;
 mod cluster;
 mod command_line;
 mod crash;

@@ -73,7 +73,7 @@ pub fn nkd(built: &Built) -> Result<Package> {
                 "Depends",
                 format!("libc6 (>= {}), libgcc-s1, init-system-helpers, ipxe, systemd | systemd-sysusers", built.glibc),
             ),
-            ("Recommends", "ca-certificates, gpgv".to_owned()),
+            ("Recommends", "ca-certificates, gnupg, gpgv, ostree".to_owned()),
             ("Suggests", "nkd-agent".to_owned()),
         ],
         files,

@@ -1,0 +1,149 @@
+//! An ostree archive repository, kept by the `ostree` program.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use super::ChannelError;
+use super::program::{ProgramError, run};
+use super::signer::Signer;
+
+/// A repository in a folder.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    path: PathBuf,
+}
+
+impl Repository {
+    /// One that somebody else keeps; nothing is changed in it.
+    pub(super) fn at(path: &Path) -> Result<Self, ChannelError> {
+        if !path.join("objects").is_dir() || !path.join("config").is_file() {
+            return Err(ChannelError::NoRepository(path.into()));
+        }
+        Ok(Self { path: path.into() })
+    }
+
+    /// Ours: made when it is not there.
+    pub(super) fn open(path: &Path) -> Result<Self, ChannelError> {
+        std::fs::create_dir_all(path).map_err(io("make", path))?;
+        let repository = Self { path: path.into() };
+        repository.ostree("init", &["--mode=archive"])?;
+        Ok(repository)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its refs.
+    pub(super) fn refs(&self) -> Result<Vec<String>, ChannelError> {
+        Ok(self.ostree::<&str>("refs", &[])?.lines().map(str::to_owned).collect())
+    }
+
+    /// The commit that a ref or a beginning of a checksum stands for.
+    pub(super) fn commit(&self, reference: &str) -> Result<String, ChannelError> {
+        let commit = self.ostree("rev-parse", &["--", reference])?.trim().to_owned();
+        if commit.len() == 64 && commit.bytes().all(|b| b.is_ascii_hexdigit()) {
+            Ok(commit)
+        } else {
+            Err(ChannelError::NoRef { reference: reference.into(), known: self.refs()?.join(", ") })
+        }
+    }
+
+    /// Whether the commit itself is there.
+    pub(super) fn has(&self, commit: &str) -> bool {
+        let name = commit.split_at_checked(2).map(|(first, rest)| format!("objects/{first}/{rest}.commit"));
+        name.is_some_and(|name| self.path.join(name).is_file())
+    }
+
+    /// The version in a commit's metadata.
+    pub(super) fn version(&self, commit: &str) -> Result<Option<String>, ChannelError> {
+        match self.ostree("show", &["--print-metadata-key=version", commit]) {
+            Ok(text) => Ok(Some(text.trim().trim_matches('\'').to_owned())),
+            Err(ChannelError::Program(error)) if error.says("No such metadata key") => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes a commit with everything in it, every checksum computed anew. With a key, the commit must be signed by it;
+    /// whose signature it was.
+    pub(super) fn take(&self, from: &Self, commit: &str, key: Option<&Path>) -> Result<Option<String>, ChannelError> {
+        let Some(key) = key else {
+            self.ostree("pull-local", &[OsStr::new("--untrusted"), from.path.as_os_str(), OsStr::new(commit)])?;
+            return Ok(None);
+        };
+        // Only what was verified comes here: ostree checks signatures when it pulls from a remote.
+        let parent = self.path.parent().unwrap_or(&self.path);
+        let place = tempfile::Builder::new().prefix(".verify-").tempdir_in(parent).map_err(io("make", parent))?;
+        let checked = Self::open(place.path())?;
+        let mut url = OsString::from("file://");
+        url.push(&from.path);
+        let mut import = OsString::from("--gpg-import=");
+        import.push(key);
+        let remote = ["add".into(), "source".into(), url, import, "--set=gpg-verify=true".into()];
+        checked
+            .ostree::<OsString>("remote", &remote)
+            .map_err(|error| ChannelError::KeyFile { path: key.into(), source: Box::new(error) })?;
+        checked
+            .ostree("pull", &["source", commit])
+            .map_err(|error| ChannelError::NotSigned { commit: commit.into(), source: Box::new(error) })?;
+        let said = checked.ostree("show", &["--gpg-verify-remote=source", commit])?;
+        self.ostree("pull-local", &[OsStr::new("--untrusted"), place.path().as_os_str(), OsStr::new(commit)])?;
+        let signer = said.lines().find_map(|line| line.trim().strip_prefix("Good signature from "));
+        Ok(Some(signer.map_or("an unnamed key", |name| name.trim_matches('"').trim_end_matches(" <>")).to_owned()))
+    }
+
+    /// Makes a ref stand for a commit.
+    pub(super) fn point(&self, reference: &str, commit: &str) -> Result<(), ChannelError> {
+        self.ostree("refs", &["--force", &format!("--create={reference}"), commit]).map(drop)
+    }
+
+    /// Signs a commit, beside the signatures that it has.
+    pub(super) fn sign(&self, commit: &str, signer: &Signer) -> Result<(), ChannelError> {
+        let words = [homedir(signer), commit.into(), signer.fingerprint().into()];
+        match self.ostree::<OsString>("gpg-sign", &words) {
+            Err(ChannelError::Program(error)) if error.says("already signed") => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Makes what a node that runs `from` needs for `to`, in one file, if it is not there.
+    pub(super) fn delta(&self, from: &str, to: &str) -> Result<(), ChannelError> {
+        let words = ["generate", "--if-not-exists", &format!("--from={from}"), &format!("--to={to}")];
+        self.ostree("static-delta", &words).map(drop)
+    }
+
+    /// Writes the signed list of refs and deltas.
+    pub(super) fn summarize(&self, signer: &Signer) -> Result<(), ChannelError> {
+        let mut key = OsString::from("--gpg-sign=");
+        key.push(signer.fingerprint());
+        self.ostree::<OsString>("summary", &["--update".into(), homedir(signer), key]).map(drop)
+    }
+
+    fn ostree<S: AsRef<OsStr>>(&self, verb: &str, words: &[S]) -> Result<String, ChannelError> {
+        let mut repo = OsString::from("--repo=");
+        repo.push(&self.path);
+        let mut all = vec![OsString::from(verb), repo];
+        all.extend(words.iter().map(|word| word.as_ref().to_owned()));
+        let output = run("ostree", "ostree", &all, b"").map_err(ChannelError::from)?;
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+}
+
+fn homedir(signer: &Signer) -> OsString {
+    let mut word = OsString::from("--gpg-homedir=");
+    word.push(signer.home());
+    word
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ChannelError {
+    let path = path.to_path_buf();
+    move |source| ChannelError::Io { action, path, source }
+}
+
+impl From<ProgramError> for ChannelError {
+    fn from(error: ProgramError) -> Self {
+        Self::Program(error)
+    }
+}

@@ -1,0 +1,120 @@
+//! Channels of releases, and the repositories that nodes pull them from.
+#![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use nkd_api::ErrorBody;
+use nkd_api::channel::{Channel, PublishOrder, PublishUpdate};
+use nkd_api::user::Role;
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+use tower::ServiceExt as _;
+use tower_http::services::{ServeDir, ServeFile};
+
+use super::ApiError;
+use super::auth::Caller;
+use super::error::chain;
+use super::extract::{Json, Path};
+use crate::content::image::profile;
+use crate::service::Service;
+
+type Result<T> = std::result::Result<T, ApiError>;
+type App = State<Arc<Service>>;
+
+/// What of a repository is for everybody.
+const SERVED: [&str; 7] = ["config", "delta-indexes", "deltas", "objects", "refs", "summary", "summary.sig"];
+
+/// All channels.
+#[utoipa::path(get, path = "/api/v1/channels", tag = "channels", responses((status = 200, body = Vec<Channel>), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn list(State(service): App, caller: Caller) -> Result<Json<Vec<Channel>>> {
+    caller.require(Role::Viewer)?;
+    Ok(Json(service.registry.store().channels().await?))
+}
+
+/// A channel.
+#[utoipa::path(get, path = "/api/v1/channels/{channel}", tag = "channels", responses((status = 200, body = Channel), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn show(State(service): App, caller: Caller, Path(name): Path<String>) -> Result<Json<Channel>> {
+    caller.require(Role::Viewer)?;
+    let channel = service.registry.store().channel(&name).await?;
+    let missing = || {
+        ApiError::not_found(format!("there is no channel `{name}`")).hint("`nkd channel list` shows those there are")
+    };
+    Ok(Json(channel.ok_or_else(missing)?.0))
+}
+
+/// Publishes a release. Answers with one [`PublishUpdate`] a line while it goes on; it goes on if the caller leaves.
+#[utoipa::path(post, path = "/api/v1/channels/{channel}/releases", tag = "channels", request_body = PublishOrder, responses((status = 200, body = PublishUpdate, content_type = "application/x-ndjson"), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn publish(
+    State(service): App,
+    caller: Caller,
+    Path(name): Path<String>,
+    Json(order): Json<PublishOrder>,
+) -> Result<Response> {
+    caller.require(Role::Operator)?;
+    caller.audit(&service, "channel.publish", &name, &order.ostree).await?;
+    let (lines, stream) = mpsc::channel(64);
+    tokio::spawn(async move {
+        // What is done now is worth less than doing it: a full channel loses it.
+        let step = |name: &str| drop(lines.try_send(PublishUpdate::Step { name: name.to_owned() }));
+        let last = match service.channels.publish(&name, order, OffsetDateTime::now_utc(), step).await {
+            Ok(release) => PublishUpdate::Done { release },
+            Err(error) => {
+                tracing::warn!(channel = name, error = &error as &dyn std::error::Error, "nothing was published");
+                PublishUpdate::Failed { message: chain(&error) }
+            }
+        };
+        // The caller may have gone away; the release is there all the same.
+        let _ = lines.send(last).await;
+    });
+    let body = futures_util::stream::unfold(stream, |mut stream| async {
+        let update: PublishUpdate = stream.recv().await?;
+        let mut line = serde_json::to_vec(&update).unwrap_or_default();
+        line.push(b'\n');
+        Some((Ok::<_, std::convert::Infallible>(Bytes::from(line)), stream))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+}
+
+/// The key that commits and summaries are signed with.
+pub(super) async fn key(State(service): App, request: Request) -> Response {
+    file(ServeFile::new(service.channels.key_file()).oneshot(request).await, "no-cache")
+}
+
+/// A file of a repository, for nodes: what is there is signed, and no secret.
+pub(super) async fn repository(
+    State(service): App,
+    Path((profile, path)): Path<(String, String)>,
+    mut request: Request,
+) -> Result<Response> {
+    let nothing = || ApiError::not_found("there is no such file in the repository");
+    let first = path.split('/').next().unwrap_or_default();
+    if profile::by_name(&profile).is_none() || !SERVED.contains(&first) {
+        return Err(nothing());
+    }
+    *request.uri_mut() = Uri::try_from(format!("/{path}")).map_err(|_| nothing())?;
+    // Objects and deltas are named by their content.
+    let cache = if ["objects", "deltas"].contains(&first) { "public, max-age=31536000, immutable" } else { "no-cache" };
+    let folder = service.channels.folder().join(profile);
+    Ok(file(ServeDir::new(folder).append_index_html_on_directories(false).oneshot(request).await, cache))
+}
+
+fn file<B>(
+    answer: std::result::Result<axum::http::Response<B>, std::convert::Infallible>,
+    cache: &'static str,
+) -> Response
+where
+    B: axum::body::HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<axum::BoxError>,
+{
+    let Ok(answer) = answer;
+    let mut answer = answer.map(Body::new);
+    if answer.status() == StatusCode::NOT_FOUND {
+        return ApiError::not_found("there is no such file in the repository").into_response();
+    }
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static(cache));
+    answer
+}

@@ -1,0 +1,257 @@
+//! Channels, with the real ostree as builder and as client.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use super::harness::Place;
+
+const REF: &str = "lab/x86_64/stable";
+
+fn run(program: &str, words: &[&str]) -> Output {
+    Command::new(program).args(words).env("LC_ALL", "C.UTF-8").output().unwrap_or_else(|e| panic!("{program}: {e}"))
+}
+
+fn good(program: &str, words: &[&str]) -> String {
+    let output = run(program, words);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {words:?}: {said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn refused(output: &Output, why: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains(why), "`{why}` is not in: {said}");
+}
+
+/// Where systems are built.
+struct Builder {
+    folder: PathBuf,
+}
+
+impl Builder {
+    fn new(place: &Place) -> Self {
+        let folder = place.dir.path().join("build");
+        std::fs::create_dir_all(folder.join("tree/usr/bin")).unwrap();
+        let builder = Self { folder };
+        good("ostree", &["init", &builder.repo(), "--mode=archive"]);
+        builder
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+
+    fn repo(&self) -> String {
+        format!("--repo={}", self.path("repo"))
+    }
+
+    /// Builds a system with this content; its commit.
+    fn build(&self, version: &str, content: &[u8], more: &[&str]) -> String {
+        std::fs::write(self.folder.join("tree/usr/bin/system"), content).unwrap();
+        let (repo, tree) = (self.repo(), format!("--tree=dir={}", self.path("tree")));
+        let version = format!("--add-metadata-string=version={version}");
+        let words = ["commit", &repo, "--branch", REF, &tree, &version];
+        good("ostree", &[&words[..], more].concat()).trim().to_owned()
+    }
+
+    /// A key of this name: its folder, its fingerprint, and its public half as a file.
+    fn key(&self, name: &str) -> (String, String, String) {
+        let (home, public) = (self.path(name), self.path(&format!("{name}.asc")));
+        std::fs::create_dir(&home).unwrap();
+        good("chmod", &["0700", &home]);
+        let batch = ["--homedir", &home, "--batch", "--quiet"];
+        good("gpg", &[&batch[..], &["--passphrase", "", "--quick-gen-key", name, "ed25519", "sign", "never"]].concat());
+        good("gpg", &[&batch[..], &["--armor", "--output", &public, "--export"]].concat());
+        let list = good("gpg", &[&batch[..], &["--with-colons", "--list-keys"]].concat());
+        let fingerprint = list.lines().find_map(|line| line.strip_prefix("fpr:")?.split(':').nth(8)).unwrap();
+        good("gpgconf", &["--homedir", &home, "--kill", "gpg-agent"]);
+        (home, fingerprint.to_owned(), public)
+    }
+}
+
+/// A node's repository, which trusts the service's CA and the channels' key.
+fn node(place: &Place, name: &str) -> String {
+    let at = place.dir.path().join(name);
+    let (repo, key) = (format!("--repo={}", at.display()), place.dir.path().join("key.asc"));
+    good("ostree", &["init", &repo, "--mode=bare-user"]);
+    let ca = place.state().join("ca.pem").display().to_string();
+    good("curl", &["-sSf", "--cacert", &ca, "-o", key.to_str().unwrap(), &place.api_url("/ostree/key.asc")]);
+    let words = ["remote", "add", &repo, "nkd", &place.api_url("/ostree/lab"), "--set=gpg-verify-summary=true"];
+    let trust = [format!("--set=tls-ca-path={ca}"), format!("--gpg-import={}", key.display())];
+    good("ostree", &[&words[..], &[&trust[0], &trust[1]]].concat());
+    repo
+}
+
+fn pull(repo: &str, what: &str) -> Output {
+    run("ostree", &["pull", repo, "nkd", what])
+}
+
+fn publish(place: &Place, builder: &Builder, more: &[&str]) -> Value {
+    let repo = builder.path("repo");
+    let words = ["channel", "publish", "stable", "--ostree", &repo, "-o", "json"];
+    serde_json::from_str(&place.ok(&[&words[..], more].concat())).unwrap()
+}
+
+/// Bytes that compress to nothing smaller, the same for the same seed.
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let next = |x: &u64| {
+        let x = x ^ (x << 13);
+        let x = x ^ (x >> 7);
+        Some(x ^ (x << 17))
+    };
+    std::iter::successors(Some(seed), next).skip(9).map(|x| (x >> 24) as u8).take(length).collect()
+}
+
+#[tokio::test]
+async fn releases_are_published_and_nodes_pull_them() {
+    let place = Place::new();
+    let service = place.start().await;
+    let builder = Builder::new(&place);
+    let one = builder.build("1", b"one", &[]);
+    let release = publish(&place, &builder, &["--kubernetes", "v1.20.2"]);
+    assert_eq!(
+        (&release["number"], &release["version"], &release["commit"]),
+        (&1.into(), &"1".into(), &one.clone().into())
+    );
+    assert_eq!(publish(&place, &builder, &["--kubernetes", "v1.20.2"]), release, "the same again is no release");
+
+    let repo = node(&place, "node");
+    assert!(pull(&repo, REF).status.success(), "by its ref, with a signed summary");
+    assert_eq!(good("ostree", &["cat", &repo, &one, "/usr/bin/system"]), "one");
+    let shown = good("ostree", &["show", &repo, "--gpg-verify-remote=nkd", &one]);
+    assert!(shown.contains("Good signature from \"nkd channels"), "{shown}");
+
+    let two = builder.build("2", b"two", &[]);
+    assert_eq!(publish(&place, &builder, &["--kubernetes", "v1.21.0"])["number"], 2);
+    assert!(pull(&repo, &two).status.success(), "by its commit");
+    assert_eq!(good("ostree", &["cat", &repo, &two, "/usr/bin/system"]), "two");
+    let list = place.ok(&["channel", "list"]);
+    assert!(list.contains("stable") && list.contains("v1.21.0"), "{list}");
+    let show = place.ok(&["channel", "show", "stable"]);
+    assert_eq!(show.lines().count(), 3, "{show}");
+
+    // What a service that was killed left undone is done at the next start.
+    drop(service);
+    let summary = place.state().join("ostree/lab/summary");
+    std::fs::remove_file(&summary).unwrap();
+    std::fs::remove_file(place.state().join("ostree/lab/refs/heads").join(REF)).unwrap();
+    let _service = place.start().await;
+    super::harness::eventually("the summary is there again", async || summary.exists().then_some(())).await;
+    assert!(pull(&node(&place, "late"), REF).status.success());
+}
+
+#[tokio::test]
+async fn a_node_moves_few_bytes_from_one_release_to_the_next() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    let mut content = noise(1, 1 << 20);
+    let one = builder.build("1", &content, &[]);
+    publish(&place, &builder, &[]);
+    let repo = node(&place, "node");
+    assert!(pull(&repo, &one).status.success());
+    content[5000..5100].copy_from_slice(&noise(2, 100));
+    let two = builder.build("2", &content, &[]);
+    publish(&place, &builder, &[]);
+    let required = run("ostree", &["pull", &repo, "--require-static-deltas", "nkd", REF]);
+    assert!(required.status.success(), "{}", String::from_utf8_lossy(&required.stderr));
+    assert_eq!(good("ostree", &["rev-parse", &repo, &format!("nkd:{REF}")]).trim(), two);
+    let deltas = place.state().join("ostree/lab/deltas");
+    let size = good("du", &["-sb", deltas.to_str().unwrap()]);
+    let size: u64 = size.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(size < 100_000, "the difference takes {size} bytes, the file {}", content.len());
+}
+
+#[tokio::test]
+async fn what_is_not_signed_as_asked_is_not_published() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    let repo = builder.path("repo");
+    let ((home, ours_id, ours), (_, _, theirs)) = (builder.key("builder"), builder.key("stranger"));
+    builder.build("1", b"unsigned", &[]);
+    let order = |key: &str| place.cli(&["channel", "publish", "stable", "--ostree", &repo, "--key", key]);
+    refused(&order(&ours), "not signed with a key of the given file");
+    builder.build("2", b"signed", &[&format!("--gpg-sign={ours_id}"), &format!("--gpg-homedir={home}")]);
+    good("gpgconf", &["--homedir", &home, "--kill", "gpg-agent"]);
+    refused(&order(&theirs), "not signed with a key of the given file");
+    let no_keys = builder.path("tree/usr/bin/system");
+    refused(&order(&no_keys), "no OpenPGP keys could be read");
+    assert_eq!(place.ok(&["channel", "list", "-o", "json"]).trim(), "[]", "nothing was published");
+    let release = publish(&place, &builder, &["--key", &ours]);
+    assert_eq!((&release["number"], &release["signedBy"]), (&1.into(), &"builder".into()));
+}
+
+#[tokio::test]
+async fn a_node_takes_nothing_that_was_tampered_with() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    builder.build("1", b"one", &[]);
+    publish(&place, &builder, &[]);
+    let repo = node(&place, "node");
+    // Somebody writes into the served repository: a commit of their own, under the ref.
+    let served = place.state().join("ostree/lab");
+    let ours = format!("--repo={}", served.display());
+    let evil = builder.build("9", b"evil", &[]);
+    good("ostree", &["pull-local", &ours, &builder.path("repo"), &evil]);
+    refused(&pull(&repo, &evil), "no signatures found");
+    good("ostree", &["summary", &ours, "--update"]);
+    refused(&pull(&repo, REF), "no summary.sig found");
+    assert!(!run("ostree", &["show", &repo, &evil]).status.success(), "it did not come");
+}
+
+#[tokio::test]
+async fn wrong_orders_say_what_to_do() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    let repo = builder.path("repo");
+    let order = |more: &[&str]| place.cli(&[&["channel", "publish", "stable", "--ostree", &repo], more].concat());
+    refused(&order(&[]), "the repository has no ref");
+    refused(&place.cli(&["channel", "publish", "stable", "--ostree", "/nowhere"]), "is no ostree repository");
+    builder.build("1", b"one", &[]);
+    refused(&order(&["--ref", "lab/x86_64/other"]), "is no ref or commit there; the repository has: lab/x86_64/stable");
+    refused(&order(&["--ref=--help"]), "is no ref or commit there");
+    refused(&order(&["--kubernetes", "1.21"]), "write it like v1.31.4");
+    refused(&order(&["--profile", "windows"]), "--profile: nestos, fedora-coreos or lab");
+    refused(&place.cli(&["channel", "publish", "No Name", "--ostree", &repo]), "channel: ");
+    publish(&place, &builder, &[]);
+    refused(&order(&["--profile", "nestos"]), "is of lab: publish to another channel");
+    refused(&place.cli(&["channel", "show", "none"]), "there is no channel `none`");
+    let viewer = place.ok(&["user", "create", "eve", "--role", "viewer", "-o", "json"]);
+    let viewer: Value = serde_json::from_str(&viewer).unwrap();
+    let words = ["channel", "publish", "stable", "--ostree", &repo];
+    refused(&place.cli_as(viewer["token"].as_str().unwrap(), &words), "this takes the role operator");
+}
+
+#[tokio::test]
+async fn only_what_is_public_is_served_and_questions_may_be_conditional() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    builder.build("1", b"one", &[]);
+    publish(&place, &builder, &[]);
+    let http = place.https().build().unwrap();
+    let get = async |path: &str| http.get(place.api_url(path)).send().await.unwrap();
+    let summary = get("/ostree/lab/summary").await;
+    assert_eq!(summary.status(), 200);
+    let changed = summary.headers()["last-modified"].clone();
+    let again = http.get(place.api_url("/ostree/lab/summary")).header("if-modified-since", changed);
+    assert_eq!(again.send().await.unwrap().status(), 304);
+    for path in
+        ["/ostree/lab/.lock", "/ostree/lab/tmp/", "/ostree/lab/state", "/ostree/other/config", "/ostree/lab/refs"]
+    {
+        assert_eq!(get(path).await.status(), 404, "{path}");
+    }
+    for path in ["/ostree/lab/objects/%2e%2e/%2e%2e/%2e%2e/secret.key", "/ostree/lab/refs/../../../../ca.pem"] {
+        let output =
+            run("curl", &["-sk", "--path-as-is", "-o", "/dev/null", "-w", "%{http_code}", &place.api_url(path)]);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "404", "{path}");
+    }
+    let private = Path::new(&place.state()).join("ostree");
+    let secret = run("grep", &["-rl", "PRIVATE KEY", private.to_str().unwrap()]);
+    assert!(secret.stdout.is_empty(), "{}", String::from_utf8_lossy(&secret.stdout));
+}
