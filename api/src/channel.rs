@@ -57,6 +57,23 @@ pub struct Release {
     /// Whose signature it bore, when a key was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed_by: Option<String>,
+    /// A system that is older comes here before it goes to any newer release.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub barrier: bool,
+    /// Why nothing leads here, or away from here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_end: Option<String>,
+    /// So many minutes after its publication every node may have it, the first ones at once, the others in between.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rollout_minutes: u32,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
 }
 
 /// What is to be published.
@@ -87,6 +104,63 @@ pub struct PublishOrder {
     /// What people should know of it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub notes: String,
+    /// A system that is older comes here before it goes to any newer release.
+    #[serde(default)]
+    pub barrier: bool,
+    /// So many minutes until every node may have it.
+    #[serde(default)]
+    pub rollout_minutes: u32,
+}
+
+/// What is known of a release afterwards.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MarkOrder {
+    /// Older systems have to come here first, or not. Not given: as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub barrier: Option<bool>,
+    /// Why nothing is to lead here, or away from here; an empty text takes it back. Not given: as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_end: Option<String>,
+    /// So many minutes from its publication until every node may have it; 0: at once. Not given: as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout_minutes: Option<u32>,
+}
+
+/// What an update of a machine from a channel would be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Explained {
+    /// Name of the machine.
+    pub machine: String,
+    /// Name of the channel.
+    pub channel: String,
+    /// Commit that the machine says it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// The release of that commit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<u32>,
+    /// In a sentence.
+    pub summary: String,
+    /// Every newer release.
+    pub newer: Vec<ExplainedRelease>,
+}
+
+/// A release that a machine does not run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedRelease {
+    /// Number.
+    pub release: u32,
+    /// Version.
+    pub version: String,
+    /// Why the machine is not led there. None: it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed: Option<String>,
 }
 
 /// A line of what publishing says while it goes on.

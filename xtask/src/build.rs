@@ -110,6 +110,13 @@ pub fn cargo_with(words: &[&str], environment: &[(&str, &OsStr)]) -> Result<()> 
     Ok(())
 }
 
+/// What cargo prints, run in the repository.
+pub fn cargo_output(words: &[&str]) -> Result<String> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let words: Vec<OsString> = words.iter().map(OsString::from).collect();
+    text(Command::new(cargo).current_dir(repository()), &words)
+}
+
 /// What a program prints; its errors are in the message if it fails.
 pub fn output(program: impl AsRef<OsStr>, words: &[OsString]) -> Result<String> {
     text(&mut Command::new(program), words)

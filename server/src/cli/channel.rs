@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use futures_util::StreamExt;
 use indicatif::ProgressBar;
-use nkd_api::channel::{Channel, PublishOrder, PublishUpdate, Release};
+use nkd_api::channel::{Channel, Explained, ExplainedRelease, MarkOrder, PublishOrder, PublishUpdate, Release};
 use reqwest::Method;
 use time::OffsetDateTime;
 
@@ -19,6 +19,17 @@ use super::output::{OutputArgs, age, table};
 pub(super) enum ChannelCommand {
     /// Publish a commit of an ostree repository as the channel's next release
     Publish(Box<PublishArgs>),
+    /// Say what is known of a release: a barrier, a dead end, how fast it is rolled out
+    Mark(MarkArgs),
+    /// Why a machine is led to a release, or not
+    Explain {
+        /// Channel
+        name: String,
+        /// Machine: name, id, MAC, UUID or serial number
+        machine: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// List channels
     List(OutputArgs),
     /// Show a channel's releases
@@ -58,8 +69,40 @@ pub(super) struct PublishArgs {
     /// What people should know of it
     #[arg(long, value_name = "TEXT", default_value = "")]
     notes: String,
+    /// Older systems come to this release before they go to a newer one
+    #[arg(long)]
+    barrier: bool,
+    /// So long until every node may have it, like 90m, 48h or 7d [default: all at once]
+    #[arg(long, value_name = "TIME", value_parser = minutes)]
+    rollout: Option<u32>,
     #[command(flatten)]
     output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MarkArgs {
+    /// Channel
+    name: String,
+    /// Number of the release
+    release: u32,
+    /// Older systems come here first: true or false
+    #[arg(long, value_name = "BOOL")]
+    barrier: Option<bool>,
+    /// Why nothing is to lead here or away from here; an empty text takes it back
+    #[arg(long, value_name = "REASON")]
+    dead_end: Option<String>,
+    /// So long from its publication until every node may have it, like 48h; 0m: at once
+    #[arg(long, value_name = "TIME", value_parser = minutes)]
+    rollout: Option<u32>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Minutes, from `90m`, `48h` or `7d`.
+fn minutes(text: &str) -> Result<u32, String> {
+    let units = [('m', 1), ('h', 60), ('d', 24 * 60)];
+    let read = |(unit, factor): (char, u32)| text.strip_suffix(unit)?.parse::<u32>().ok()?.checked_mul(factor);
+    units.into_iter().find_map(read).ok_or_else(|| "write it like 90m, 48h or 7d".to_owned())
 }
 
 pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Result<(), CliError> {
@@ -76,12 +119,32 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
                 architecture: args.architecture,
                 key: args.key.map(absolute),
                 notes: args.notes,
+                barrier: args.barrier,
+                rollout_minutes: args.rollout.unwrap_or(0),
             };
             let path = format!("/api/v1/channels/{}/releases", segment(&args.name));
             let release = follow(client.send(Method::POST, &path, Some(&order)).await?).await?;
             let (name, short) = (args.name, |r: &Release| r.commit.chars().take(12).collect::<String>());
             args.output
                 .print(&release, |r| format!("{name}: release {} is {}, commit {}", r.number, r.version, short(r)));
+        }
+        ChannelCommand::Mark(args) => {
+            let MarkArgs { name, release, barrier, dead_end, rollout, output } = args;
+            let order = MarkOrder { barrier, dead_end, rollout_minutes: rollout };
+            let path = format!("/api/v1/channels/{}/releases/{release}", segment(&name));
+            let release: Release = client.call(Method::PATCH, &path, Some(&order)).await?;
+            output.print(&release, |r| format!("{name}: release {} is {}", r.number, marks(r)));
+        }
+        ChannelCommand::Explain { name, machine, output } => {
+            let path = format!("/api/v1/machines/{}/updates?channel={}", segment(&machine), segment(&name));
+            let explained: Explained = client.get(&path).await?;
+            output.print(&explained, |e| {
+                let state = |r: &ExplainedRelease| r.closed.clone().unwrap_or_else(|| "open".into());
+                let rows = e.newer.iter().map(|r| vec![r.release.to_string(), r.version.clone(), state(r)]);
+                let list =
+                    if e.newer.is_empty() { String::new() } else { table(&["RELEASE", "VERSION", "STATE"], rows) };
+                format!("{}: {}\n{list}", e.machine, e.summary).trim_end().to_owned()
+            });
         }
         ChannelCommand::List(output) => {
             let channels: Vec<Channel> = client.get("/api/v1/channels").await?;
@@ -110,7 +173,7 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
             let now = OffsetDateTime::now_utc();
             output.print(&channel, |c| {
                 table(
-                    &["RELEASE", "VERSION", "KUBERNETES", "COMMIT", "SIGNED BY", "AGE", "NOTES"],
+                    &["RELEASE", "VERSION", "KUBERNETES", "COMMIT", "SIGNED BY", "AGE", "MARKS", "NOTES"],
                     c.releases.iter().map(|r| {
                         vec![
                             r.number.to_string(),
@@ -119,6 +182,7 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
                             r.commit.chars().take(12).collect(),
                             r.signed_by.clone().unwrap_or_else(|| "-".into()),
                             age(r.published_at, now),
+                            marks(r),
                             r.notes.clone(),
                         ]
                     }),
@@ -127,6 +191,17 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
         }
     }
     Ok(())
+}
+
+/// What is known of a release, in one cell.
+fn marks(release: &Release) -> String {
+    let marks = [
+        release.barrier.then(|| "barrier".to_owned()),
+        release.dead_end.as_ref().map(|reason| format!("dead end: {reason}")),
+        (release.rollout_minutes > 0).then(|| format!("rolled out over {}m", release.rollout_minutes)),
+    ];
+    let marks: Vec<String> = marks.into_iter().flatten().collect();
+    if marks.is_empty() { "open".into() } else { marks.join(", ") }
 }
 
 /// Shows what publishing does until its last line.

@@ -50,7 +50,7 @@ enum Command {
     /// Node images: import, list, show, remove, gc
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
-    /// Channels of releases that nodes are updated to: publish, list, show
+    /// Channels of releases that nodes are updated to: publish, list, show, mark, explain
     #[command(subcommand, visible_alias = "channels")]
     Channel(channel::ChannelCommand),
     /// Clusters: apply, list, status, events, kubeconfig; their files: schema, template, check, import

@@ -2,4 +2,5 @@
 
 pub mod blob;
 pub mod channel;
+pub mod graph;
 pub mod image;

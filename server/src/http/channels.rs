@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use nkd_api::ErrorBody;
-use nkd_api::channel::{Channel, PublishOrder, PublishUpdate};
+use nkd_api::channel::{Channel, MarkOrder, PublishOrder, PublishUpdate, Release};
 use nkd_api::user::Role;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -19,6 +19,7 @@ use super::ApiError;
 use super::auth::Caller;
 use super::error::chain;
 use super::extract::{Json, Path};
+use crate::content::channel::ChannelError;
 use crate::content::image::profile;
 use crate::service::Service;
 
@@ -77,6 +78,24 @@ pub(super) async fn publish(
         Some((Ok::<_, std::convert::Infallible>(Bytes::from(line)), stream))
     });
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+}
+
+/// Changes what is known of a release: barrier, dead end, rollout.
+#[utoipa::path(patch, path = "/api/v1/channels/{channel}/releases/{release}", tag = "channels", request_body = MarkOrder, responses((status = 200, body = Release), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn mark(
+    State(service): App,
+    caller: Caller,
+    Path((name, number)): Path<(String, u32)>,
+    Json(order): Json<MarkOrder>,
+) -> Result<Json<Release>> {
+    caller.require(Role::Operator)?;
+    let detail = serde_json::to_string(&order).unwrap_or_default();
+    caller.audit(&service, "channel.mark", &format!("{name} {number}"), &detail).await?;
+    match service.channels.mark(&name, number, order).await {
+        Ok(release) => Ok(Json(release)),
+        Err(ChannelError::Store(error)) => Err(error.into()),
+        Err(error) => Err(ApiError::not_found(chain(&error))),
+    }
 }
 
 /// The key that commits and summaries are signed with.

@@ -17,6 +17,7 @@ mod machines;
 mod read_to_end;
 mod system;
 mod tls;
+mod updates;
 mod users;
 
 use std::sync::Arc;
@@ -73,6 +74,8 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(channels::list))
         .routes(routes!(channels::show))
         .routes(routes!(channels::publish))
+        .routes(routes!(channels::mark))
+        .routes(routes!(updates::explain))
         .routes(routes!(clusters::list, cluster_changes::apply))
         .routes(routes!(clusters::show, cluster_changes::destroy))
         .routes(routes!(cluster_changes::diff))
@@ -108,6 +111,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/agent/v1/kubeadm", get(agents::kubeadm))
         .route("/agent/v1/install-config", get(agents::install_config))
         .route("/ignition/v1/config", get(agents::ignition_config))
+        .route("/v1/graph", get(updates::graph))
         .route("/ostree/key.asc", get(channels::key))
         .route("/ostree/{profile}/{*path}", get(channels::repository))
         .route(

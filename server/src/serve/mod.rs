@@ -20,7 +20,7 @@ pub use log::init as init_log;
 
 use crate::cluster::bringup::{self, Orders};
 use crate::cluster::watch::Watches;
-use crate::content::channel::Channels;
+use crate::content::channel::{self, Channels};
 use crate::content::image::catalog::CatalogError;
 use crate::content::image::{self, ImageStore};
 use crate::fleet::fingerprint::Fingerprint;
@@ -94,6 +94,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let pki = Arc::new(Pki::load_or_create(&store, now).await?);
     state::publish_ca(&settings.state_dir, pki.ca_pem())?;
     let mut metrics = Metrics::default();
+    let channel_metrics = channel::metrics::Metrics::register(&mut metrics);
     let image_metrics = image::metrics::Metrics::register(&mut metrics);
     let images = Arc::new(ImageStore::open(&settings.state_dir)?.with_metrics(image_metrics));
     let registry = Registry::new(store.clone());
@@ -101,7 +102,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let service = Arc::new(Service {
         registry: registry.clone(),
         images,
-        channels: Arc::new(Channels::new(store.clone(), &settings.state_dir)),
+        channels: Arc::new(Channels::new(store.clone(), &settings.state_dir).with_metrics(channel_metrics)),
         templates: templates(&settings)?,
         pki: Arc::clone(&pki),
         addresses: Addresses {

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::harness::Place;
+use super::node;
 
+const MAC: &str = "52:54:00:aa:0c:01";
 const REF: &str = "lab/x86_64/stable";
 
 fn run(program: &str, words: &[&str]) -> Output {
@@ -71,8 +73,8 @@ impl Builder {
     }
 }
 
-/// A node's repository, which trusts the service's CA and the channels' key.
-fn node(place: &Place, name: &str) -> String {
+/// A system's repository, which trusts the service's CA and the channels' key.
+fn system(place: &Place, name: &str) -> String {
     let at = place.dir.path().join(name);
     let (repo, key) = (format!("--repo={}", at.display()), place.dir.path().join("key.asc"));
     good("ostree", &["init", &repo, "--mode=bare-user"]);
@@ -117,7 +119,7 @@ async fn releases_are_published_and_nodes_pull_them() {
     );
     assert_eq!(publish(&place, &builder, &["--kubernetes", "v1.20.2"]), release, "the same again is no release");
 
-    let repo = node(&place, "node");
+    let repo = system(&place, "node");
     assert!(pull(&repo, REF).status.success(), "by its ref, with a signed summary");
     assert_eq!(good("ostree", &["cat", &repo, &one, "/usr/bin/system"]), "one");
     let shown = good("ostree", &["show", &repo, "--gpg-verify-remote=nkd", &one]);
@@ -139,7 +141,7 @@ async fn releases_are_published_and_nodes_pull_them() {
     std::fs::remove_file(place.state().join("ostree/lab/refs/heads").join(REF)).unwrap();
     let _service = place.start().await;
     super::harness::eventually("the summary is there again", async || summary.exists().then_some(())).await;
-    assert!(pull(&node(&place, "late"), REF).status.success());
+    assert!(pull(&system(&place, "late"), REF).status.success());
 }
 
 #[tokio::test]
@@ -150,7 +152,7 @@ async fn a_node_moves_few_bytes_from_one_release_to_the_next() {
     let mut content = noise(1, 1 << 20);
     let one = builder.build("1", &content, &[]);
     publish(&place, &builder, &[]);
-    let repo = node(&place, "node");
+    let repo = system(&place, "node");
     assert!(pull(&repo, &one).status.success());
     content[5000..5100].copy_from_slice(&noise(2, 100));
     let two = builder.build("2", &content, &[]);
@@ -191,7 +193,7 @@ async fn a_node_takes_nothing_that_was_tampered_with() {
     let builder = Builder::new(&place);
     builder.build("1", b"one", &[]);
     publish(&place, &builder, &[]);
-    let repo = node(&place, "node");
+    let repo = system(&place, "node");
     // Somebody writes into the served repository: a commit of their own, under the ref.
     let served = place.state().join("ostree/lab");
     let ours = format!("--repo={}", served.display());
@@ -254,4 +256,95 @@ async fn only_what_is_public_is_served_and_questions_may_be_conditional() {
     let private = Path::new(&place.state()).join("ostree");
     let secret = run("grep", &["-rl", "PRIVATE KEY", private.to_str().unwrap()]);
     assert!(secret.stdout.is_empty(), "{}", String::from_utf8_lossy(&secret.stdout));
+}
+
+#[tokio::test]
+async fn a_client_of_the_graph_is_led_from_release_to_release() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    let mut commits = Vec::new();
+    for (version, more) in [("1", &[][..]), ("2", &["--barrier"]), ("3", &[]), ("4", &["--rollout", "48h"])] {
+        commits.push(builder.build(version, version.as_bytes(), &[]));
+        publish(&place, &builder, more);
+    }
+    // As zincati asks; it reads texts only, and stops at anything else.
+    let http = place.https().build().unwrap();
+    let ask = async |more: &str| {
+        let query = "/v1/graph?basearch=x86_64&stream=stable&group=default&platform=metal&os_version=1";
+        let request = http.get(format!("{}{query}{more}", place.api_url(""))).header("accept", "application/json");
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.json::<Value>().await.unwrap())
+    };
+    let edges = async |more: &str| {
+        let (status, graph) = ask(&format!("&os_checksum={}{more}", commits[0])).await;
+        assert_eq!(status, 200, "{graph}");
+        for (age, node) in graph["nodes"].as_array().unwrap().iter().enumerate() {
+            assert_eq!(node["payload"], commits[age].as_str());
+            let metadata = node["metadata"].as_object().unwrap();
+            assert!(metadata.values().all(Value::is_string), "{node}");
+            assert_eq!(metadata["org.fedoraproject.coreos.releases.age_index"], age.to_string());
+            assert_eq!(metadata["org.fedoraproject.coreos.scheme"], "checksum");
+        }
+        graph["edges"].clone()
+    };
+    let rolled_out = json!([[0, 1], [1, 3], [2, 3]]);
+    let cautious = json!([[0, 1], [1, 2]]);
+    assert_eq!(edges("&rollout_wariness=0.000000").await, rolled_out);
+    assert_eq!(edges("&rollout_wariness=0.999999&node_uuid=00112233445566778899aabbccddeeff").await, cautious);
+    place.ok(&["channel", "mark", "stable", "4", "--rollout", "0m"]);
+    assert_eq!(edges("&rollout_wariness=1.000000").await, rolled_out);
+    let marked = place.ok(&["channel", "mark", "stable", "4", "--dead-end", "it eats disks"]);
+    assert_eq!(marked.trim(), "stable: release 4 is dead end: it eats disks");
+    assert_eq!(edges("&rollout_wariness=0.000000").await, cautious);
+    place.ok(&["channel", "mark", "stable", "2", "--barrier", "false"]);
+    assert_eq!(edges("").await, json!([[0, 2], [1, 2]]));
+
+    let (status, error) = ask("&rollout_wariness=often").await;
+    assert_eq!((status, &error["kind"]), (400, &"invalid_params".into()));
+    let (status, error) = ask("&stream=none").await;
+    assert_eq!((status, error["kind"].is_string()), (400, true), "a parameter that comes twice: {error}");
+    let other = http.get(place.api_url("/v1/graph?basearch=x86_64&stream=none")).send().await.unwrap();
+    assert_eq!(other.status(), 404);
+    assert_eq!(other.json::<Value>().await.unwrap()["kind"], "no_graph");
+    ask(&format!("&os_checksum={:064}", 0)).await;
+    assert!(place.log_text().contains("a system asks for updates from a release that the channel does not have"));
+    let metrics = reqwest::get(place.metrics_url("/metrics")).await.unwrap().text().await.unwrap();
+    let unknown = "nkd_graph_requests_total{channel=\"stable\",payload=\"unknown\"} 1";
+    assert!(metrics.contains(unknown), "{metrics}");
+    refused(
+        &place.cli(&["channel", "mark", "stable", "9", "--barrier", "true"]),
+        "no release 9 in the channel `stable`",
+    );
+    refused(&place.cli(&["channel", "mark", "stable", "4", "--rollout", "soon"]), "write it like 90m, 48h or 7d");
+}
+
+#[tokio::test]
+async fn why_a_machine_is_led_to_a_release_or_not() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    place.import().await;
+    place.admin().declare("n1", MAC).await;
+    let explain = || place.ok(&["channel", "explain", "stable", "n1"]);
+    let one = builder.build("1", b"one", &[]);
+    publish(&place, &builder, &[]);
+    assert_eq!(explain().trim(), "n1: the machine has not said which deployment it runs");
+    let (_, _, node) = node::install(&place, MAC).await;
+    let facts =
+        |commit: &str| json!({"kind": "facts", "facts": {"architecture": "x86_64", "bootedDeployment": commit}});
+    node.report(&place, facts(&"0".repeat(64))).await;
+    assert_eq!(explain().trim(), "n1: what it runs is no release of the channel `stable`");
+    node.report(&place, facts(&one)).await;
+    assert_eq!(explain().trim(), "n1: release 1 is the newest");
+    builder.build("2", b"two", &[]);
+    publish(&place, &builder, &["--barrier"]);
+    builder.build("3", b"three", &[]);
+    publish(&place, &builder, &[]);
+    let said = explain();
+    let lines: Vec<&str> = said.lines().map(str::trim).collect();
+    assert_eq!(lines[0], "n1: from release 1 to release 2");
+    assert!(lines[2].ends_with("open") && lines[3].ends_with("release 2 is a barrier and comes first"), "{said}");
+    place.ok(&["channel", "mark", "stable", "1", "--dead-end", "reinstall it"]);
+    assert!(explain().starts_with("n1: stays at release 1\n"), "{}", explain());
 }

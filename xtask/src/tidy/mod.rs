@@ -52,6 +52,11 @@ pub fn run() -> Result<()> {
             failed.push(error.to_string());
         }
     }
+    // A workspace of its own: a crate that the others gained has to be locked there as well.
+    let fuzz = ["metadata", "--locked", "--quiet", "--format-version=1", "--manifest-path", "fuzz/Cargo.toml"];
+    if build::cargo_output(&fuzz).is_err() {
+        failed.push("fuzz/Cargo.lock is behind: run `cargo metadata --manifest-path fuzz/Cargo.toml`".to_owned());
+    }
     if let Err(error) = purity::impure_code_is_refused() {
         failed.push(format!("{error:#}"));
     }

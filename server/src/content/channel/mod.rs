@@ -5,6 +5,7 @@
 //! again at every start. The ref `nkd/<channel>/<number>` stands for each release; the ref that it came from stands for
 //! the newest one.
 
+pub mod metrics;
 mod program;
 mod repository;
 mod signer;
@@ -15,10 +16,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nkd_api::channel::{Channel, PublishOrder, Release};
+use nkd_api::channel::{Channel, MarkOrder, PublishOrder, Release};
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
+use self::metrics::Metrics;
 pub use self::program::ProgramError;
 pub use self::repository::Repository;
 use self::signer::Signer;
@@ -52,6 +54,14 @@ pub enum ChannelError {
         reference: String,
         /// What there is.
         known: String,
+    },
+    /// There is no such release.
+    #[error("there is no release {number} in the channel `{channel}`: `nkd channel show` lists those there are")]
+    Missing {
+        /// Of which channel.
+        channel: String,
+        /// Which.
+        number: u32,
     },
     /// A key was given, and the commit is not signed by it.
     #[error("commit {commit} is not taken, because it is not signed with a key of the given file")]
@@ -103,13 +113,41 @@ pub struct Channels {
     state_dir: PathBuf,
     /// One at a time writes.
     writing: Mutex<()>,
+    metrics: Metrics,
 }
 
 impl Channels {
     /// Of a service.
     #[must_use]
     pub fn new(store: Store, state_dir: &Path) -> Self {
-        Self { store, state_dir: state_dir.into(), writing: Mutex::new(()) }
+        Self { store, state_dir: state_dir.into(), writing: Mutex::new(()), metrics: Metrics::default() }
+    }
+
+    /// Counts in these metrics from now on.
+    #[must_use]
+    pub fn with_metrics(self, metrics: Metrics) -> Self {
+        Self { metrics, ..self }
+    }
+
+    /// The channel that a client asks the graph of, which runs this commit: counted, and said when it is not one of ours.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn asked(&self, name: &str, architecture: &str, commit: &str) -> Result<Option<Channel>, StoreError> {
+        let channel = self.store.channel(name).await?.map(|(channel, _)| channel);
+        let channel = channel.filter(|channel| channel.architecture == architecture);
+        let known = channel.as_ref().is_some_and(|c| c.releases.iter().any(|release| release.commit == commit));
+        // A name that no channel has is whatever somebody sent.
+        let label = channel.as_ref().map_or("", |channel| &channel.name);
+        if self.metrics.asked(label, known) && !known {
+            let commit: String = commit.chars().filter(char::is_ascii_hexdigit).take(64).collect();
+            tracing::warn!(
+                channel = label,
+                commit,
+                "a system asks for updates from a release that the channel does not have"
+            );
+        }
+        Ok(channel)
     }
 
     /// Folder of the repositories.
@@ -216,6 +254,9 @@ impl Channels {
             notes: order.notes,
             published_at: now,
             signed_by,
+            barrier: order.barrier,
+            dead_end: None,
+            rollout_minutes: order.rollout_minutes,
         });
         if there.is_none() {
             channel.releases.push(release.clone());
@@ -229,6 +270,25 @@ impl Channels {
             tracing::error!(error = &error as &dyn std::error::Error, channel = name, "the summary is not written");
         }
         tracing::info!(channel = name, release = number, commit = release.commit, "published");
+        Ok(release)
+    }
+
+    /// Changes what is known of a release.
+    ///
+    /// # Errors
+    /// [`ChannelError::Missing`], and those of the store.
+    pub async fn mark(&self, name: &str, number: u32, order: MarkOrder) -> Result<Release, ChannelError> {
+        let _writing = self.writing.lock().await;
+        let missing = || ChannelError::Missing { channel: name.into(), number };
+        let (mut channel, revision) = self.store.channel(name).await?.ok_or_else(missing)?;
+        let release = channel.releases.iter_mut().find(|release| release.number == number).ok_or_else(missing)?;
+        release.barrier = order.barrier.unwrap_or(release.barrier);
+        release.rollout_minutes = order.rollout_minutes.unwrap_or(release.rollout_minutes);
+        if let Some(reason) = order.dead_end {
+            release.dead_end = Some(reason).filter(|reason| !reason.trim().is_empty());
+        }
+        let release = release.clone();
+        self.store.save_channel(&channel, revision).await?;
         Ok(release)
     }
 

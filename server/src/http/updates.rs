@@ -1,0 +1,132 @@
+//! The update graph, as zincati asks for it, and what it means for a machine.
+#![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use nkd_api::ErrorBody;
+use nkd_api::channel::{Channel, Explained, ExplainedRelease};
+use nkd_api::user::Role;
+use serde::Deserialize;
+use serde_json::json;
+use time::OffsetDateTime;
+
+use super::ApiError;
+use super::auth::Caller;
+use super::extract::{Path, Query};
+use crate::content::graph::{self, Asker};
+use crate::machine::Selector;
+use crate::service::Service;
+
+type App = State<Arc<Service>>;
+
+/// What zincati says of itself. Everything is a text there; what is not understood is left out.
+#[derive(Deserialize)]
+pub(super) struct Zincati {
+    #[serde(default)]
+    stream: String,
+    #[serde(default)]
+    basearch: String,
+    #[serde(default)]
+    os_checksum: String,
+    node_uuid: Option<String>,
+    rollout_wariness: Option<f64>,
+}
+
+/// The graph of a channel (`stream`) for a system, as Cincinnati's clients ask for it. Errors are theirs too.
+pub(super) async fn graph(
+    State(service): App,
+    headers: HeaderMap,
+    query: Result<axum::extract::Query<Zincati>, axum::extract::rejection::QueryRejection>,
+) -> Response {
+    let refused = |status: StatusCode, kind: &str, value: String| {
+        (status, axum::Json(json!({"kind": kind, "value": value}))).into_response()
+    };
+    let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("*/*");
+    if !["application/json", "application/*", "*/*"].iter().any(|kind| accepts.contains(kind)) {
+        return refused(StatusCode::NOT_ACCEPTABLE, "invalid_content_type", "the graph is application/json".into());
+    }
+    let asked = match query {
+        Ok(query) => query.0,
+        Err(error) => return refused(StatusCode::BAD_REQUEST, "invalid_params", error.body_text()),
+    };
+    if asked.stream.is_empty() || asked.basearch.is_empty() {
+        let value = "the parameters stream (a channel) and basearch are needed".to_owned();
+        return refused(StatusCode::BAD_REQUEST, "missing_params", value);
+    }
+    match service.channels.asked(&asked.stream, &asked.basearch, &asked.os_checksum).await {
+        Ok(Some(channel)) => {
+            let asker = Asker { node: asked.node_uuid.as_deref(), wariness: asked.rollout_wariness };
+            axum::Json(graph::graph(&channel, &asker, OffsetDateTime::now_utc())).into_response()
+        }
+        Ok(None) => {
+            let value = format!("there is no channel {} for {}", asked.stream, asked.basearch);
+            refused(StatusCode::NOT_FOUND, "no_graph", value)
+        }
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the graph cannot be given");
+            let value = "the service cannot do this now; its log says why".to_owned();
+            refused(StatusCode::SERVICE_UNAVAILABLE, "internal", value)
+        }
+    }
+}
+
+#[derive(Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ExplainQuery {
+    /// Channel.
+    channel: String,
+}
+
+/// To which release of a channel a machine would be led, and why not to the others.
+#[utoipa::path(get, path = "/api/v1/machines/{machine}/updates", tag = "channels", params(ExplainQuery), responses((status = 200, body = Explained), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn explain(
+    State(service): App,
+    caller: Caller,
+    Path(machine): Path<String>,
+    Query(query): Query<ExplainQuery>,
+) -> Result<super::extract::Json<Explained>, ApiError> {
+    caller.require(Role::Viewer)?;
+    let Ok(selector) = machine.parse::<Selector>();
+    let machine = service.registry.find(&selector).await?;
+    let channel = service.registry.store().channel(&query.channel).await?;
+    let missing = || ApiError::not_found(format!("there is no channel `{}`", query.channel));
+    let (channel, _) = channel.ok_or_else(|| missing().hint("`nkd channel list` shows those there are"))?;
+    let commit = machine.facts.as_ref().and_then(|facts| facts.booted_deployment.clone());
+    // Nodes with our agent ask by the identity that they have here.
+    let id = machine.id.to_string();
+    let asker = Asker { node: Some(&id), wariness: None };
+    Ok(super::extract::Json(explained(machine.name, &channel, commit, &asker, OffsetDateTime::now_utc())))
+}
+
+fn explained(
+    machine: String,
+    channel: &Channel,
+    commit: Option<String>,
+    asker: &Asker<'_>,
+    now: OffsetDateTime,
+) -> Explained {
+    let release = |commit: &str| channel.releases.iter().rfind(|release| release.commit == commit);
+    let running = commit.as_deref().and_then(release);
+    let newer = commit.as_deref().and_then(|commit| graph::explain(channel, commit, asker, now));
+    let summary = match (&commit, running, &newer) {
+        (None, ..) => "the machine has not said which deployment it runs".to_owned(),
+        (Some(_), None, _) => format!("what it runs is no release of the channel `{}`", channel.name),
+        (Some(_), Some(running), Some(newer)) => match newer.iter().find(|(_, closed)| closed.is_none()) {
+            Some((to, _)) => format!("from release {} to release {}", running.number, to.number),
+            None if newer.is_empty() => format!("release {} is the newest", running.number),
+            None => format!("stays at release {}", running.number),
+        },
+        _ => String::new(),
+    };
+    let newer = newer.into_iter().flatten().map(|(release, closed)| ExplainedRelease {
+        release: release.number,
+        version: release.version.clone(),
+        closed: closed.map(|closed| closed.to_string()),
+    });
+    let (running, newer) = (running.map(|release| release.number), newer.collect());
+    Explained { machine, channel: channel.name.clone(), commit, release: running, summary, newer }
+}
