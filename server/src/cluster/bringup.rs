@@ -1,7 +1,7 @@
 //! Carries the plan out: takes machines, orders runs of kubeadm, applies add-ons, watches the API.
 #![expect(clippy::disallowed_methods, reason = "the edge where clock, randomness and the network come in")]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -286,10 +286,27 @@ impl Work {
             Step::Part { member } => usize::MAX - member,
             _ => 0,
         });
+        // One member that cannot go on holds up itself, and no other one.
+        let (mut stuck, mut first) = (BTreeSet::new(), None);
         for step in steps {
-            self.take(step, api.as_ref(), &machines).await?;
+            let member = step.member();
+            if stuck.contains(&member) {
+                continue;
+            }
+            match self.take(step, api.as_ref(), &machines).await {
+                Ok(()) => {}
+                // What is held here is not what is written down.
+                Err(BringUpError::Store(error)) => return Err(error.into()),
+                Err(error) => {
+                    stuck.insert(member);
+                    first.get_or_insert(error);
+                }
+            }
         }
         self.tell_ready(&machines).await?;
+        if let Some(error) = first {
+            return Err(error);
+        }
         if went_on && self.record.waiting.take().is_some() {
             self.save(Vec::new()).await?;
         }

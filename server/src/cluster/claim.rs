@@ -55,7 +55,7 @@ pub async fn claim(service: &Service, record: &Record, index: usize) -> Result<O
     let member = &record.members[index];
     let cause = format!("cluster {}", record.name());
     let clusters = registry.store().clusters().await?;
-    let owner = |id: Uuid| clusters.iter().find(|(r, _)| r.member_of(id).is_some()).map(|(r, _)| r.name().to_owned());
+    let owner = |id: Uuid| clusters.iter().find_map(|(record, _)| Some((record, record.member_of(id)?)));
     let machine = match named(registry, &member.wanted).await? {
         Named::Known(machine) => *machine,
         Named::Nobody(identity) => registry.declare(Some(member.hostname.clone()), identity, &cause).await?,
@@ -70,8 +70,13 @@ pub async fn claim(service: &Service, record: &Record, index: usize) -> Result<O
             }
         }
     };
-    if let Some(cluster) = owner(machine.id) {
-        return Err(ClaimError::Taken { machine: machine.name, cluster });
+    match owner(machine.id) {
+        None => {}
+        // It comes back when that member has left.
+        Some((owner, holder)) if owner.id == record.id && holder.leaving.is_some() => return Ok(None),
+        Some((owner, _)) => {
+            return Err(ClaimError::Taken { machine: machine.name, cluster: owner.name().to_owned() });
+        }
     }
     let assignment = assignment(service, record, member)?;
     if let Some(other) = machine.assignment.as_ref().filter(|a| a.image != assignment.image)

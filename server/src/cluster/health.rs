@@ -171,7 +171,7 @@ pub fn judge(observed: &Observed, before: &Health, now: OffsetDateTime) -> Healt
     for expected in observed.expected.iter().filter(|e| !nodes.iter().any(|node| node.name == e.name)) {
         away.insert(&expected.name);
         reasons.push(format!(
-            "the node {} is not in the cluster, and it has joined before: look at `journalctl -u kubelet` there",
+            "the node {} is not in the cluster, and it has joined before: `systemctl restart kubelet` there registers it again, and `journalctl -u kubelet` says why if it does not",
             expected.name
         ));
     }

@@ -134,6 +134,25 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// Which member it is about; none: the whole cluster.
+    #[must_use]
+    pub fn member(&self) -> Option<usize> {
+        match self {
+            Self::Claim { member }
+            | Self::Note { member, .. }
+            | Self::Run { member, .. }
+            | Self::Revoke { member }
+            | Self::Label { member, .. }
+            | Self::Taint { member, .. }
+            | Self::Lose { member }
+            | Self::Drain { member }
+            | Self::Part { member } => Some(*member),
+            Self::Complete | Self::Gone | Self::Renew(_) | Self::Apply { .. } => None,
+        }
+    }
+}
+
 /// The add-ons of a cluster in their order.
 #[must_use]
 pub fn addons(record: &Record) -> Vec<String> {

@@ -39,6 +39,14 @@ impl Caller {
         };
         Ok(service.registry.store().audit(&entry).await?)
     }
+
+    /// Puts into the audit trail that what was begun did not succeed.
+    pub async fn audit_failure(&self, service: &Service, action: &str, target: &str, why: &str) {
+        let detail = format!("{action} failed: {why}");
+        if let Err(error) = self.audit(service, "refused", target, &detail).await {
+            tracing::error!(?error, "a failure is not in the audit trail");
+        }
+    }
 }
 
 impl FromRequestParts<Arc<Service>> for Caller {

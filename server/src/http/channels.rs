@@ -65,7 +65,9 @@ pub(super) async fn publish(
             Ok(release) => PublishUpdate::Done { release },
             Err(error) => {
                 tracing::warn!(channel = name, error = &error as &dyn std::error::Error, "nothing was published");
-                PublishUpdate::Failed { message: chain(&error) }
+                let message = chain(&error);
+                caller.audit_failure(&service, "channel.publish", &name, &message).await;
+                PublishUpdate::Failed { message }
             }
         };
         // The caller may have gone away; the release is there all the same.

@@ -5,6 +5,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use nkd_api::{ErrorBody, Problem};
 
+use super::refusals::Because;
 use crate::cluster::bringup::BringUpError;
 use crate::fleet::config::ConfigError;
 use crate::fleet::enroll::EnrollError;
@@ -94,7 +95,9 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        let because = Because(self.body.message.clone());
         let mut response = (self.status, Json(self.body)).into_response();
+        response.extensions_mut().insert(because);
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("5"));
         }

@@ -51,7 +51,8 @@ pub(super) async fn import(State(service): App, caller: Caller, Json(order): Jso
     caller.require(Role::Operator)?;
     let is_dir = std::path::Path::new(&order.source).is_dir();
     let source = Source::parse(&order.source, is_dir).map_err(|e| ApiError::invalid(chain(&e)))?;
-    caller.audit(&service, "image.import", order.name.as_deref().unwrap_or("-"), &source.to_string()).await?;
+    let named = order.name.clone().unwrap_or_else(|| "-".to_owned());
+    caller.audit(&service, "image.import", &named, &source.to_string()).await?;
     let request = ImportRequest {
         name: order.name,
         profile: order.profile,
@@ -68,7 +69,11 @@ pub(super) async fn import(State(service): App, caller: Caller, Json(order): Jso
         let teller = Arc::new(Teller { lines: lines.clone(), done: AtomicU64::new(0), told: AtomicU64::new(0) });
         let last = match service.images.import(request, teller, OffsetDateTime::now_utc()).await {
             Ok(image) => ImportUpdate::Done { image: (*image).clone() },
-            Err(error) => ImportUpdate::Failed { message: chain(&error) },
+            Err(error) => {
+                let message = chain(&error);
+                caller.audit_failure(&service, "image.import", &named, &message).await;
+                ImportUpdate::Failed { message }
+            }
         };
         // The caller may have gone away; the image is there all the same.
         let _ = lines.send(last).await;

@@ -15,6 +15,7 @@ mod first_token;
 mod images;
 mod machines;
 mod read_to_end;
+mod refusals;
 mod system;
 mod tls;
 mod updates;
@@ -103,7 +104,9 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 pub fn router(service: Arc<Service>) -> Router {
     let (api, document) = api().split_for_parts();
     let document = Arc::new(document.to_json().unwrap_or_default());
-    api.route("/agent/v1/time", get(agents::time))
+    let written_down = axum::middleware::from_fn_with_state(Arc::clone(&service), refusals::written_down);
+    api.layer(written_down)
+        .route("/agent/v1/time", get(agents::time))
         .route("/agent/v1/enroll", post(agents::enroll))
         .route("/agent/v1/renew", post(agents::renew))
         .route("/agent/v1/task", get(agents::task))

@@ -105,6 +105,57 @@ async fn a_cluster_is_applied_changed_and_destroyed() {
 }
 
 #[tokio::test]
+async fn a_machine_that_a_leaving_node_still_holds_comes_to_the_new_one() {
+    let place = Place::new();
+    let _service = place.start().await;
+    place.import().await;
+    let path = write(&place, &file(&[1], ""));
+    place.ok(&["cluster", "apply", "-f", &path]);
+    taken(&place, 2).await;
+    let members = async || -> Vec<String> {
+        let status = place.admin().get("/api/v1/clusters/rack7").await;
+        let members = status["members"].as_array().unwrap().iter();
+        members.map(|m| format!("{} {}", m["hostname"].as_str().unwrap(), m["machine"].is_string())).collect()
+    };
+    place.ok(&["cluster", "scale", "rack7", "--pool", "w", "--count", "0"]);
+    eventually("w1 has left", async || (members().await == ["cp1 true"]).then_some(())).await;
+    // Any machine of the pool will do: w1's, under another name.
+    place.ok(&["cluster", "scale", "rack7", "--pool", "w", "--count", "3"]);
+    let held = "rack7-w-1 true";
+    eventually("its machine is taken", async || members().await.contains(&held.to_owned()).then_some(())).await;
+    let told = place.ok(&["cluster", "apply", "-f", &path, "--allow-removal"]);
+    assert!(told.contains("w1: to join") && told.contains("rack7-w-3: to leave"), "{told}");
+    let back = ["cp1 true", "w1 true"];
+    eventually("w1 has its machine again", async || (members().await == back).then_some(())).await;
+}
+
+#[tokio::test]
+async fn what_was_refused_or_failed_stands_in_the_audit_trail() {
+    let place = Place::new();
+    let _service = place.start().await;
+    place.import().await;
+    let path = write(&place, &file(&[1], ""));
+    place.ok(&["cluster", "apply", "-f", &path]);
+    refused(&place, &["cluster", "remove", "rack7", "cp1"]);
+    refused(&place, &["image", "import", "/etc", "--name", "etc", "--profile", "lab"]);
+    let made = place.ok(&["user", "create", "vera", "--role", "viewer", "-o", "json"]);
+    let token = serde_json::from_str::<Value>(&made).unwrap()["token"].as_str().unwrap().to_owned();
+    assert!(!place.cli_as(&token, &["cluster", "kubeconfig", "rack7"]).status.success());
+    assert!(!place.cli_as("nobody", &["cluster", "kubeconfig", "rack7"]).status.success());
+    let audit: Vec<Value> = serde_json::from_str(&place.ok(&["audit", "-o", "json"])).unwrap();
+    let lines: Vec<String> = audit
+        .iter()
+        .filter(|entry| entry["action"] == "refused")
+        .map(|entry| ["who", "target", "detail"].map(|field| entry[field].as_str().unwrap()).join(" "))
+        .collect();
+    let has = |words: &[&str]| lines.iter().any(|line| words.iter().all(|word| line.contains(word)));
+    assert!(has(&["admin DELETE ", "/clusters/rack7/", "400: ", "cannot be without cp1"]), "{lines:#?}");
+    assert!(has(&["admin etc image.import failed: "]), "{lines:#?}");
+    assert!(has(&["vera POST /api/v1/clusters/rack7/kubeconfig 403: this takes the role"]), "{lines:#?}");
+    assert_eq!(lines.len(), 3, "strangers write nothing: {lines:#?}");
+}
+
+#[tokio::test]
 async fn a_viewer_sees_and_changes_nothing() {
     let place = Place::new();
     let _service = place.start().await;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use nkd_api::cluster::{Cluster, Kubernetes, MachineMatch, Pool, PoolMachine, Role};
+use nkd_api::cluster::{API_PORT, Cluster, Kubernetes, MachineMatch, Pool, PoolMachine, Role};
 
 use super::rules::{Findings, labels};
 use super::syntax::{self, field, shown};
@@ -306,8 +306,8 @@ fn address(at: &str, machine: &PoolMachine, subnets: &Subnets, seen: &mut Seen, 
 /// Checks where the Kubernetes API is reached.
 pub(super) fn endpoint(cluster: &Cluster, text: &str, found: &mut Findings<'_>) {
     const PATH: &str = "spec.endpoint";
-    let host = match syntax::endpoint(text) {
-        Ok((host, _)) => host,
+    let (host, port) = match syntax::endpoint(text) {
+        Ok(endpoint) => endpoint,
         Err(message) => return found.problem(PATH, message),
     };
     let Ok(address) = host.parse::<IpAddr>() else { return };
@@ -337,6 +337,10 @@ pub(super) fn endpoint(cluster: &Cluster, text: &str, found: &mut Findings<'_>) 
             match pool.role {
                 _ if !own || found.is_bad(&format!("spec.pools[{i}].role")) => {}
                 Role::Worker => found.problem(PATH, format!("{address} is the worker {place}: name a control plane or a load balancer")),
+                Role::ControlPlane if port != API_PORT => found.problem(
+                    PATH,
+                    format!("nobody will answer on port {port} of {address}: its API server listens on {API_PORT}"),
+                ),
                 Role::ControlPlane if planes > 1 => found.warn(
                     PATH,
                     format!("{address} is {place} alone: without it the cluster is not reached. Name a load balancer, or leave the endpoint out for a balancer on every node"),

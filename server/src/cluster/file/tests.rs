@@ -270,6 +270,7 @@ fn mutations() -> Vec<(&'static str, Value, &'static str)> {
         ("/spec/endpoint", json!("https://api.example"), "spec.endpoint"),
         ("/spec/endpoint", json!("10.96.0.1"), "spec.endpoint"),
         ("/spec/endpoint", json!("10.0.0.12:6443"), "spec.endpoint"),
+        ("/spec/endpoint", json!("10.0.0.11:1"), "spec.endpoint"),
         ("/spec/ssh/authorizedKeys/0", json!("-----BEGIN OPENSSH PRIVATE KEY-----"), "spec.ssh.authorizedKeys[0]"),
         ("/spec/ssh/authorizedKeys/0", json!("/root/.ssh/id_rsa.pub"), "spec.ssh.authorizedKeys[0]"),
         ("/spec/pools", json!([]), "spec.pools"),
