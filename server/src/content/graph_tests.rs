@@ -1,3 +1,5 @@
+//! What the graph promises, for any channel and anybody who asks.
+
 use proptest::prelude::*;
 use time::Duration;
 
