@@ -4,14 +4,13 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use futures_util::StreamExt;
 use indicatif::ProgressBar;
 use nkd_api::channel::{Channel, Explained, ExplainedRelease, MarkOrder, PublishOrder, PublishUpdate, Release};
 use reqwest::Method;
 use time::OffsetDateTime;
 
 use super::CliError;
-use super::client::{ClientError, segment};
+use super::client::{self, ClientError, segment};
 use super::context::ContextArgs;
 use super::output::{OutputArgs, age, table};
 
@@ -133,7 +132,7 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
             let order = MarkOrder { barrier, dead_end, rollout_minutes: rollout };
             let path = format!("/api/v1/channels/{}/releases/{release}", segment(&name));
             let release: Release = client.call(Method::PATCH, &path, Some(&order)).await?;
-            output.print(&release, |r| format!("{name}: release {} is {}", r.number, marks(r)));
+            output.print(&release, |r| format!("{name}: release {}: {}", r.number, marks(r)));
         }
         ChannelCommand::Explain { name, machine, output } => {
             let path = format!("/api/v1/machines/{}/updates?channel={}", segment(&machine), segment(&name));
@@ -208,26 +207,16 @@ fn marks(release: &Release) -> String {
 async fn follow(response: reqwest::Response) -> Result<Release, CliError> {
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(Duration::from_millis(120));
-    let mut stream = response.bytes_stream();
-    let mut buffer: Vec<u8> = Vec::new();
-    while let Some(chunk) = stream.next().await {
-        buffer
-            .extend_from_slice(&chunk.map_err(|source| ClientError::Answer { server: "the service".into(), source })?);
-        while let Some(end) = buffer.iter().position(|&b| b == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=end).collect();
-            match serde_json::from_slice(&line) {
-                Ok(PublishUpdate::Step { name }) => bar.set_message(name),
-                Ok(PublishUpdate::Done { release }) => {
-                    bar.finish_and_clear();
-                    return Ok(release);
-                }
-                Ok(PublishUpdate::Failed { message }) => {
-                    bar.finish_and_clear();
-                    return Err(ClientError::Publish(message).into());
-                }
-                Err(_) => {}
-            }
+    let release = client::follow(response, |line| match line {
+        PublishUpdate::Step { name } => {
+            bar.set_message(name);
+            None
         }
-    }
-    Err(ClientError::Publish("the answer broke off; it may still go on: nkd channel list".into()).into())
+        PublishUpdate::Done { release } => Some(Ok(release)),
+        PublishUpdate::Failed { message } => Some(Err(ClientError::Publish(message))),
+    });
+    let release = release.await;
+    bar.finish_and_clear();
+    let broken = || ClientError::Publish("the answer broke off; it may still go on: nkd channel list".into());
+    Ok(release?.ok_or_else(broken)??)
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use nkd_api::ErrorBody;
 use reqwest::{Method, Response};
 use serde::Serialize;
@@ -57,6 +58,29 @@ impl ClientError {
             _ => false,
         }
     }
+}
+
+/// Hears every line of an answer that comes as JSON lines while something goes on, until `hear` gives an end. None: it
+/// broke off before that.
+pub(super) async fn follow<L: DeserializeOwned, T>(
+    response: Response,
+    mut hear: impl FnMut(L) -> Option<T>,
+) -> Result<Option<T>, ClientError> {
+    let mut stream = response.bytes_stream();
+    let mut buffer: Vec<u8> = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        buffer
+            .extend_from_slice(&chunk.map_err(|source| ClientError::Answer { server: "the service".into(), source })?);
+        while let Some(end) = buffer.iter().position(|&b| b == b'\n') {
+            let line: Vec<u8> = buffer.drain(..=end).collect();
+            // A line that a newer service says and this client does not know is left out.
+            let Ok(line) = serde_json::from_slice(&line) else { continue };
+            if let Some(end) = hear(line) {
+                return Ok(Some(end));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The longest that a watch waits for one answer; the service holds a request for less.

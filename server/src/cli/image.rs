@@ -2,14 +2,13 @@
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
 use clap::Subcommand;
-use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use nkd_api::image::{CollectedGarbage, Image, ImportOrder, ImportUpdate};
 use reqwest::Method;
 use time::OffsetDateTime;
 
 use super::CliError;
-use super::client::{ClientError, segment};
+use super::client::{self, ClientError, segment};
 use super::context::ContextArgs;
 use super::output::{OutputArgs, age, bytes, table};
 
@@ -181,32 +180,22 @@ async fn follow(response: reqwest::Response) -> Result<Image, CliError> {
     let bar = ProgressBar::new(0);
     let style = ProgressStyle::with_template("{msg:>10} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let mut stream = response.bytes_stream();
-    let mut buffer: Vec<u8> = Vec::new();
-    while let Some(chunk) = stream.next().await {
-        buffer
-            .extend_from_slice(&chunk.map_err(|source| ClientError::Answer { server: "the service".into(), source })?);
-        while let Some(end) = buffer.iter().position(|&b| b == b'\n') {
-            let line: Vec<u8> = buffer.drain(..=end).collect();
-            match serde_json::from_slice(&line) {
-                Ok(ImportUpdate::Stage { name, total }) => {
-                    bar.set_message(name);
-                    bar.set_position(0);
-                    bar.set_length(total.unwrap_or(0));
-                }
-                Ok(ImportUpdate::Progress { bytes }) => bar.set_position(bytes),
-                Ok(ImportUpdate::Warning { message }) => bar.suspend(|| eprintln!("warning: {message}")),
-                Ok(ImportUpdate::Done { image }) => {
-                    bar.finish_and_clear();
-                    return Ok(image);
-                }
-                Ok(ImportUpdate::Failed { message }) => {
-                    bar.finish_and_clear();
-                    return Err(ClientError::Import(message).into());
-                }
-                Err(_) => {}
+    let image = client::follow(response, |line| {
+        match line {
+            ImportUpdate::Stage { name, total } => {
+                bar.set_message(name);
+                bar.set_position(0);
+                bar.set_length(total.unwrap_or(0));
             }
+            ImportUpdate::Progress { bytes } => bar.set_position(bytes),
+            ImportUpdate::Warning { message } => bar.suspend(|| eprintln!("warning: {message}")),
+            ImportUpdate::Done { image } => return Some(Ok(image)),
+            ImportUpdate::Failed { message } => return Some(Err(ClientError::Import(message))),
         }
-    }
-    Err(ClientError::Import("the answer broke off; the import may still go on: nkd image list".into()).into())
+        None
+    });
+    let image = image.await;
+    bar.finish_and_clear();
+    let broken = || ClientError::Import("the answer broke off; the import may still go on: nkd image list".into());
+    Ok(image?.ok_or_else(broken)??)
 }

@@ -18,7 +18,7 @@ use tower_http::services::{ServeDir, ServeFile};
 use super::ApiError;
 use super::auth::Caller;
 use super::error::chain;
-use super::extract::{Json, Path};
+use super::extract::{Json, Path, lines_of};
 use crate::content::channel::ChannelError;
 use crate::content::image::profile;
 use crate::service::Service;
@@ -73,13 +73,7 @@ pub(super) async fn publish(
         // The caller may have gone away; the release is there all the same.
         let _ = lines.send(last).await;
     });
-    let body = futures_util::stream::unfold(stream, |mut stream| async {
-        let update: PublishUpdate = stream.recv().await?;
-        let mut line = serde_json::to_vec(&update).unwrap_or_default();
-        line.push(b'\n');
-        Some((Ok::<_, std::convert::Infallible>(Bytes::from(line)), stream))
-    });
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+    Ok(lines_of(stream))
 }
 
 /// Changes what is known of a release: barrier, dead end, rollout.

@@ -6,10 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use nkd_api::ErrorBody;
 use nkd_api::image::{CollectedGarbage, Image, ImportOrder, ImportUpdate};
 use nkd_api::profile::Profile;
@@ -21,7 +20,7 @@ use tokio::sync::mpsc;
 use super::ApiError;
 use super::auth::Caller;
 use super::error::chain;
-use super::extract::{Json, Path, Query};
+use super::extract::{Json, Path, Query, lines_of};
 use crate::content::image::catalog::CatalogError;
 use crate::content::image::progress::Progress;
 use crate::content::image::source::Source;
@@ -78,13 +77,7 @@ pub(super) async fn import(State(service): App, caller: Caller, Json(order): Jso
         // The caller may have gone away; the image is there all the same.
         let _ = lines.send(last).await;
     });
-    let body = futures_util::stream::unfold(stream, |mut stream| async {
-        let update = stream.recv().await?;
-        let mut line = serde_json::to_vec(&update).unwrap_or_default();
-        line.push(b'\n');
-        Some((Ok::<_, std::convert::Infallible>(Bytes::from(line)), stream))
-    });
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response())
+    Ok(lines_of(stream))
 }
 
 /// Bytes between two lines of progress.

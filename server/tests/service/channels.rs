@@ -295,7 +295,7 @@ async fn a_client_of_the_graph_is_led_from_release_to_release() {
     place.ok(&["channel", "mark", "stable", "4", "--rollout", "0m"]);
     assert_eq!(edges("&rollout_wariness=1.000000").await, rolled_out);
     let marked = place.ok(&["channel", "mark", "stable", "4", "--dead-end", "it eats disks"]);
-    assert_eq!(marked.trim(), "stable: release 4 is dead end: it eats disks");
+    assert_eq!(marked.trim(), "stable: release 4: dead end: it eats disks");
     assert_eq!(edges("&rollout_wariness=0.000000").await, cautious);
     place.ok(&["channel", "mark", "stable", "2", "--barrier", "false"]);
     assert_eq!(edges("").await, json!([[0, 2], [1, 2]]));
