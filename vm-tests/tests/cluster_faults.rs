@@ -338,3 +338,23 @@ fn tries_end_after_five_and_a_join_without_a_token_is_tried_with_a_new_one() -> 
     lab.wait_ready("rack7", within(LIFE))?;
     lab.expect_no_tokens("rack7", within(120))
 }
+
+#[test]
+#[ignore = "takes minutes: cargo xtask soak"]
+fn a_second_control_plane_loses_its_power_when_it_has_become_a_member_of_etcd() -> Result {
+    let lab = ClusterLab::start("cluster-etcd-cut")?;
+    let file = ClusterFile::named("rack7").control_planes(2);
+    lab.apply(&file)?;
+    let members = file.members();
+    let mut cp1 = lab.node(&members[0])?;
+    let mut cp2 = lab.node(&members[1])?;
+    bridge_pods(&mut [&mut cp1, &mut cp2])?;
+    // From here until its etcd runs, the other member alone has no majority.
+    until("cp2 has told etcd that it comes", within(LIFE), || Ok(step(&cp2).as_deref() == Some("etcd")))?;
+    cp2.power_cut()?;
+    cp2.power_on()?;
+    lab.wait_ready("rack7", within(LIFE))?;
+    let pods = lab.kubectl("rack7", &["-n", "kube-system", "get", "pods", "-l", "component=etcd", "-o", "name"])?;
+    assert_eq!(pods.lines().collect::<BTreeSet<_>>(), ["pod/etcd-cp1", "pod/etcd-cp2"].into(), "{pods}");
+    lab.expect_no_tokens("rack7", within(120))
+}
