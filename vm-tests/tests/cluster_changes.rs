@@ -73,6 +73,15 @@ fn a_cluster_comes_up_grows_shrinks_and_is_taken_apart_with_no_hand_on_its_nodes
     lab.wait_ready("rack7", within(500))?;
     assert_eq!(ready(&lab)?, ["cp1", "cp2", "w1", "w2"]);
 
+    // A node that somebody deletes is missed, and what health says brings it back.
+    lab.kubectl("rack7", &["delete", "node", "w1"])?;
+    let advice = "`systemctl restart kubelet`";
+    lab.wait_for("rack7", "w1 is missed", within(120), |s| s["health"]["reasons"].to_string().contains(advice))?;
+    w1.shell("systemctl restart kubelet", within(60))?;
+    lab.wait_ready("rack7", within(180))?;
+    lab.wait_for("rack7", "the cluster is healthy", within(180), |s| s["health"]["state"] == "healthy")?;
+    assert_eq!(ready(&lab)?, ["cp1", "cp2", "w1", "w2"]);
+
     // A worker leaves: its pods go first, never more of them than their budget allows.
     let path = lab.net.folder().join("pods.yaml");
     std::fs::write(&path, PODS).unwrap();
