@@ -16,7 +16,8 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use nkd_api::ErrorBody;
 use nkd_api::agent::{
-    EnrollRequest, EnrollResponse, KubeadmOrder, RenewRequest, Report, ReportAnswer, ServerTime, TaskAnswer,
+    EnrollRequest, EnrollResponse, KubeadmOrder, ReleaseSource, RenewRequest, Report, ReportAnswer, ServerTime,
+    TaskAnswer,
 };
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -225,6 +226,30 @@ impl Client {
             .map_err(|error| CallError::Answer { to: self.address(), reason: error.to_string() })
     }
 
+    /// A request of any kind, to a service that speaks HTTP and JSON in another protocol.
+    ///
+    /// # Errors
+    /// As every call: [`CallError`].
+    pub async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &'static str,
+        body: Bytes,
+    ) -> Result<Bytes, CallError> {
+        let mut request = self.request(method, path, body)?;
+        request.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+        self.call(request, ANSWER).await
+    }
+
+    /// Where a release comes from.
+    ///
+    /// # Errors
+    /// As every call: [`CallError`].
+    pub async fn release(&self, commit: &str) -> Result<ReleaseSource, CallError> {
+        self.json(self.get(&format!("/agent/v1/release?commit={}", percent(commit)))?, ANSWER).await
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Tls> {
         self.tls.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -300,12 +325,19 @@ impl Client {
     }
 }
 
+/// What Kubernetes says when it says no, as far as it matters.
+#[derive(serde::Deserialize)]
+struct Said {
+    message: String,
+}
+
 /// What the service said when it said no.
 fn refusal(status: StatusCode, body: &[u8]) -> CallError {
     let message = match serde_json::from_slice::<ErrorBody>(body) {
         Ok(ErrorBody { message, hint: Some(hint), .. }) => format!("{message} ({hint})"),
         Ok(ErrorBody { message, .. }) => message,
-        Err(_) => "the service gave no reason".to_owned(),
+        Err(_) => serde_json::from_slice(body)
+            .map_or_else(|_| "the service gave no reason".to_owned(), |Said { message }| message),
     };
     CallError::Status { status, message }
 }

@@ -108,7 +108,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
         store.keep_enrolling(None)?;
     }
     let ca = identity.as_ref().map_or(&config.ca, |identity| &identity.ca);
-    let tls = tls::client_config(ca, identity.as_ref(), &clock)?;
+    let tls = tls::client_config(ca, identity.as_ref().map(Into::into), &clock)?;
     let client = Client::new(&config.server, tls)?;
     let settings =
         Settings { purpose: config.purpose, generation: config.generation, jitter: config.machine.as_bytes()[15] };
@@ -299,7 +299,7 @@ impl Shared {
 
     fn use_tls(&self, identity: Option<&Identity>) -> Result<(), Failure> {
         let ca = identity.map_or(&self.config.ca, |identity| &identity.ca);
-        let config = tls::client_config(ca, identity, &self.clock).map_err(|error| broken(&error))?;
+        let config = tls::client_config(ca, identity.map(Into::into), &self.clock).map_err(|error| broken(&error))?;
         self.client.use_config(config);
         Ok(())
     }

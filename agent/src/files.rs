@@ -84,6 +84,14 @@ pub fn write_public_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<
     replace(path, &text, 0o644)
 }
 
+/// Writes a file that everybody may read, in one step.
+///
+/// # Errors
+/// As [`write_private`].
+pub fn write_public(path: &Path, content: &[u8]) -> Result<(), FileError> {
+    replace(path, content, 0o644)
+}
+
 fn replace(path: &Path, content: &[u8], mode: u32) -> Result<(), FileError> {
     let beside = path.with_extension("new");
     let write = || -> io::Result<()> {

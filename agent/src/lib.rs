@@ -9,6 +9,7 @@
 //! | `install` | disk choice, image relay, installer |
 //! | `kubeadm` | a run of kubeadm in a unit of its own |
 //! | `balance` | the balancer towards the API servers of the node's cluster, in a unit of its own |
+//! | `update`, `ostree` | an update of the node, in a unit of its own; the deployments on its disk |
 //! | `facts` | what the machine says of itself |
 //! | `console`, `status`, `reboot`, `resolve` | the machine around it |
 
@@ -22,11 +23,13 @@ mod files;
 mod identity;
 mod install;
 pub mod kubeadm;
+pub mod ostree;
 mod reboot;
 mod resolve;
 pub mod state;
 pub mod status;
 mod tls;
+pub mod update;
 
 pub use client::chain;
 pub use driver::{Options, RunError, run};

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use nkd_agent::balance::{self, Balancer};
 use nkd_agent::facts::{Root, gather, net};
-use nkd_agent::{Options, Patience, Reboot, chain, kubeadm, status};
+use nkd_agent::{Options, Patience, Reboot, chain, kubeadm, status, update};
 use nkd_api::agent::AGENT_CONFIG_PATH;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -17,12 +17,15 @@ nkd-agent: enrolls this machine with its nkd service, installs, reports
   nkd-agent status [-o text|json] [--socket FILE]
   nkd-agent facts [--root DIR]
   nkd-agent balance [--config FILE]                 (in a unit of its own)
+  nkd-agent update [--config FILE] [--state DIR] [--os PROGRAM] [--gate SECONDS]   (in a unit of its own)
   nkd-agent kubeadm --order FILE [--state DIR]      (run by the agent, in a unit of its own)
   nkd-agent --version | --help
 
   --config FILE   what Ignition left for the agent (/etc/nkd/agent.json), or the balancer's (/etc/nkd/balancer.json)
   --state DIR     key, certificate and journal (/var/lib/nkd-agent)
   --socket FILE   local status (/run/nkd-agent.sock)
+  --os PROGRAM    does what ostree does elsewhere, on a system with images of another kind (see docs/updates.md)
+  --gate SECONDS  how long a node may take to be healthy after an update (900)
   --root DIR      where /sys, /proc and /dev are (/)
 ";
 
@@ -35,6 +38,7 @@ enum Command {
     Facts(PathBuf),
     Kubeadm { order: PathBuf, state: PathBuf },
     Balance(balance::Options),
+    Update(Box<update::Options>),
     Print(String),
 }
 
@@ -52,14 +56,21 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
         patience: Patience::default(),
     };
     let mut balancer = balance::Options::default();
+    let (mut os, mut settings) = (None, update::state::Settings::default());
     let (mut json, mut order) = (false, None);
     while let Some(flag) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{flag} takes a value"));
         match (command.as_str(), flag.as_str()) {
-            ("run", "--config") => options.config = value()?.into(),
+            ("run" | "update", "--config") => options.config = value()?.into(),
             ("balance", "--config") => balancer.config = value()?.into(),
             ("kubeadm", "--order") => order = Some(PathBuf::from(value()?)),
-            ("run" | "kubeadm", "--state") => options.state = value()?.into(),
+            ("update", "--os") => os = Some(value()?),
+            ("update", "--gate") => {
+                let seconds = value()?;
+                let seconds = seconds.parse().map_err(|_| format!("--gate takes seconds, not `{seconds}`"))?;
+                settings.gate = std::time::Duration::from_secs(seconds);
+            }
+            ("run" | "kubeadm" | "update", "--state") => options.state = value()?.into(),
             ("run" | "status", "--socket") => options.socket = value()?.into(),
             ("run" | "facts", "--root") => options.root = value()?.into(),
             ("status", "-o") => {
@@ -78,6 +89,15 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String>
         "facts" => Ok(Command::Facts(options.root)),
         "kubeadm" => Ok(Command::Kubeadm { order: order.ok_or("`kubeadm` needs --order FILE")?, state: options.state }),
         "balance" => Ok(Command::Balance(balancer)),
+        "update" => Ok(Command::Update(Box::new(update::Options {
+            config: options.config,
+            state: options.state,
+            root: options.root,
+            path: options.path,
+            reboot: options.reboot,
+            os,
+            settings,
+        }))),
         "--version" | "-V" => Ok(Command::Print(format!("nkd-agent {}\n", env!("CARGO_PKG_VERSION")))),
         "--help" | "-h" | "help" => Ok(Command::Print(USAGE.to_owned())),
         other => Err(format!("`{other}` is not a command")),
@@ -123,6 +143,10 @@ fn execute(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         Command::Run(options) => {
             log();
             runtime.block_on(until_told(nkd_agent::run(*options)))?;
+        }
+        Command::Update(options) => {
+            log();
+            runtime.block_on(until_told(update::run(*options)))?;
         }
         Command::Balance(options) => {
             log();

@@ -7,6 +7,7 @@
 //!                                                                       revision differs from R, else within S seconds (at most 60)
 //! GET  /agent/v1/install-config?generation=G     -> Ignition document   client certificate of purpose `install`
 //! GET  /agent/v1/kubeadm?operation=ID            -> KubeadmOrder        client certificate of purpose `node`
+//! GET  /agent/v1/release?commit=C                -> ReleaseSource       client certificate of purpose `node`
 //! POST /agent/v1/report           Report         -> ReportAnswer        client certificate
 //! GET  /agent/v1/time                            -> ServerTime          nobody in particular
 //! ```
@@ -282,6 +283,17 @@ pub struct NodeFile {
     pub mode: u32,
     /// Text.
     pub contents: String,
+}
+
+/// Where a release comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ReleaseSource {
+    /// Path of the ostree repository on this service, `/ostree/nestos`.
+    pub repository: String,
+    /// The OpenPGP key that its commits and its summary are signed with, armored.
+    pub key: String,
 }
 
 /// How a run of kubeadm goes.

@@ -155,11 +155,14 @@ pub struct Strategy {
     pub soak_seconds: u32,
     /// After so many failed nodes no further one begins.
     pub halt_after_failures: u32,
+    /// What kubeadm's checks may find without ending the upgrade, `ImagePull`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ignore_preflight_errors: Vec<String>,
 }
 
 impl Default for Strategy {
     fn default() -> Self {
-        Self { drain: Drain::default(), soak_seconds: 0, halt_after_failures: 2 }
+        Self { drain: Drain::default(), soak_seconds: 0, halt_after_failures: 2, ignore_preflight_errors: Vec::new() }
     }
 }
 
@@ -358,6 +361,9 @@ pub struct Desired {
     pub first: bool,
     /// False: only download and stage. True: the node is drained, upgrade now.
     pub go: bool,
+    /// What kubeadm's checks may find without ending the upgrade.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignore_preflight_errors: Vec<String>,
 }
 
 /// How far a node is, in its agent's words. The annotation [`REPORTED`].
@@ -526,6 +532,7 @@ mod tests {
             kubernetes: Some("v1.21.0".into()),
             first: true,
             go: false,
+            ignore_preflight_errors: Vec::new(),
         };
         let text = json!({"update": "rack7-2", "uid": "u", "attempt": 1, "os": null, "kubernetes": "v1.21.0", "first": true, "go": false});
         assert_eq!(serde_json::to_value(&desired).unwrap(), text);

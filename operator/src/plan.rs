@@ -175,6 +175,7 @@ impl<'a> Planner<'a> {
             // The one that began with `kubeadm upgrade apply` has to end it.
             first: before.is_some_and(|desired| desired.first && self.fits(desired)),
             go: false,
+            ignore_preflight_errors: self.wish.spec.strategy.ignore_preflight_errors.clone(),
         };
         let message = format!("is to stage the release {}", release.name);
         let change = Change { desired: Some(Some(desired)), note: Some(None), ..Change::default() };

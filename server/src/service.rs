@@ -95,3 +95,5 @@ pub struct AgentFile {
 pub const AGENT_UNIT: &str = include_str!("../../agent/dist/nkd-agent.service");
 /// The unit of its balancer, likewise.
 pub const BALANCER_UNIT: &str = include_str!("../../agent/dist/nkd-balancer.service");
+/// The unit of its updates, likewise.
+pub const UPDATER_UNIT: &str = include_str!("../../agent/dist/nkd-updater.service");

@@ -90,7 +90,7 @@ fn read(name: &str, pem: &str, written: Option<OffsetDateTime>) -> Option<NodeCe
 }
 
 /// A field of a kubeconfig that kubeadm wrote: base64 on the line of its name.
-pub(super) fn embedded(config: &str, field: &str) -> Option<String> {
+pub(crate) fn embedded(config: &str, field: &str) -> Option<String> {
     let line =
         config.lines().find_map(|line| line.trim_start_matches([' ', '-']).strip_prefix(field)?.strip_prefix(':'))?;
     let word = line.trim().trim_matches(['"', '\'']);

@@ -17,7 +17,18 @@ mod renew;
 mod run;
 mod watch;
 
+pub(crate) use certificates::embedded;
 pub use certificates::{Shown, gather as certificates};
 pub use journal::{Entry, Journal};
+pub(crate) use renew::api_server_port;
+pub(crate) use run::shout;
 pub use run::{RunError, run};
 pub use watch::{Place, carry_out};
+
+/// Asks this node's own API server, as its administrator.
+///
+/// # Errors
+/// In one sentence.
+pub(crate) fn ask_api_server(root: &std::path::Path, port: u16, path: &str) -> Result<Vec<u8>, String> {
+    local::get(&root.join("etc/kubernetes"), port, path)
+}

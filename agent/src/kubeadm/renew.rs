@@ -149,6 +149,13 @@ impl Node {
     }
 }
 
+/// The port of this node's own API server; none: it has none.
+pub(crate) fn api_server_port(root: &Path) -> Option<u16> {
+    let manifest = std::fs::read_to_string(root.join("etc/kubernetes/manifests/kube-apiserver.yaml")).ok()?;
+    let port = arguments(&manifest).iter().find_map(|word| word.strip_prefix("--secure-port=")?.parse().ok());
+    Some(port.unwrap_or(6443))
+}
+
 fn rename(from: &Path, to: &Path) -> Result<(), String> {
     std::fs::rename(from, to).map_err(|error| format!("{} to {}: {error}", from.display(), to.display()))
 }

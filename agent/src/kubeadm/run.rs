@@ -264,6 +264,14 @@ pub(super) fn command(
     })
 }
 
+/// Runs a program that has much to say, all of which goes to the journal of the system.
+///
+/// # Errors
+/// In one sentence.
+pub(crate) fn shout(step: &str, program: &str, words: &[&str]) -> Result<(), String> {
+    command(step, program, words, |_| Ok(())).map_err(|failure| failure.reason)
+}
+
 /// Why a program failed, as it says itself: what kubeadm's checks found, its error, or the last line.
 fn told(tail: &str) -> String {
     let found: Vec<&str> = tail.lines().map(str::trim).filter(|line| line.contains("[ERROR ")).take(FINDINGS).collect();

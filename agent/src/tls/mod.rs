@@ -33,11 +33,26 @@ pub enum TlsError {
     Rustls(#[from] rustls::Error),
 }
 
-/// A client configuration that trusts `ca` alone and shows `identity` when there is one.
+/// A certificate and its key that are shown, PEM.
+#[derive(Clone, Copy)]
+pub struct Presented<'a> {
+    /// Certificate and intermediates.
+    pub certificate: &'a str,
+    /// Private key.
+    pub key: &'a str,
+}
+
+impl<'a> From<&'a Identity> for Presented<'a> {
+    fn from(identity: &'a Identity) -> Self {
+        Self { certificate: &identity.certificate, key: &identity.key }
+    }
+}
+
+/// A client configuration that trusts `ca` alone and shows `presented` when there is one.
 ///
 /// # Errors
 /// When the CA, the certificate or the key cannot be used.
-pub fn client_config(ca: &str, identity: Option<&Identity>, clock: &Clock) -> Result<Arc<ClientConfig>, TlsError> {
+pub fn client_config(ca: &str, presented: Option<Presented<'_>>, clock: &Clock) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = Arc::new(default_provider());
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(ca.as_bytes()) {
@@ -55,13 +70,13 @@ pub fn client_config(ca: &str, identity: Option<&Identity>, clock: &Clock) -> Re
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
-    let mut config = match identity {
+    let mut config = match presented {
         None => builder.with_no_client_auth(),
-        Some(identity) => {
-            let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes())
+        Some(presented) => {
+            let chain = CertificateDer::pem_slice_iter(presented.certificate.as_bytes())
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(|error| TlsError::Identity(error.to_string()))?;
-            let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes())
+            let key = PrivateKeyDer::from_pem_slice(presented.key.as_bytes())
                 .map_err(|error| TlsError::Identity(error.to_string()))?;
             builder.with_client_auth_cert(chain, key).map_err(|error| TlsError::Identity(error.to_string()))?
         }

@@ -9,8 +9,8 @@ use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use nkd_api::agent::{
-    EnrollRequest, EnrollResponse, KubeadmOrder, Purpose, RenewRequest, Report, ReportAnswer, ReportEvent, ServerTime,
-    Task, TaskAnswer,
+    EnrollRequest, EnrollResponse, KubeadmOrder, Purpose, ReleaseSource, RenewRequest, Report, ReportAnswer,
+    ReportEvent, ServerTime, Task, TaskAnswer,
 };
 use nkd_api::image::Image;
 use nkd_api::machine::Machine;
@@ -58,6 +58,29 @@ pub(super) async fn renew(
     Json(request): Json<RenewRequest>,
 ) -> Result<Json<EnrollResponse>> {
     Ok(Json(enroll::renew(&service.registry, &service.pki, node, &request.csr).await?))
+}
+
+#[derive(Deserialize)]
+pub(super) struct ReleaseQuery {
+    commit: String,
+}
+
+/// Where a node finds a release: which repository holds it, and the key that it is signed with.
+pub(super) async fn release(
+    State(service): State<Arc<Service>>,
+    Node(node): Node,
+    Query(query): Query<ReleaseQuery>,
+) -> Result<Json<ReleaseSource>> {
+    if node.purpose != Purpose::Node {
+        return Err(ApiError::forbidden("releases are for installed systems"));
+    }
+    admitted(&service, node).await?;
+    match service.channels.source(&query.commit).await {
+        Ok(Some(source)) => Ok(Json(source)),
+        Ok(None) => Err(ApiError::not_found(format!("no release of any channel is the commit {}", query.commit))
+            .hint("publish it: `nkd channel publish`")),
+        Err(error) => Err(ApiError::unavailable(super::chain(&error))),
+    }
 }
 
 #[derive(Deserialize)]

@@ -113,6 +113,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/agent/v1/report", post(agents::report))
         .route("/agent/v1/kubeadm", get(agents::kubeadm))
         .route("/agent/v1/install-config", get(agents::install_config))
+        .route("/agent/v1/release", get(agents::release))
         .route("/ignition/v1/config", get(agents::ignition_config))
         .route("/v1/graph", get(updates::graph))
         .route("/ostree/key.asc", get(channels::key))

@@ -65,6 +65,8 @@ pub struct AgentFiles {
     pub unit: Option<String>,
     /// That of its balancer.
     pub balancer_unit: Option<String>,
+    /// The unit of its updates, likewise.
+    pub updater_unit: Option<String>,
 }
 
 impl std::fmt::Debug for AgentFiles {

@@ -102,6 +102,11 @@ impl Node {
         let kubernetes = self.spec.kubernetes.as_ref();
         let kubernetes =
             kubernetes.ok_or_else(|| Error::Argument(format!("{} is no node of Kubernetes", self.name())))?;
+        self.import_images_of(kubernetes, which, limit)
+    }
+
+    /// The same with those of any version.
+    pub fn import_images_of(&self, kubernetes: &Kubernetes, which: Images, limit: Duration) -> Result<(), Error> {
         // The largest last, so that they are taken first.
         let mut images = kubernetes.images(which)?;
         images.sort_by_key(|image| image.metadata().map_or(0, |data| data.len()));

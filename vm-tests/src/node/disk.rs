@@ -74,6 +74,7 @@ impl Disk {
             self.program(agent, "nkd-agent")?;
             text("usr/upper/lib/systemd/system/nkd-agent.service", units::AGENT)?;
             text("usr/upper/lib/systemd/system/nkd-balancer.service", units::BALANCER)?;
+            text("usr/upper/lib/systemd/system/nkd-updater.service", units::UPDATER)?;
         }
         for file in &spec.files {
             let (layer, path) = file.place()?;

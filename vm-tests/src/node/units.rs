@@ -93,6 +93,9 @@ pub(super) const AGENT: &str = include_str!("../../../agent/dist/nkd-agent.servi
 /// And that of its balancer.
 pub(super) const BALANCER: &str = include_str!("../../../agent/dist/nkd-balancer.service");
 
+/// And that of its updates.
+pub(super) const UPDATER: &str = include_str!("../../../agent/dist/nkd-updater.service");
+
 /// What lies in `/etc/systemd`. `generators` are the names of this computer's, none of which may run.
 pub(super) fn entries(kubernetes: bool, agent: bool, generators: &[String]) -> Vec<Entry> {
     let mask = |path: String| Entry::Link { path, target: "/dev/null".to_owned() };
@@ -114,6 +117,7 @@ pub(super) fn entries(kubernetes: bool, agent: bool, generators: &[String]) -> V
     if agent {
         entries.push(enable("nkd-agent.service", "/usr/lib/systemd/system"));
         entries.push(enable("nkd-balancer.service", "/usr/lib/systemd/system"));
+        entries.push(enable("nkd-updater.service", "/usr/lib/systemd/system"));
     }
     entries
 }

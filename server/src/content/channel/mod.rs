@@ -16,6 +16,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nkd_api::agent::ReleaseSource;
 use nkd_api::channel::{Channel, MarkOrder, PublishOrder, Release};
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
@@ -160,6 +161,19 @@ impl Channels {
     #[must_use]
     pub fn key_file(&self) -> PathBuf {
         self.folder().join(KEY_FILE)
+    }
+
+    /// Where a node finds this commit. None: no release is this commit.
+    ///
+    /// # Errors
+    /// The store, or the key that everything is signed with cannot be read.
+    pub async fn source(&self, commit: &str) -> Result<Option<ReleaseSource>, ChannelError> {
+        let channels = self.store.channels().await?;
+        let has = |channel: &&Channel| channel.releases.iter().any(|release| release.commit == commit);
+        let Some(channel) = channels.iter().find(has) else { return Ok(None) };
+        let path = self.key_file();
+        let key = blocking(move || signer::public_key(&path)).await?;
+        Ok(Some(ReleaseSource { repository: format!("/ostree/{}", channel.profile), key }))
     }
 
     /// Makes refs and summaries say what the list of releases says: a service that was killed may not have come so far.

@@ -2,6 +2,7 @@
 //!
 //! At rest it lies sealed in the store. For the moments of a signature it is in a folder of its own, in memory where the
 //! system has such a folder.
+#![expect(clippy::disallowed_methods, reason = "reads the public half")]
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -15,6 +16,11 @@ use super::program::{ProgramError, run};
 const IN_MEMORY: [&str; 2] = ["/dev/shm", "/run/shm"];
 /// Of the key: people see it when they look at a signature.
 const OWNER: &str = "nkd channels";
+
+/// The public half, as it lies beside the repositories.
+pub(super) fn public_key(path: &Path) -> Result<String, ChannelError> {
+    std::fs::read_to_string(path).map_err(|source| ChannelError::Io { action: "read", path: path.into(), source })
+}
 
 /// A key that is ready to sign.
 pub(super) struct Signer {

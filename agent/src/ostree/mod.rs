@@ -1,0 +1,146 @@
+//! The operating system as deployments on the disk: what runs, what is laid out beside it, what boots next.
+//!
+//! | module | for |
+//! |---|---|
+//! | `plain` | ostree without rpm-ostree: `ostree admin` |
+//! | `rpm` | rpm-ostree: NestOS, Fedora CoreOS; commits and images by their digests |
+//! | `site` | anything else: a program of the site's own |
+//! | `boot` | the boot loader's counter |
+//!
+//! Every operation may be begun again after it was broken off anywhere.
+
+mod boot;
+mod plain;
+mod program;
+mod rpm;
+mod site;
+
+use std::path::{Path, PathBuf};
+
+use nkd_api::update::OsRelease;
+
+use crate::update::state::{Deployment, Failure};
+
+pub use boot::BootCounter;
+pub use plain::Plain;
+pub use program::{ask, tell};
+pub use rpm::Rpm;
+pub use site::Site;
+
+/// Where a release comes from: the service's repository of the release's profile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// `https://192.0.2.1:8443/ostree/nestos`.
+    pub url: String,
+    /// The authority of that address, PEM.
+    pub ca: String,
+    /// The OpenPGP key that its commits are signed with, armored.
+    pub key: String,
+}
+
+/// What a kind of system can do.
+pub trait Backend: Send + Sync {
+    /// Every deployment, the one that boots next first.
+    ///
+    /// # Errors
+    /// In one sentence.
+    fn deployments(&self) -> Result<Vec<Deployment>, String>;
+
+    /// Why the last staged deployment was not made.
+    fn finalize_failure(&self) -> Option<String>;
+
+    /// Fetches a release and lays it out beside what runs, so that no restart makes it the next system. Its tree.
+    ///
+    /// # Errors
+    /// With a word on whether another try may fare better.
+    fn stage(&self, os: &OsRelease, source: Option<&Source>) -> Result<PathBuf, Failure>;
+
+    /// From now on a restart makes the staged deployment the next system, and the boot loader counts.
+    ///
+    /// # Errors
+    /// As [`Backend::stage`].
+    fn arm(&self) -> Result<(), Failure>;
+
+    /// What runs stays.
+    ///
+    /// # Errors
+    /// As [`Backend::stage`].
+    fn confirm(&self) -> Result<(), Failure>;
+
+    /// What ran before, `from`, boots next.
+    ///
+    /// # Errors
+    /// As [`Backend::stage`].
+    fn revert(&self, from: &str) -> Result<(), Failure>;
+
+    /// Puts a release away that does not run, and lets the boot loader count no more.
+    ///
+    /// # Errors
+    /// As [`Backend::stage`].
+    fn discard(&self, id: &str) -> Result<(), Failure>;
+
+    /// Whether it was told to be something else than what it is: no images at all.
+    fn is_image_based(&self) -> bool {
+        true
+    }
+}
+
+/// The one that fits this system. `path`: where programs are looked for.
+#[must_use]
+pub fn detect(root: &Path, path: &str) -> Box<dyn Backend> {
+    let has = |program: &str| path.split(':').any(|folder| Path::new(folder).join(program).exists());
+    let counter = BootCounter::find(root, path);
+    match root.join("run/ostree-booted").exists() {
+        true if has("rpm-ostree") => Box::new(Rpm::new(root, counter)),
+        true => Box::new(Plain::new(root, counter)),
+        false => Box::new(Fixed),
+    }
+}
+
+/// A system that is not made of images: Kubernetes alone can be upgraded.
+pub struct Fixed;
+
+impl Backend for Fixed {
+    fn deployments(&self) -> Result<Vec<Deployment>, String> {
+        Ok(Vec::new())
+    }
+
+    fn finalize_failure(&self) -> Option<String> {
+        None
+    }
+
+    fn stage(&self, _: &OsRelease, _: Option<&Source>) -> Result<PathBuf, Failure> {
+        let reason = "this system is not made of images (there is no /run/ostree-booted): ask for Kubernetes alone";
+        Err(Failure { retry: false, reason: reason.to_owned() })
+    }
+
+    fn arm(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn confirm(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn revert(&self, _: &str) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn discard(&self, _: &str) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn is_image_based(&self) -> bool {
+        false
+    }
+}
+
+/// Another try may fare better.
+fn again(reason: String) -> Failure {
+    Failure { retry: true, reason }
+}
+
+/// No further try will fare better.
+fn never(reason: String) -> Failure {
+    Failure { retry: false, reason }
+}

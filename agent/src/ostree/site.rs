@@ -1,0 +1,87 @@
+//! A system whose images are somebody else's business: a program of the site's own does what ostree does elsewhere.
+//!
+//! ```text
+//! PROGRAM status           [{"id": "...", "booted": true, "staged": false}, ...], the one that boots next first
+//! PROGRAM stage ID         lays the release out; writes the path of its tree
+//! PROGRAM arm|confirm      a restart makes it the next system | what runs stays
+//! PROGRAM revert ID        this one boots next again
+//! PROGRAM discard ID       puts it away, if it does not run
+//! ```
+//! Exit code 0: done. 65: no further try will fare better. Any other: another try may. Standard error is the reason.
+
+use std::path::PathBuf;
+
+use nkd_api::update::OsRelease;
+use serde::Deserialize;
+
+use super::program::{ask, tell};
+use super::{Backend, Source, again, never};
+use crate::update::state::{Deployment, Failure, id_of};
+
+/// The exit code of what is final (EX_DATAERR).
+const FINAL: &str = "exit status: 65";
+
+/// The program.
+pub struct Site {
+    program: String,
+}
+
+#[derive(Deserialize)]
+struct Listed {
+    id: String,
+    #[serde(default)]
+    booted: bool,
+    #[serde(default)]
+    staged: bool,
+}
+
+impl Site {
+    /// This one.
+    #[must_use]
+    pub fn new(program: String) -> Self {
+        Self { program }
+    }
+
+    fn run(&self, words: &[&str]) -> Result<(), Failure> {
+        tell(&self.program, words).map_err(judged)
+    }
+}
+
+fn judged(reason: String) -> Failure {
+    if reason.contains(FINAL) { never(reason) } else { again(reason) }
+}
+
+impl Backend for Site {
+    fn deployments(&self) -> Result<Vec<Deployment>, String> {
+        let text = ask(&self.program, &["status"])?;
+        let listed: Vec<Listed> =
+            serde_json::from_str(&text).map_err(|error| format!("`{} status` does not read: {error}", self.program))?;
+        Ok(listed.into_iter().map(|l| Deployment { id: l.id, booted: l.booted, staged: l.staged }).collect())
+    }
+
+    fn finalize_failure(&self) -> Option<String> {
+        None
+    }
+
+    fn stage(&self, os: &OsRelease, _: Option<&Source>) -> Result<PathBuf, Failure> {
+        let id = id_of(os).ok_or_else(|| never("the release names neither commit nor image".to_owned()))?;
+        let tree = ask(&self.program, &["stage", id]).map_err(judged)?;
+        Ok(PathBuf::from(tree.trim()))
+    }
+
+    fn arm(&self) -> Result<(), Failure> {
+        self.run(&["arm"])
+    }
+
+    fn confirm(&self) -> Result<(), Failure> {
+        self.run(&["confirm"])
+    }
+
+    fn revert(&self, from: &str) -> Result<(), Failure> {
+        self.run(&["revert", from])
+    }
+
+    fn discard(&self, id: &str) -> Result<(), Failure> {
+        self.run(&["discard", id])
+    }
+}

@@ -1,0 +1,311 @@
+//! Carries out what [`super::state`] decides.
+//!
+//! One effect at a time; programs that it started end with the unit, and are begun again by the next start.
+#![expect(clippy::disallowed_methods, reason = "the edge where clock and files come in")]
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nkd_api::agent::Purpose;
+use nkd_api::update::Desired;
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+use super::gate;
+use super::kubernetes::{Place, fits, kubelet_version};
+use super::node::NodeClient;
+use super::state::{Action, Event, Failure, Job, Journal, Now, Settings, State, System, Tree, id_of};
+use crate::client::{Client, chain};
+use crate::clock::Clock;
+use crate::console;
+use crate::facts::{self, Root};
+use crate::files::{self, FileError};
+use crate::identity::Store;
+use crate::ostree::{self, Backend, Source, ask};
+use crate::reboot::Reboot;
+use crate::tls;
+
+/// Between two looks at the node, when nothing is under way.
+const IDLE: Duration = Duration::from_secs(10);
+/// The same while something is.
+const BUSY: Duration = Duration::from_secs(2);
+/// Between two looks for a node that is none yet.
+const NO_NODE: Duration = Duration::from_secs(10);
+
+/// Where it works.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `agent.json`.
+    pub config: PathBuf,
+    /// State directory of the agent.
+    pub state: PathBuf,
+    /// `/`
+    pub root: PathBuf,
+    /// Where programs are looked for.
+    pub path: String,
+    /// How to restart.
+    pub reboot: Reboot,
+    /// A program of the site's own in the place of ostree.
+    pub os: Option<String>,
+    /// What the gate asks for.
+    pub settings: Settings,
+}
+
+/// It cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// No `agent.json`.
+    #[error("{0} is not there: this machine was not given to an nkd service")]
+    NoConfig(PathBuf),
+}
+
+struct Shared {
+    options: Options,
+    root: Root,
+    clock: Clock,
+    os: Box<dyn Backend>,
+    place: Place,
+    /// The tree of the release that is laid out.
+    tree: Mutex<Option<PathBuf>>,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+/// Runs until the future is dropped. A system that is not installed has nothing to update: then it ends at once.
+///
+/// # Errors
+/// When the agent's files cannot be used.
+pub async fn run(options: Options) -> Result<(), RunError> {
+    let store = Store::open(&options.config, &options.state)?;
+    let config = store.config()?.ok_or_else(|| RunError::NoConfig(options.config.clone()))?;
+    if config.purpose != Purpose::Node {
+        return Ok(());
+    }
+    let journal_path = options.state.join("update.json");
+    // A damaged journal is an error: without it nobody knows what was armed.
+    let journal: Journal = files::read_json(&journal_path)?.unwrap_or_default();
+    let root = Root::new(&options.root);
+    let clock = Clock::new(facts::uptime(&root));
+    let os: Box<dyn Backend> = match &options.os {
+        Some(program) => Box::new(ostree::Site::new(program.clone())),
+        None => ostree::detect(&options.root, &options.path),
+    };
+    let place = Place { root: options.root.clone(), state: options.state.clone() };
+    let (events, mut inbox) = mpsc::unbounded_channel();
+    let mut node = NodeClient::new(&options.root);
+    let settings = options.settings;
+    let shared = Arc::new(Shared { options, root, clock, os, place, tree: Mutex::new(None), events });
+    let mut state = State::new(settings, journal);
+    let mut event = Event::Tick;
+    let mut next_look = Instant::now();
+    loop {
+        let actions;
+        (state, actions) = state.step(event, shared.now());
+        let mut kept = true;
+        for action in actions {
+            match action {
+                Action::Remember(journal) => {
+                    if let Err(error) = files::write_json(&journal_path, &journal) {
+                        // Nothing of what follows may begin: the next start goes on from what is on the disk.
+                        tracing::error!(error = %chain(&error), "the journal was not written");
+                        kept = false;
+                    }
+                }
+                _ if !kept => {}
+                Action::Say(text) => console::say(&text),
+                Action::Tell(report) => {
+                    let told = node.tell(&report).await;
+                    // The receiver is in this function.
+                    let _ = shared.events.send(Event::Told(told));
+                }
+                action => {
+                    let shared = Arc::clone(&shared);
+                    tokio::spawn(async move {
+                        let event = perform(&shared, action).await;
+                        let _ = shared.events.send(event);
+                    });
+                }
+            }
+        }
+        if !kept {
+            return Err(FileError::Io {
+                action: "write",
+                path: journal_path,
+                source: std::io::Error::other("see the line before"),
+            }
+            .into());
+        }
+        let busy = state.journal().job.as_ref().is_some_and(|job| !job.stage.is_end());
+        let due = state.deadline().map(|at| at.saturating_sub(shared.clock.uptime()));
+        let look = next_look.saturating_duration_since(Instant::now());
+        let wait = due.map_or(look, |due| due.min(look)).max(Duration::from_millis(20));
+        event = match timeout(wait, inbox.recv()).await {
+            Ok(Some(event)) => event,
+            Ok(None) => return Ok(()),
+            Err(_) if Instant::now() >= next_look => {
+                let is_node = node.is_node();
+                next_look = Instant::now()
+                    + if !is_node {
+                        NO_NODE
+                    } else if busy {
+                        BUSY
+                    } else {
+                        IDLE
+                    };
+                match is_node {
+                    false => Event::Tick,
+                    true => match node.look().await {
+                        Ok(seen) => Event::Desired(seen.desired, seen.reported),
+                        Err(reason) => {
+                            tracing::warn!(reason, "the node cannot be looked at");
+                            Event::Tick
+                        }
+                    },
+                }
+            }
+            Err(_) => Event::Tick,
+        };
+    }
+}
+
+/// Does one thing, on a thread where it may wait.
+async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
+    match action {
+        Action::Look => Event::Seen(blocking(shared, Shared::system).await.map_err(|failure| failure.reason)),
+        Action::Stage(desired) => {
+            let source = match desired.os.as_ref().and_then(|os| os.commit.as_deref()) {
+                // What runs or is staged needs no source: the service may be away.
+                Some(commit) => shared.source(commit).await.map_err(|reason| {
+                    tracing::warn!(reason, "the service does not say where the release is");
+                }),
+                None => Err(()),
+            };
+            Event::Ended(blocking(shared, move |shared| shared.stage(&desired, source.ok().as_ref()).map(Some)).await)
+        }
+        Action::Kubeadm(desired) => {
+            Event::Ended(blocking(shared, move |shared| shared.kubeadm(&desired).map(|()| None)).await)
+        }
+        Action::Arm => Event::Ended(blocking(shared, |shared| shared.os.arm().map(|()| None)).await),
+        Action::Check(job) => Event::Checked(shared.check(&job).await),
+        Action::Confirm => Event::Ended(
+            blocking(shared, |shared| {
+                shared.os.confirm()?;
+                shared.place.forget().map_err(|reason| Failure { retry: true, reason })?;
+                Ok(None)
+            })
+            .await,
+        ),
+        Action::Revert => Event::Ended(blocking(shared, |shared| shared.revert().map(|()| None)).await),
+        Action::Settle => Event::Ended(blocking(shared, |shared| shared.settle().map(|()| None)).await),
+        Action::Restart => {
+            console::say("the machine restarts for its update");
+            let reason = shared.options.reboot.run().await;
+            Event::Ended(Err(Failure { retry: true, reason }))
+        }
+        Action::Remember(_) | Action::Say(_) | Action::Tell(_) => Event::Tick,
+    }
+}
+
+/// Programs are waited for on a thread of their own.
+async fn blocking<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    work: impl FnOnce(&Shared) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let shared = Arc::clone(shared);
+    let ended = tokio::task::spawn_blocking(move || work(&shared)).await;
+    ended.unwrap_or_else(|error| Err(Failure { retry: true, reason: error.to_string() }))
+}
+
+impl Shared {
+    fn now(&self) -> Now {
+        Now { uptime: self.clock.uptime(), date: OffsetDateTime::now_utc() }
+    }
+
+    fn system(&self) -> Result<System, Failure> {
+        let again = |reason: String| Failure { retry: true, reason };
+        let failed = ask("systemctl", &["list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"]);
+        let failed = failed.map_err(again)?;
+        Ok(System {
+            boot_id: facts::boot_id(&self.root),
+            deployments: self.os.deployments().map_err(again)?,
+            finalize_failure: self.os.finalize_failure(),
+            kubernetes: kubelet_version(&self.options.root),
+            failed_units: failed.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect(),
+        })
+    }
+
+    fn tree(&self) -> Option<PathBuf> {
+        self.tree.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where the release is, by the word of the service.
+    async fn source(&self, commit: &str) -> Result<Source, String> {
+        let store = Store::open(&self.options.config, &self.options.state).map_err(|error| chain(&error))?;
+        let identity = store.identity().map_err(|error| chain(&error))?.ok_or("this machine has not enrolled")?;
+        let config = store.config().map_err(|error| chain(&error))?.ok_or("agent.json is gone")?;
+        let clock = Clock::new(Duration::ZERO);
+        let tls = tls::client_config(&identity.ca, Some((&identity).into()), &clock).map_err(|e| chain(&e))?;
+        let client = Client::new(&config.server, tls).map_err(|error| chain(&error))?;
+        let found = client.release(commit).await.map_err(|error| chain(&error))?;
+        let url = format!("{}{}", config.server.trim_end_matches('/'), found.repository);
+        Ok(Source { url, ca: identity.ca, key: found.key })
+    }
+
+    fn stage(&self, desired: &Desired, source: Option<&Source>) -> Result<Tree, Failure> {
+        let tree = match &desired.os {
+            Some(os) => self.os.stage(os, source)?,
+            None => self.options.root.clone(),
+        };
+        fits(&tree, desired)?;
+        let wanted = desired.os.as_ref().and_then(id_of);
+        let booted = self.os.deployments().map_err(|reason| Failure { retry: true, reason })?;
+        let booted = booted.into_iter().find(|deployment| deployment.booted).map(|deployment| deployment.id);
+        *self.tree.lock().unwrap_or_else(PoisonError::into_inner) = Some(tree);
+        Ok(Tree { restart: wanted.is_some() && booted.as_deref() != wanted })
+    }
+
+    fn kubeadm(&self, desired: &Desired) -> Result<(), Failure> {
+        let tree = self.tree().ok_or_else(|| Failure { retry: false, reason: "the release is not laid out".into() })?;
+        let stays = tree == self.options.root || desired.os.is_none();
+        self.place.upgrade(&tree, desired, stays)
+    }
+
+    async fn check(self: &Arc<Self>, job: &Job) -> Result<(), String> {
+        let system = blocking(self, Self::system).await.map_err(|failure| failure.reason)?;
+        let mut node = NodeClient::new(&self.options.root);
+        let seen = node.look().await.map_err(|reason| format!("the cluster's API does not answer: {reason}"))?;
+        gate::judge(job, &system, &seen)?;
+        let root = self.options.root.clone();
+        let tried = tokio::task::spawn_blocking(move || gate::try_out(&root)).await;
+        tried.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
+    fn job(&self) -> Result<Job, Failure> {
+        let path = self.options.state.join("update.json");
+        let journal: Option<Journal> =
+            files::read_json(&path).map_err(|error| Failure { retry: true, reason: chain(&error) })?;
+        let none = || Failure { retry: false, reason: "the journal holds no update".to_owned() };
+        journal.and_then(|journal| journal.job).ok_or_else(none)
+    }
+
+    fn revert(&self) -> Result<(), Failure> {
+        let job = self.job()?;
+        let from = job.from.ok_or_else(|| Failure { retry: false, reason: "nothing ran here before".to_owned() })?;
+        self.os.revert(&from)?;
+        // The older kubelet starts with what it had.
+        self.place.restore(&job.desired).map_err(|reason| Failure { retry: true, reason })
+    }
+
+    fn settle(&self) -> Result<(), Failure> {
+        let job = self.job()?;
+        self.place.restore(&job.desired).map_err(|reason| Failure { retry: true, reason })?;
+        match job.desired.os.as_ref().and_then(id_of) {
+            Some(id) => self.os.discard(id),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Kubernetes' half of an update: kubeadm out of the release's tree, and the way back for the kubelet.
+#![expect(clippy::disallowed_methods, reason = "keeps and restores the kubelet's configuration")]
+
+use std::path::{Path, PathBuf};
+
+use nkd_api::update::Desired;
+
+use super::state::Failure;
+use crate::kubeadm;
+use crate::ostree::{ask, tell};
+
+/// A program of the release that is run before its kubeadm, with the release's tree as its argument; the image may bring
+/// its container images so.
+const BEFORE: &str = "usr/libexec/nkd/before-upgrade";
+/// What kubeadm writes for the kubelet, and an older kubelet may not understand.
+const CONFIGURATION: [&str; 2] = ["config.yaml", "kubeadm-flags.env"];
+
+/// Where it works.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// `/`
+    pub root: PathBuf,
+    /// State directory of the agent.
+    pub state: PathBuf,
+}
+
+/// The version of the kubelet in a tree.
+#[must_use]
+pub fn kubelet_version(tree: &Path) -> Option<String> {
+    let program = tree.join("usr/bin/kubelet");
+    let program = if program.exists() { program.display().to_string() } else { "kubelet".to_owned() };
+    // "Kubernetes v1.21.0"
+    ask(&program, &["--version"]).ok()?.split_whitespace().last().map(str::to_owned)
+}
+
+/// The tree has kubeadm of the version that is asked for.
+///
+/// # Errors
+/// It has not.
+pub fn fits(tree: &Path, desired: &Desired) -> Result<(), Failure> {
+    let Some(wanted) = &desired.kubernetes else { return Ok(()) };
+    let is = ask(&program(tree), &["version", "-o", "short"]);
+    match is.map(|text| text.trim().to_owned()) {
+        Ok(is) if is == *wanted => Ok(()),
+        Ok(is) => {
+            let reason = format!("the release says Kubernetes {wanted}, and its kubeadm is {is}");
+            Err(Failure { retry: false, reason })
+        }
+        Err(reason) => Err(Failure { retry: false, reason: format!("the release has no kubeadm: {reason}") }),
+    }
+}
+
+fn program(tree: &Path) -> String {
+    let program = tree.join("usr/bin/kubeadm");
+    if program.exists() { program.display().to_string() } else { "kubeadm".to_owned() }
+}
+
+impl Place {
+    /// One attempt is kept at a time: a folder in this one.
+    fn keeping(&self) -> PathBuf {
+        self.state.join("kubelet-before")
+    }
+
+    fn kept(&self, desired: &Desired) -> PathBuf {
+        let sane = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+        let uid: String = desired.uid.chars().map(sane).collect();
+        self.keeping().join(format!("{uid}-{}", desired.attempt))
+    }
+
+    fn kubelet(&self) -> PathBuf {
+        self.root.join("var/lib/kubelet")
+    }
+
+    /// Runs kubeadm of the release. `restart`: the machine will not be restarted, so the kubelet has to be.
+    ///
+    /// # Errors
+    /// With a word on whether another try may fare better.
+    pub fn upgrade(&self, tree: &Path, desired: &Desired, restart: bool) -> Result<(), Failure> {
+        let Some(version) = &desired.kubernetes else { return Ok(()) };
+        let again = |reason: String| Failure { retry: true, reason };
+        self.keep(desired).map_err(again)?;
+        let before = tree.join(BEFORE);
+        if before.exists() {
+            let tree = tree.display().to_string();
+            tell(&before.display().to_string(), &[&tree]).map_err(again)?;
+        }
+        let ignore = format!("--ignore-preflight-errors={}", desired.ignore_preflight_errors.join(","));
+        let mut words = match desired.first {
+            true => vec!["upgrade", "apply", version.as_str(), "--yes"],
+            false => vec!["upgrade", "node"],
+        };
+        if !desired.ignore_preflight_errors.is_empty() {
+            words.push(&ignore);
+        }
+        kubeadm::shout("kubeadm", &program(tree), &words).map_err(again)?;
+        if restart {
+            tell("systemctl", &["restart", "kubelet.service"]).map_err(again)?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the kubelet's configuration, if it is not kept already: a second try must not keep what the first one made.
+    fn keep(&self, desired: &Desired) -> Result<(), String> {
+        let kept = self.kept(desired);
+        if kept.exists() {
+            return Ok(());
+        }
+        self.forget()?;
+        let half = self.state.join("kubelet-before.new");
+        let said = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
+        std::fs::remove_dir_all(&half).or_else(absent).map_err(|error| said(&half, error))?;
+        std::fs::create_dir_all(&half).map_err(|error| said(&half, error))?;
+        for name in CONFIGURATION {
+            let (from, to) = (self.kubelet().join(name), half.join(name));
+            std::fs::copy(&from, &to).map(drop).or_else(absent).map_err(|error| said(&from, error))?;
+        }
+        std::fs::create_dir_all(self.keeping()).map_err(|error| said(&kept, error))?;
+        std::fs::rename(&half, &kept).map_err(|error| said(&kept, error))
+    }
+
+    /// The kubelet's configuration is again what it was before, if it was kept.
+    ///
+    /// # Errors
+    /// In one sentence.
+    pub fn restore(&self, desired: &Desired) -> Result<(), String> {
+        let kept = self.kept(desired);
+        for name in CONFIGURATION {
+            let (from, to) = (kept.join(name), self.kubelet().join(name));
+            let said = |error: std::io::Error| format!("{}: {error}", to.display());
+            if from.exists() {
+                let text = std::fs::read(&from).map_err(said)?;
+                crate::files::write_public(&to, &text).map_err(|error| crate::client::chain(&error))?;
+            }
+        }
+        self.forget()
+    }
+
+    /// What was kept is of no use any more.
+    ///
+    /// # Errors
+    /// In one sentence.
+    pub fn forget(&self) -> Result<(), String> {
+        let kept = self.keeping();
+        std::fs::remove_dir_all(&kept).or_else(absent).map_err(|error| format!("{}: {error}", kept.display()))
+    }
+}
+
+fn absent(error: std::io::Error) -> std::io::Result<()> {
+    if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kubelet_gets_back_what_it_had_before_the_first_try() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Place { root: dir.path().join("root"), state: dir.path().join("state") };
+        let desired = |attempt| Desired {
+            update: "u".into(),
+            uid: "../1".into(),
+            attempt,
+            os: None,
+            kubernetes: None,
+            first: false,
+            go: true,
+            ignore_preflight_errors: Vec::new(),
+        };
+        std::fs::create_dir_all(place.kubelet()).unwrap();
+        std::fs::create_dir_all(&place.state).unwrap();
+        let config = place.kubelet().join("config.yaml");
+        std::fs::write(&config, "old").unwrap();
+        place.keep(&desired(1)).unwrap();
+        std::fs::write(&config, "half new").unwrap();
+        place.keep(&desired(1)).unwrap();
+        std::fs::write(&config, "new").unwrap();
+        place.restore(&desired(1)).unwrap();
+        assert_eq!(std::fs::read_to_string(&config).unwrap(), "old");
+        // What another attempt kept is none of this one's.
+        place.keep(&desired(2)).unwrap();
+        std::fs::write(&config, "newest").unwrap();
+        place.restore(&desired(1)).unwrap();
+        assert_eq!(std::fs::read_to_string(&config).unwrap(), "newest");
+        // Nothing is kept: nothing changes.
+        std::fs::write(&config, "newer").unwrap();
+        place.restore(&desired(1)).unwrap();
+        assert_eq!(std::fs::read_to_string(&config).unwrap(), "newer");
+        assert!(!place.kubelet().join("kubeadm-flags.env").exists());
+    }
+}

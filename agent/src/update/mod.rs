@@ -1,0 +1,22 @@
+//! Updates of this node: `nkd-agent update`, in a unit of its own.
+//!
+//! ```text
+//! housekeeper ── nkd.io/desired on the Node ──▶ this ── nkd.io/reported ──▶ housekeeper
+//!                                                │
+//!      nkd serve ── the repository, signed ──▶ ostree: staged ── kubeadm out of the staged tree ── restart ── gate
+//! ```
+//! | module | what it does |
+//! |---|---|
+//! | `state` | decides, as a pure function |
+//! | `driver` | carries the actions out |
+//! | `node` | this node's object in the cluster's API |
+//! | `kubernetes` | kubeadm, and the kubelet's way back |
+//! | `gate` | what has to hold before a node is healthy |
+
+mod driver;
+mod gate;
+mod kubernetes;
+mod node;
+pub mod state;
+
+pub use driver::{Options, RunError, run};

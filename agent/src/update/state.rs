@@ -1,0 +1,751 @@
+//! The life of an update on a node, as a pure function.
+//!
+//! ```text
+//! Stage ─────▶ Staged ──go──▶ Kubeadm ─────▶ Arm ─────▶ Restart ──new system──▶ Check ─────▶ Confirm ─────▶ Healthy
+//!   │            │               │             │            │                     │
+//!   │ called off │ called off    │ fails       └────────────┴─ the old system     │ not healthy in time
+//!   ▼            ▼               ▼                                ▼               ▼
+//! (nothing)    (nothing)       Settle ◀───────────────────────────┴──────────── Revert ─▶ (restart, the old system)
+//!                                └─────▶ RolledBack
+//! ```
+//! `step` takes an event and gives the next state and what to do. It knows no clock and no disk: [`Now`] is an argument,
+//! and [`System`] is what was seen. Before an effect begins, the stage that it belongs to is in the journal, and its end
+//! is there before the next one begins; so that an agent that was killed, or a node that lost its power, begins its
+//! stage again, and every effect may be begun again.
+//!
+//! What always holds: nothing restarts before the operator has said `go`; a node that has begun comes to an end whatever
+//! the operator says then; `Healthy` comes after the gate has let the node pass on the very system that was asked for;
+//! what did not come up here is not tried again until a person asks for another attempt.
+
+use std::time::Duration;
+
+use nkd_api::update::{Desired, OsRelease, Reported, ReportedState};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+/// Downloads that fail are tried again so many times.
+pub const STAGE_TRIES: u32 = 6;
+/// kubeadm and the effects on the boot loader are tried so many times.
+pub const EFFECT_TRIES: u32 = 3;
+/// A release that was staged and did not become the next system, without having been tried, is staged again so often.
+pub const RESTAGES: u32 = 3;
+/// Wait after the first failure; each further one waits twice as long.
+const FIRST_WAIT: Duration = Duration::from_secs(5);
+/// Between two looks of the gate.
+const LOOK: Duration = Duration::from_secs(5);
+/// Wait before a report, or a restart, is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+/// So many refused releases are remembered.
+const DENIED: usize = 32;
+
+/// Both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Since the kernel started. Never goes back.
+    pub uptime: Duration,
+    /// The date, as the node has it; only ever shown.
+    pub date: OffsetDateTime,
+}
+
+/// What does not change in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// How long a node may take to pass its gate.
+    pub gate: Duration,
+    /// How long it must pass without a break.
+    pub steady: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { gate: Duration::from_secs(900), steady: Duration::from_secs(20) }
+    }
+}
+
+/// A deployment on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deployment {
+    /// Its ostree commit, or the digest of its image.
+    pub id: String,
+    /// It runs.
+    pub booted: bool,
+    /// It is made one of the next when the system goes down, and not there yet.
+    pub staged: bool,
+}
+
+/// What the node is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct System {
+    /// Kernel boot id.
+    pub boot_id: String,
+    /// Every deployment, the one that boots next first; none on a system that is not made of images.
+    pub deployments: Vec<Deployment>,
+    /// Why the staged deployment was not made when the system went down.
+    pub finalize_failure: Option<String>,
+    /// Version of the kubelet's program.
+    pub kubernetes: Option<String>,
+    /// Units that have failed.
+    pub failed_units: Vec<String>,
+}
+
+impl System {
+    /// The deployment that runs.
+    #[must_use]
+    pub fn booted(&self) -> Option<&str> {
+        self.deployments.iter().find(|deployment| deployment.booted).map(|deployment| deployment.id.as_str())
+    }
+
+    /// It is on the disk, and was not only staged.
+    fn has(&self, id: &str) -> bool {
+        self.deployments.iter().any(|deployment| deployment.id == id && !deployment.staged)
+    }
+}
+
+/// What an operating system is known by on the disk.
+#[must_use]
+pub fn id_of(os: &OsRelease) -> Option<&str> {
+    let digest = |image: &String| image.rsplit_once('@').map_or(0, |(name, _)| name.len() + 1);
+    os.commit.as_deref().or_else(|| os.image.as_ref().map(|image| &image[digest(image)..]))
+}
+
+/// Where an update stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// The release is fetched and laid out beside the system that runs.
+    Stage,
+    /// It waits for its turn.
+    Staged,
+    /// kubeadm of the release runs.
+    Kubeadm,
+    /// The release is made the next system, and the boot loader counts.
+    Arm,
+    /// The machine restarts.
+    Restart,
+    /// The gate looks.
+    Check,
+    /// The boot loader is told to stay.
+    Confirm,
+    /// The system before is made the next one.
+    Revert,
+    /// The machine restarts into the system before.
+    RevertRestart,
+    /// What is left of the release is put away.
+    Settle,
+    /// The same, before anything was touched: the operator has called it off.
+    CalledOff,
+    /// The end: it runs, and was verified.
+    Healthy,
+    /// The end: it runs what it ran before.
+    RolledBack,
+    /// The end: it needs a person.
+    Failed,
+}
+
+impl Stage {
+    /// Nothing more happens in this attempt.
+    #[must_use]
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Healthy | Self::RolledBack | Self::Failed)
+    }
+
+    /// It has touched nothing that the node runs: it may still be called off.
+    fn is_harmless(self) -> bool {
+        matches!(self, Self::Stage | Self::Staged)
+    }
+}
+
+/// One attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Job {
+    /// What was asked for.
+    pub desired: Desired,
+    /// Where it stands.
+    pub stage: Stage,
+    /// The boot in which it came there.
+    pub boot_id: String,
+    /// What the node ran before: commit or digest.
+    pub from: Option<String>,
+    /// Units that had failed before: the gate does not look at them.
+    pub failed_before: Vec<String>,
+    /// kubeadm of the release has ended well.
+    pub kubeadm: bool,
+    /// How often it was staged and then did not become the next system without having been tried.
+    pub restaged: u32,
+    /// Why it failed, or goes back.
+    pub reason: String,
+    /// The release was tried and did not come up: it is not to be tried again.
+    pub condemned: bool,
+}
+
+/// A release that did not come up here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Denied {
+    /// Commit or digest.
+    pub id: String,
+    /// Why.
+    pub reason: String,
+    /// When.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+}
+
+/// What is kept over restarts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Journal {
+    /// The attempt that goes on, or the last one.
+    pub job: Option<Job>,
+    /// Releases that did not come up here, the newest last.
+    pub denied: Vec<Denied>,
+}
+
+/// What laying a release out has given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tree {
+    /// The machine has to restart to run it.
+    pub restart: bool,
+}
+
+/// An effect has failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// Another try may fare better.
+    pub retry: bool,
+    /// One sentence.
+    pub reason: String,
+}
+
+/// What has happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Time has passed.
+    Tick,
+    /// What the node is.
+    Seen(Result<System, String>),
+    /// What the cluster asks of this node, and what it says that the node has said.
+    Desired(Option<Desired>, Option<Reported>),
+    /// The report is in the cluster, or not.
+    Told(Result<(), String>),
+    /// An effect has ended.
+    Ended(Result<Option<Tree>, Failure>),
+    /// The gate has looked: what is not as it should be.
+    Checked(Result<(), String>),
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Keep this; nothing of what follows may begin before it is on the disk.
+    Remember(Box<Journal>),
+    /// Look at the node: [`Event::Seen`].
+    Look,
+    /// Tell the cluster: [`Event::Told`].
+    Tell(Reported),
+    /// Lay the release out: [`Event::Ended`] with a tree.
+    Stage(Box<Desired>),
+    /// Run its kubeadm: [`Event::Ended`].
+    Kubeadm(Box<Desired>),
+    /// Make it the next system: [`Event::Ended`].
+    Arm,
+    /// Restart the machine: [`Event::Ended`] only when that did not work.
+    Restart,
+    /// Look through the gate: [`Event::Checked`].
+    Check(Box<Job>),
+    /// Tell the boot loader that it is good: [`Event::Ended`].
+    Confirm,
+    /// Make the system before the next one: [`Event::Ended`].
+    Revert,
+    /// Put away what is left of the release: [`Event::Ended`].
+    Settle,
+    /// For the journal of the system.
+    Say(String),
+}
+
+/// What the agent knows.
+#[derive(Debug, Clone)]
+pub struct State {
+    settings: Settings,
+    journal: Journal,
+    system: Option<System>,
+    /// An effect is under way.
+    busy: bool,
+    /// A look at the node is under way.
+    looking: bool,
+    /// Failures one after the other, in this stage.
+    failures: u32,
+    /// Nothing is begun before this.
+    not_before: Duration,
+    /// Since when the gate looks, and since when it lets pass.
+    gate: Option<(Duration, Option<Duration>)>,
+    /// What the gate said last.
+    why: String,
+    tree: Option<Tree>,
+    /// What the cluster says that the node has said; none: not known.
+    told: Option<Option<Reported>>,
+    telling: bool,
+    tell_not_before: Duration,
+}
+
+impl State {
+    /// With what was kept. The first thing that it asks for is a look at the node.
+    #[must_use]
+    pub fn new(settings: Settings, journal: Journal) -> Self {
+        Self {
+            settings,
+            journal,
+            system: None,
+            busy: false,
+            looking: false,
+            failures: 0,
+            not_before: Duration::ZERO,
+            gate: None,
+            why: String::new(),
+            tree: None,
+            told: None,
+            telling: false,
+            tell_not_before: Duration::ZERO,
+        }
+    }
+
+    /// What is kept.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// When something is to be done that no event brings; none: nothing.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        let effect = (!self.busy && !self.looking && self.wants_effect()).then_some(self.not_before);
+        let tell = (!self.telling && self.wants_to_tell()).then_some(self.tell_not_before);
+        effect.into_iter().chain(tell).min()
+    }
+
+    /// Takes an event.
+    #[must_use]
+    pub fn step(mut self, event: Event, now: Now) -> (Self, Vec<Action>) {
+        let before = self.journal.clone();
+        let mut said = Vec::new();
+        match event {
+            Event::Tick => {}
+            Event::Seen(seen) => self.seen(seen, now, &mut said),
+            Event::Desired(desired, told) => {
+                self.told = Some(told);
+                self.desired(desired, &mut said);
+            }
+            Event::Told(Ok(())) => {
+                self.telling = false;
+                self.told = Some(self.report());
+            }
+            Event::Told(Err(reason)) => {
+                self.telling = false;
+                self.tell_not_before = now.uptime + AGAIN;
+                said.push(Action::Say(format!("the cluster was not told: {reason}")));
+            }
+            Event::Ended(ended) => self.ended(ended, now, &mut said),
+            Event::Checked(checked) => self.checked(checked, now, &mut said),
+        }
+        let mut actions = Vec::new();
+        if self.journal != before {
+            actions.push(Action::Remember(Box::new(self.journal.clone())));
+        }
+        actions.extend(said);
+        actions.extend(self.next(now));
+        (self, actions)
+    }
+
+    fn stage(&self) -> Option<Stage> {
+        self.journal.job.as_ref().map(|job| job.stage)
+    }
+
+    /// There is an effect for this stage.
+    fn wants_effect(&self) -> bool {
+        match self.stage() {
+            _ if self.system.is_none() => true,
+            None | Some(Stage::Healthy | Stage::RolledBack | Stage::Failed) => false,
+            Some(Stage::Staged) => self.tree.is_none(),
+            Some(_) => true,
+        }
+    }
+
+    fn next(&mut self, now: Now) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if !self.telling
+            && self.wants_to_tell()
+            && now.uptime >= self.tell_not_before
+            && let Some(report) = self.report()
+        {
+            self.telling = true;
+            actions.push(Action::Tell(report));
+        }
+        if self.busy || self.looking || now.uptime < self.not_before || !self.wants_effect() {
+            return actions;
+        }
+        if self.system.is_none() {
+            self.looking = true;
+            actions.push(Action::Look);
+            return actions;
+        }
+        let Some(job) = &self.journal.job else { return actions };
+        let desired = || Box::new(job.desired.clone());
+        let action = match job.stage {
+            // A tree that is not known any more is laid out again: nothing is fetched twice.
+            Stage::Stage | Stage::Staged => Action::Stage(desired()),
+            Stage::Kubeadm => Action::Kubeadm(desired()),
+            Stage::Arm => Action::Arm,
+            Stage::Restart | Stage::RevertRestart => Action::Restart,
+            Stage::Check => Action::Check(Box::new(job.clone())),
+            Stage::Confirm => Action::Confirm,
+            Stage::Revert => Action::Revert,
+            Stage::Settle | Stage::CalledOff => Action::Settle,
+            Stage::Healthy | Stage::RolledBack | Stage::Failed => return actions,
+        };
+        self.busy = true;
+        actions.push(action);
+        actions
+    }
+
+    /// The next stage. Its effect begins when it is in the journal.
+    fn go(&mut self, stage: Stage, reason: Option<String>) {
+        let boot_id = self.system.as_ref().map(|system| system.boot_id.clone());
+        if let Some(job) = &mut self.journal.job {
+            job.stage = stage;
+            job.boot_id = boot_id.unwrap_or_default();
+            if let Some(reason) = reason {
+                job.reason = reason;
+            }
+        }
+        (self.failures, self.not_before, self.gate) = (0, Duration::ZERO, None);
+        self.why.clear();
+    }
+
+    fn seen(&mut self, seen: Result<System, String>, now: Now, said: &mut Vec<Action>) {
+        self.looking = false;
+        let system = match seen {
+            Ok(system) => system,
+            Err(reason) => {
+                self.not_before = now.uptime + AGAIN;
+                said.push(Action::Say(format!("the node cannot be looked at: {reason}")));
+                return;
+            }
+        };
+        self.not_before = Duration::ZERO;
+        self.system = Some(system);
+        self.resume();
+    }
+
+    /// What a start finds: an agent that was killed, or a machine that has restarted, by order or by a power cut.
+    fn resume(&mut self) {
+        let (Some(job), Some(system)) = (self.journal.job.clone(), self.system.clone()) else { return };
+        let target = job.desired.os.as_ref().and_then(id_of);
+        let there = target.is_none() || target == system.booted();
+        let restarted = job.boot_id != system.boot_id;
+        let fell_back = || target.is_some_and(|target| system.has(target));
+        match job.stage {
+            Stage::Healthy | Stage::RolledBack | Stage::Failed | Stage::Settle | Stage::CalledOff => {}
+            // It is laid out again, since what was only staged is gone after a power cut.
+            Stage::Stage => {}
+            Stage::Staged if restarted => self.go(Stage::Stage, None),
+            Stage::Staged => {}
+            Stage::Kubeadm => self.go(Stage::Stage, None),
+            Stage::Arm if !restarted => self.go(Stage::Stage, None),
+            Stage::Restart if !restarted && !there => self.go(Stage::Stage, None),
+            Stage::Arm | Stage::Restart | Stage::Check | Stage::Confirm if there => self.go(Stage::Check, None),
+            Stage::Arm | Stage::Restart | Stage::Check | Stage::Confirm if fell_back() => {
+                let why = "the release did not come up, and the boot loader went back to the system before".to_owned();
+                self.condemn(Stage::Settle, why);
+            }
+            Stage::Arm | Stage::Restart | Stage::Check | Stage::Confirm => self.stage_again(&system),
+            Stage::Revert | Stage::RevertRestart if !there => self.go(Stage::Settle, None),
+            Stage::Revert | Stage::RevertRestart => self.go(Stage::Revert, None),
+        }
+    }
+
+    /// It was staged, and is not the next system: the power went before it was made.
+    fn stage_again(&mut self, system: &System) {
+        let Some(job) = &mut self.journal.job else { return };
+        job.restaged += 1;
+        let failure = system.finalize_failure.clone();
+        if job.restaged <= RESTAGES {
+            self.go(Stage::Stage, None);
+        } else {
+            let why = failure.unwrap_or_else(|| "its deployment was not there after a restart".to_owned());
+            self.condemn(Stage::Settle, format!("the release was laid out {RESTAGES} times and did not boot: {why}"));
+        }
+    }
+
+    /// The release did not come up here.
+    fn condemn(&mut self, stage: Stage, reason: String) {
+        self.go(stage, Some(reason));
+        if let Some(job) = &mut self.journal.job {
+            job.condemned = true;
+        }
+    }
+
+    fn desired(&mut self, desired: Option<Desired>, said: &mut Vec<Action>) {
+        let job = self.journal.job.as_mut();
+        let Some(desired) = desired else {
+            // Called off.
+            if job.is_some_and(|job| job.stage.is_harmless()) && !self.busy {
+                said.push(Action::Say("the update was called off".to_owned()));
+                self.go(Stage::CalledOff, None);
+            }
+            return;
+        };
+        if self.system.is_none() {
+            return;
+        }
+        match job {
+            Some(job) if job.desired.uid == desired.uid && job.desired.attempt == desired.attempt => {
+                if job.stage.is_end() {
+                    return;
+                }
+                let same = (&job.desired.os, &job.desired.kubernetes) == (&desired.os, &desired.kubernetes);
+                if !same {
+                    if job.stage.is_harmless() && !self.busy {
+                        self.begin(desired, said);
+                    }
+                    return;
+                }
+                if job.stage.is_harmless() {
+                    job.desired = desired;
+                    self.begin_upgrade();
+                }
+            }
+            Some(job) if !job.stage.is_end() && !job.stage.is_harmless() => {}
+            Some(_) if self.busy => {}
+            _ => self.begin(desired, said),
+        }
+    }
+
+    /// A new attempt.
+    fn begin(&mut self, desired: Desired, said: &mut Vec<Action>) {
+        let Some(system) = &self.system else { return };
+        let id = desired.os.as_ref().and_then(id_of).map(str::to_owned);
+        let from = system.booted().map(str::to_owned);
+        let (boot_id, failed_before) = (system.boot_id.clone(), system.failed_units.clone());
+        let there = self.is_there(&desired, system);
+        said.push(Action::Say(format!("update {}, attempt {}", desired.update, desired.attempt)));
+        self.tree = None;
+        let refused = self.journal.denied.iter().find(|denied| Some(&denied.id) == id.as_ref()).cloned();
+        let again = desired.attempt > 1;
+        let job = Job {
+            desired,
+            stage: Stage::Stage,
+            boot_id,
+            from,
+            failed_before,
+            kubeadm: false,
+            restaged: 0,
+            reason: String::new(),
+            condemned: false,
+        };
+        self.journal.job = Some(job);
+        self.go(if there { Stage::Check } else { Stage::Stage }, None);
+        match refused {
+            Some(denied) if !again => {
+                let day = denied.at.date();
+                let why = format!("this release did not come up here on {day}: {}; it takes a retry", denied.reason);
+                self.go(Stage::RolledBack, Some(why));
+            }
+            // A person has asked for it.
+            Some(denied) => self.journal.denied.retain(|other| other.id != denied.id),
+            None => {}
+        }
+    }
+
+    /// There is nothing to do but to look: what is asked for runs, and it is not that somebody changed half of it by hand.
+    fn is_there(&self, desired: &Desired, system: &System) -> bool {
+        let id = desired.os.as_ref().and_then(id_of);
+        let runs = id.is_none_or(|id| system.booted() == Some(id))
+            && desired.kubernetes.as_ref().is_none_or(|version| system.kubernetes.as_ref() == Some(version));
+        runs && self.journal.job.as_ref().is_none_or(|job| {
+            let same = (&job.desired.os, &job.desired.kubernetes) == (&desired.os, &desired.kubernetes);
+            job.stage == Stage::Healthy && same
+        })
+    }
+
+    /// The operator has said `go`, and everything is there.
+    fn begin_upgrade(&mut self) {
+        let Some(job) = &self.journal.job else { return };
+        let Some(tree) = self.tree.as_ref().filter(|_| job.stage == Stage::Staged && job.desired.go) else { return };
+        let next = match (&job.desired.kubernetes, tree.restart) {
+            (Some(_), _) if !job.kubeadm => Stage::Kubeadm,
+            (_, true) => Stage::Arm,
+            (_, false) => Stage::Check,
+        };
+        self.go(next, None);
+    }
+
+    fn ended(&mut self, ended: Result<Option<Tree>, Failure>, now: Now, said: &mut Vec<Action>) {
+        self.busy = false;
+        let Some(job) = &mut self.journal.job else { return };
+        let stage = job.stage;
+        let tree = match ended {
+            Ok(tree) => tree,
+            Err(failure) => return self.failed(stage, failure, now, said),
+        };
+        match stage {
+            Stage::Stage | Stage::Staged => {
+                self.tree = tree.or(self.tree.take());
+                if stage == Stage::Stage {
+                    self.go(Stage::Staged, None);
+                }
+                self.begin_upgrade();
+            }
+            Stage::Kubeadm => {
+                job.kubeadm = true;
+                let restart = self.tree.as_ref().is_some_and(|tree| tree.restart);
+                self.go(if restart { Stage::Arm } else { Stage::Check }, None);
+            }
+            Stage::Arm => self.go(Stage::Restart, None),
+            Stage::Restart | Stage::RevertRestart => self.not_before = now.uptime + AGAIN,
+            Stage::Confirm => self.go(Stage::Healthy, Some(String::new())),
+            Stage::Revert => self.go(Stage::RevertRestart, None),
+            Stage::Settle => self.settled(now),
+            Stage::CalledOff => {
+                self.journal.job = None;
+                self.tree = None;
+            }
+            Stage::Check | Stage::Healthy | Stage::RolledBack | Stage::Failed => {}
+        }
+    }
+
+    /// Back on what it ran before.
+    fn settled(&mut self, now: Now) {
+        self.tree = None;
+        let Some(job) = &self.journal.job else { return };
+        let id = job.desired.os.as_ref().and_then(id_of).map(str::to_owned);
+        if let Some(id) = id.filter(|_| job.condemned) {
+            self.journal.denied.retain(|denied| denied.id != id);
+            self.journal.denied.push(Denied { id, reason: job.reason.clone(), at: now.date });
+            let excess = self.journal.denied.len().saturating_sub(DENIED);
+            self.journal.denied.drain(..excess);
+        }
+        self.go(Stage::RolledBack, None);
+    }
+
+    fn failed(&mut self, stage: Stage, failure: Failure, now: Now, said: &mut Vec<Action>) {
+        said.push(Action::Say(format!("{}: {}", word(stage), failure.reason)));
+        self.failures += 1;
+        let tries = if matches!(stage, Stage::Stage | Stage::Staged) { STAGE_TRIES } else { EFFECT_TRIES };
+        if failure.retry && self.failures < tries {
+            self.not_before = now.uptime + FIRST_WAIT * 2_u32.pow(self.failures - 1);
+            self.why = failure.reason;
+            return;
+        }
+        let reason = format!("{}: {}", word(stage), failure.reason);
+        match stage {
+            // An earlier try may have left something.
+            Stage::Stage | Stage::Staged | Stage::Kubeadm | Stage::Arm => self.go(Stage::Settle, Some(reason)),
+            // Nothing else is left to be done: it is asked for again.
+            Stage::Restart | Stage::RevertRestart => {
+                self.not_before = now.uptime + AGAIN;
+                self.why = failure.reason;
+            }
+            Stage::CalledOff => self.journal.job = None,
+            _ => self.go(Stage::Failed, Some(reason)),
+        }
+    }
+
+    fn checked(&mut self, checked: Result<(), String>, now: Now, said: &mut Vec<Action>) {
+        self.busy = false;
+        if self.stage() != Some(Stage::Check) {
+            return;
+        }
+        self.not_before = now.uptime + LOOK;
+        let (since, passes) = self.gate.unwrap_or((now.uptime, None));
+        match checked {
+            Ok(()) => {
+                let passes = passes.unwrap_or(now.uptime);
+                self.gate = Some((since, Some(passes)));
+                self.why = "healthy, and watched for a moment".into();
+                if now.uptime.saturating_sub(passes) >= self.settings.steady {
+                    self.go(Stage::Confirm, None);
+                }
+            }
+            Err(reason) => {
+                self.gate = Some((since, None));
+                if self.why != reason {
+                    said.push(Action::Say(format!("not healthy yet: {reason}")));
+                }
+                if now.uptime.saturating_sub(since) < self.settings.gate {
+                    self.why = reason;
+                    return;
+                }
+                let reason = format!("not healthy after {} s: {reason}", self.settings.gate.as_secs());
+                // Without another system there is nothing to go back to.
+                let back = self.journal.job.as_ref().is_some_and(|job| {
+                    let target = job.desired.os.as_ref().and_then(id_of);
+                    target.is_some() && target != job.from.as_deref()
+                });
+                match back {
+                    true => self.condemn(Stage::Revert, reason),
+                    false => self.go(Stage::Failed, Some(reason)),
+                }
+            }
+        }
+    }
+
+    fn wants_to_tell(&self) -> bool {
+        let report = self.report();
+        self.told.as_ref().is_some_and(|told| report.is_some() && *told != report)
+    }
+
+    /// What the cluster is to know.
+    #[must_use]
+    pub fn report(&self) -> Option<Reported> {
+        let job = self.journal.job.as_ref()?;
+        let system = self.system.as_ref()?;
+        let state = match job.stage {
+            Stage::Stage | Stage::CalledOff => ReportedState::Staging,
+            Stage::Staged => ReportedState::Staged,
+            Stage::Kubeadm | Stage::Arm | Stage::Check | Stage::Confirm | Stage::Settle => ReportedState::Upgrading,
+            Stage::Restart | Stage::Revert | Stage::RevertRestart => ReportedState::Rebooting,
+            Stage::Healthy => ReportedState::Healthy,
+            Stage::RolledBack => ReportedState::RolledBack,
+            Stage::Failed => ReportedState::Failed,
+        };
+        let detail = match (job.stage.is_end(), job.reason.is_empty()) {
+            (true, _) => job.reason.clone(),
+            (false, true) if self.why.is_empty() => word(job.stage).to_owned(),
+            (false, true) => format!("{}: {}", word(job.stage), self.why),
+            (false, false) => format!("goes back: {}", job.reason),
+        };
+        Some(Reported {
+            uid: job.desired.uid.clone(),
+            attempt: job.desired.attempt,
+            state,
+            detail,
+            os: system.booted().map(str::to_owned),
+            kubernetes: system.kubernetes.clone(),
+        })
+    }
+}
+
+/// What a stage does, for people.
+fn word(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Stage => "fetching the release",
+        Stage::Staged => "waiting for its turn",
+        Stage::Kubeadm => "kubeadm upgrade",
+        Stage::Arm => "making the release the next system",
+        Stage::Restart => "restarting",
+        Stage::Check => "checking the node",
+        Stage::Confirm => "keeping the release",
+        Stage::Revert => "making the system before the next one",
+        Stage::RevertRestart => "restarting into the system before",
+        Stage::Settle => "putting the release away",
+        Stage::CalledOff => "called off",
+        Stage::Healthy => "healthy",
+        Stage::RolledBack => "rolled back",
+        Stage::Failed => "failed",
+    }
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

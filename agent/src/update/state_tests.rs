@@ -1,0 +1,431 @@
+//! Random lives of an update: a world with a disk, a boot loader and a cluster, in which everything may break off anywhere.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use nkd_api::update::{Desired, OsRelease, Reported, ReportedState};
+use proptest::prelude::*;
+use time::OffsetDateTime;
+
+use super::*;
+
+const OLD: &str = "old";
+const NEW: &str = "new";
+
+/// How a release behaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Release {
+    Good,
+    /// It never comes up.
+    NoBoot,
+    /// It comes up, and the gate does not let it pass.
+    Ill,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// The agent is killed; whatever it does has been done, or not.
+    Kill(bool),
+    /// The power goes; whatever it does has been done, or not.
+    Power(bool),
+    /// The effect says no.
+    Fails {
+        retry: bool,
+    },
+    /// The cluster does not answer.
+    Away,
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    prop_oneof![
+        12 => Just(Fault::None),
+        2 => any::<bool>().prop_map(Fault::Kill),
+        2 => any::<bool>().prop_map(Fault::Power),
+        1 => any::<bool>().prop_map(|retry| Fault::Fails { retry }),
+        1 => Just(Fault::Away),
+    ]
+}
+
+struct World {
+    release: Release,
+    /// On the disk, the one that boots next first.
+    deployments: Vec<&'static str>,
+    booted: &'static str,
+    staged: bool,
+    locked: bool,
+    /// The boot loader counts.
+    counter: Option<u8>,
+    boot: u32,
+    uptime: Duration,
+    /// The journal as it is on the disk.
+    disk: Journal,
+    desired: Option<Desired>,
+    reported: Option<Reported>,
+    kubeadm: u32,
+    /// kubeadm ended well, and that was written down.
+    kubeadm_known: bool,
+    passed: bool,
+    tries_of_new: u32,
+}
+
+impl World {
+    fn new(release: Release, desired: Desired) -> Self {
+        Self {
+            release,
+            deployments: vec![OLD],
+            booted: OLD,
+            staged: false,
+            locked: false,
+            counter: None,
+            boot: 1,
+            uptime: Duration::from_secs(10),
+            disk: Journal::default(),
+            desired: Some(desired),
+            reported: None,
+            kubeadm: 0,
+            kubeadm_known: false,
+            passed: false,
+            tries_of_new: 0,
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now { uptime: self.uptime, date: OffsetDateTime::UNIX_EPOCH + self.uptime }
+    }
+
+    fn system(&self) -> System {
+        let staged = self.staged.then_some(Deployment { id: NEW.into(), booted: false, staged: true });
+        let real = self.deployments.iter().map(|id| Deployment {
+            id: (*id).into(),
+            booted: *id == self.booted,
+            staged: false,
+        });
+        System {
+            boot_id: self.boot.to_string(),
+            deployments: staged.into_iter().chain(real).collect(),
+            finalize_failure: None,
+            kubernetes: Some(if self.booted == OLD { "v1" } else { "v2" }.into()),
+            failed_units: Vec::new(),
+        }
+    }
+
+    /// In order, or by a power cut: then nothing staged is made.
+    fn restart(&mut self, in_order: bool) {
+        if in_order && self.staged && !self.locked {
+            self.deployments.insert(0, NEW);
+            self.deployments.dedup();
+        }
+        (self.staged, self.locked) = (false, false);
+        self.boot += 1;
+        self.uptime = Duration::from_secs(10);
+        let mut default = self.deployments[0];
+        if default == NEW {
+            self.tries_of_new += 1;
+            match (&mut self.counter, self.release) {
+                (Some(0), _) => default = OLD,
+                (Some(_), Release::NoBoot) => {
+                    self.counter = Some(0);
+                    default = OLD;
+                }
+                (Some(left), _) => *left -= 1,
+                (None, Release::NoBoot) => panic!("the node never comes back: {:?}", self.disk),
+                (None, _) => {}
+            }
+        }
+        self.booted = default;
+    }
+
+    /// Does what is asked; none: the machine is another one now.
+    fn perform(&mut self, action: &Action) -> Option<Event> {
+        if let Some(stage) = self.disk.job.as_ref().map(|job| job.stage) {
+            let fits = match action {
+                Action::Stage(_) => matches!(stage, Stage::Stage | Stage::Staged),
+                Action::Kubeadm(_) => stage == Stage::Kubeadm,
+                Action::Arm => stage == Stage::Arm,
+                Action::Restart => matches!(stage, Stage::Restart | Stage::RevertRestart),
+                Action::Check(_) => stage == Stage::Check,
+                Action::Confirm => stage == Stage::Confirm,
+                Action::Revert => stage == Stage::Revert,
+                Action::Settle => matches!(stage, Stage::Settle | Stage::CalledOff),
+                _ => true,
+            };
+            assert!(fits, "{action:?} begins while the journal says {stage:?}");
+        }
+        let ended = Event::Ended(Ok(None));
+        Some(match action {
+            Action::Look => Event::Seen(Ok(self.system())),
+            Action::Remember(_) | Action::Say(_) => unreachable!(),
+            Action::Tell(report) => {
+                self.reported = Some(report.clone());
+                Event::Told(Ok(()))
+            }
+            Action::Stage(desired) => {
+                self.counter = self.counter.filter(|_| self.booted == NEW);
+                let restart = desired.os.is_some() && self.booted != NEW;
+                if restart {
+                    (self.staged, self.locked) = (true, true);
+                }
+                Event::Ended(Ok(Some(Tree { restart })))
+            }
+            Action::Kubeadm(desired) => {
+                assert!(desired.go, "kubeadm before its turn");
+                assert!(!self.kubeadm_known, "kubeadm ran again after it was known to have ended well");
+                self.kubeadm += 1;
+                ended
+            }
+            Action::Arm => {
+                assert!(self.disk.job.as_ref().unwrap().desired.go);
+                (self.counter, self.locked) = (Some(3), false);
+                ended
+            }
+            Action::Restart => {
+                assert!(self.disk.job.as_ref().unwrap().desired.go, "a restart before its turn");
+                self.restart(true);
+                return None;
+            }
+            Action::Check(job) => {
+                self.uptime += Duration::from_secs(1);
+                let target = job.desired.os.as_ref().and_then(id_of);
+                let right = target.is_none() || target == Some(self.booted);
+                let healthy = right && (self.release != Release::Ill || self.booted == OLD);
+                self.passed |= healthy;
+                Event::Checked(if healthy { Ok(()) } else { Err("ill".into()) })
+            }
+            Action::Confirm => {
+                self.counter = None;
+                ended
+            }
+            Action::Revert => {
+                self.counter = None;
+                assert_eq!((self.booted, self.deployments.len()), (NEW, 2));
+                self.deployments = vec![OLD, NEW];
+                ended
+            }
+            Action::Settle => {
+                (self.staged, self.locked, self.counter) = (false, false, None);
+                assert_eq!(self.booted, OLD, "what runs is put away");
+                self.deployments = vec![OLD];
+                ended
+            }
+        })
+    }
+}
+
+fn desired(attempt: u32) -> Desired {
+    Desired {
+        update: "u".into(),
+        uid: "u1".into(),
+        attempt,
+        os: Some(OsRelease { commit: Some(NEW.into()), ..OsRelease::default() }),
+        kubernetes: Some("v2".into()),
+        first: false,
+        go: false,
+        ignore_preflight_errors: Vec::new(),
+    }
+}
+
+/// Runs the world; true when the attempt has come to its end and the cluster knows.
+fn run(world: &mut World, faults: &[Fault], go_at: usize, limit: usize) -> bool {
+    let settings = Settings { gate: Duration::from_secs(60), steady: Duration::from_secs(10) };
+    let mut state = State::new(settings, world.disk.clone());
+    let mut queue: VecDeque<Action> = VecDeque::new();
+    let mut faults = faults.iter().copied();
+    for turn in 0..limit {
+        if turn == go_at
+            && let Some(desired) = &mut world.desired
+        {
+            desired.go = true;
+        }
+        let event = match queue.pop_front() {
+            Some(Action::Remember(journal)) => {
+                world.disk = *journal;
+                world.kubeadm_known = world.disk.job.as_ref().is_some_and(|job| job.kubeadm);
+                continue;
+            }
+            Some(Action::Say(_)) => continue,
+            Some(action) => {
+                let fault = faults.next().unwrap_or(Fault::None);
+                let effect = !matches!(action, Action::Look | Action::Tell(_) | Action::Check(_) | Action::Restart);
+                match fault {
+                    Fault::Fails { retry } if effect => {
+                        Some(Event::Ended(Err(Failure { retry, reason: "it says no".into() })))
+                    }
+                    Fault::Away if matches!(action, Action::Tell(_)) => Some(Event::Told(Err("away".into()))),
+                    Fault::Kill(done) | Fault::Power(done) => {
+                        let in_order = done && action == Action::Restart;
+                        if done {
+                            world.perform(&action);
+                        }
+                        if matches!(fault, Fault::Power(_)) && !in_order {
+                            world.restart(false);
+                        }
+                        None
+                    }
+                    _ => world.perform(&action),
+                }
+            }
+            None => {
+                let asked = world.desired.as_ref().map(|desired| (desired.uid.clone(), desired.attempt));
+                let done = state
+                    .report()
+                    .filter(|report| report.state.is_end() && Some((report.uid.clone(), report.attempt)) == asked);
+                if done.is_some() && done == world.reported {
+                    return true;
+                }
+                world.uptime = state.deadline().unwrap_or_default().max(world.uptime + Duration::from_secs(1));
+                match turn % 2 {
+                    0 => Some(Event::Tick),
+                    _ => Some(Event::Desired(world.desired.clone(), world.reported.clone())),
+                }
+            }
+        };
+        let Some(event) = event else {
+            // It is started anew, with what is on the disk.
+            queue.clear();
+            state = State::new(settings, world.disk.clone());
+            continue;
+        };
+        let actions;
+        (state, actions) = state.step(event, world.now());
+        queue.extend(actions);
+    }
+    false
+}
+
+fn what_holds_at_the_end(world: &World) {
+    let said = world.reported.clone().unwrap();
+    match said.state {
+        ReportedState::Healthy => {
+            assert_eq!((world.booted, world.release, world.passed), (NEW, Release::Good, true));
+            assert!(world.kubeadm > 0 && world.counter.is_none());
+            assert_eq!(said.os.as_deref(), Some(NEW));
+        }
+        ReportedState::RolledBack => {
+            assert_eq!(world.booted, OLD);
+            assert!(!said.detail.is_empty(), "nobody knows why");
+            assert!(world.counter.is_none() && !world.staged, "{:?}", world.counter);
+        }
+        // Only what the effects themselves refused to do.
+        ReportedState::Failed => assert!(said.detail.contains("it says no"), "{}", said.detail),
+        other => panic!("{other:?} is no end"),
+    }
+}
+
+fn release() -> impl Strategy<Value = Release> {
+    prop_oneof![Just(Release::Good), Just(Release::NoBoot), Just(Release::Ill)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_breaks_the_node_ends_on_the_old_or_the_new_release(
+        release in release(), faults in prop::collection::vec(fault(), 0..60), go_at in 0_usize..60,
+    ) {
+        let mut world = World::new(release, desired(1));
+        prop_assert!(run(&mut world, &faults, go_at, 4000), "it does not end: {:?} {:?}", world.disk, world.reported);
+        what_holds_at_the_end(&world);
+        if release != Release::Good {
+            prop_assert_eq!(world.booted == NEW && world.reported.as_ref().unwrap().state == ReportedState::Healthy, false);
+        }
+    }
+
+    #[test]
+    fn a_release_that_did_not_come_up_is_not_tried_again_until_somebody_asks(
+        bad in prop_oneof![Just(Release::NoBoot), Just(Release::Ill)],
+        faults in prop::collection::vec(prop_oneof![3 => Just(Fault::None), 1 => any::<bool>().prop_map(Fault::Kill)], 0..30),
+    ) {
+        let mut world = World::new(bad, desired(1));
+        prop_assert!(run(&mut world, &faults, 0, 4000));
+        prop_assert_eq!(world.reported.as_ref().unwrap().state, ReportedState::RolledBack);
+        let tries = world.tries_of_new;
+        prop_assert!(tries > 0);
+        // The same release by another update.
+        world.desired = Some(Desired { uid: "u2".into(), go: true, ..desired(1) });
+        prop_assert!(run(&mut world, &[], 0, 1000));
+        prop_assert_eq!(world.tries_of_new, tries, "it was tried again");
+        prop_assert!(world.reported.as_ref().unwrap().detail.contains("did not come up here"));
+        // A person asks.
+        world.release = Release::Good;
+        (world.kubeadm_known, world.passed) = (false, false);
+        world.desired = Some(Desired { uid: "u2".into(), go: true, ..desired(2) });
+        prop_assert!(run(&mut world, &[], 0, 1000));
+        what_holds_at_the_end(&world);
+        prop_assert_eq!(world.booted, NEW);
+    }
+
+    #[test]
+    fn nothing_begins_before_its_turn(release in release(), faults in prop::collection::vec(fault(), 0..60)) {
+        let mut world = World::new(release, desired(1));
+        let faults: Vec<Fault> = faults.into_iter().filter(|fault| !matches!(fault, Fault::Fails { .. })).collect();
+        prop_assert!(!run(&mut world, &faults, usize::MAX, 600));
+        prop_assert_eq!((world.booted, world.kubeadm, world.deployments.as_slice()), (OLD, 0, &[OLD][..]));
+        // Called off.
+        world.desired = None;
+        run(&mut world, &[], usize::MAX, 200);
+        prop_assert!(world.disk.job.is_none() && !world.staged);
+    }
+}
+
+#[test]
+fn a_release_of_kubernetes_alone_needs_no_restart() {
+    let mut world = World::new(Release::Good, Desired { os: None, go: true, ..desired(1) });
+    assert!(run(&mut world, &[], 0, 500));
+    assert_eq!((world.boot, world.kubeadm, world.reported.unwrap().state), (1, 1, ReportedState::Healthy));
+}
+
+#[test]
+fn what_runs_already_is_only_looked_at() {
+    let mut world = World::new(Release::Good, desired(1));
+    (world.deployments, world.booted) = (vec![NEW, OLD], NEW);
+    assert!(run(&mut world, &[], usize::MAX, 500), "without its turn");
+    assert_eq!((world.boot, world.kubeadm, world.passed), (1, 0, true));
+    // The same again, by another update; then something else.
+    world.desired = Some(Desired { uid: "u2".into(), ..desired(1) });
+    assert!(run(&mut world, &[], usize::MAX, 500));
+    world.desired = Some(Desired { uid: "u3".into(), kubernetes: Some("v3".into()), ..desired(1) });
+    assert!(!run(&mut world, &[], usize::MAX, 500));
+}
+
+#[test]
+fn another_update_waits_for_the_end_of_the_one_that_has_begun() {
+    let settings = Settings::default();
+    let world = World::new(Release::Good, desired(1));
+    let job = Job {
+        desired: Desired { go: true, ..desired(1) },
+        stage: Stage::Check,
+        boot_id: "1".into(),
+        from: Some(OLD.into()),
+        failed_before: Vec::new(),
+        kubeadm: true,
+        restaged: 0,
+        reason: String::new(),
+        condemned: false,
+    };
+    let mut system = world.system();
+    system.deployments = vec![Deployment { id: NEW.into(), booted: true, staged: false }];
+    let state = State::new(settings, Journal { job: Some(job), denied: Vec::new() });
+    let (state, _) = state.step(Event::Seen(Ok(system)), world.now());
+    let other = Desired { uid: "u2".into(), ..desired(1) };
+    let (state, _) = state.step(Event::Desired(Some(other.clone()), None), world.now());
+    assert_eq!(state.journal().job.as_ref().unwrap().desired.uid, "u1");
+    let (state, _) = state.step(Event::Checked(Ok(())), world.now());
+    let later = Now { uptime: world.uptime + settings.steady, ..world.now() };
+    let (state, actions) = state.step(Event::Tick, later);
+    assert!(matches!(actions.last(), Some(Action::Check(_))), "{actions:?}");
+    let (state, actions) = state.step(Event::Checked(Ok(())), later);
+    assert_eq!(actions.last(), Some(&Action::Confirm));
+    let (state, _) = state.step(Event::Ended(Ok(None)), later);
+    assert_eq!(state.report().unwrap().state, ReportedState::Healthy);
+    let (state, _) = state.step(Event::Desired(Some(other), None), later);
+    assert_eq!(state.journal().job.as_ref().unwrap().desired.uid, "u2");
+}
+
+#[test]
+fn an_image_is_known_by_its_digest() {
+    let image = |text: &str| OsRelease { commit: None, image: Some(text.into()), version: None };
+    assert_eq!(id_of(&image("registry.example/os@sha256:ab")), Some("sha256:ab"));
+    assert_eq!(id_of(&image("sha256:ab")), Some("sha256:ab"));
+    assert_eq!(id_of(&OsRelease::default()), None);
+}
