@@ -14,6 +14,7 @@ pub mod mac;
 pub mod machine;
 pub mod profile;
 pub mod update;
+pub mod upgrade;
 pub mod user;
 
 pub use digest::Sha256Digest;

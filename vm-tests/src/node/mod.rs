@@ -9,6 +9,7 @@
 pub(crate) mod cgroups;
 mod console;
 pub(crate) mod containerd;
+mod deployments;
 mod disk;
 mod inside;
 mod power;

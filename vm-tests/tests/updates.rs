@@ -1,0 +1,177 @@
+//! Updates on real nodes: housekeeper, the agents, kubeadm, kubelet, containerd and etcd are real; deployments and boot loader
+//! are played by a program of the nodes (`vm-tests/src/node/deployments.rs`).
+
+#![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, which writes files and waits")]
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nkd_vm_tests::{ClusterFile, ClusterLab, Error, Images, Node, bridge_pods, within};
+use serde_json::{Value, json};
+
+type Result<T = ()> = std::result::Result<T, Error>;
+
+const CLUSTER: &str = "rack7";
+/// The system that the nodes begin with, one with a newer Kubernetes, and one whose kubelet does not run.
+const OLD: &str = "1111111111111111111111111111111111111111111111111111111111111111";
+const NEW: &str = "2222222222222222222222222222222222222222222222222222222222222222";
+const ILL: &str = "3333333333333333333333333333333333333333333333333333333333333333";
+const NO_BOOT: &str = "4444444444444444444444444444444444444444444444444444444444444444";
+const KUBERNETES: &str = "v1.21.0";
+
+struct Scene {
+    lab: ClusterLab,
+    nodes: Vec<Node>,
+}
+
+impl Scene {
+    fn kubectl(&self, words: &[&str]) -> Result<String> {
+        self.lab.kubectl(CLUSTER, words)
+    }
+
+    fn json(&self, words: &[&str]) -> Result<Value> {
+        let text = self.kubectl(&[words, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text).map_err(|_| Error::Unexpected { what: "JSON".into(), got: text })
+    }
+
+    fn ask(&self, name: &str, commit: &str) -> Result {
+        let update = json!({
+            "apiVersion": "nkd.io/v1alpha1", "kind": "Update", "metadata": {"name": name},
+            "spec": {
+                "release": {"name": name, "os": {"commit": commit}, "kubernetes": KUBERNETES},
+                "strategy": {"haltAfterFailures": 1, "ignorePreflightErrors": ["ImagePull", "CoreDNSUnsupportedPlugins", "CoreDNSMigration"]},
+            },
+        });
+        let path = self.lab.net.folder().join(format!("update-{name}.json"));
+        std::fs::write(&path, update.to_string()).unwrap();
+        self.kubectl(&["apply", "-f", &path.display().to_string()]).map(drop)
+    }
+
+    /// Nodes that have gone down are switched on again, until the update is in this phase.
+    fn until(
+        &mut self,
+        name: &str,
+        phase: &str,
+        limit: u64,
+        mut each: impl FnMut(&mut Self, &Value) -> Result,
+    ) -> Result<Value> {
+        let end = Instant::now() + within(limit);
+        let mut last = String::new();
+        loop {
+            for node in &mut self.nodes {
+                if !node.is_on() {
+                    println!("{} has gone down, and is switched on", node.name());
+                    node.power_on()?;
+                }
+            }
+            // The only control plane may be away.
+            let status = self.json(&["get", "nkdupdate", name]).map(|update| update["status"].clone());
+            if let Ok(status) = &status {
+                let said = status["nodes"].to_string();
+                if said != last {
+                    println!("{said}");
+                    last = said;
+                }
+                each(self, status)?;
+                if status["phase"] == phase {
+                    return Ok(status.clone());
+                }
+            }
+            if Instant::now() >= end {
+                let log = self.kubectl(&[
+                    "-n",
+                    "nkd-system",
+                    "logs",
+                    "-l",
+                    "app.kubernetes.io/name=nkd-housekeeper",
+                    "--tail=40",
+                ]);
+                let journals: Vec<String> = self
+                    .nodes
+                    .iter()
+                    .map(|node| {
+                        node.shell("journalctl -u nkd-updater --no-pager | tail -60", within(20)).unwrap_or_default()
+                    })
+                    .collect();
+                let got = format!("{status:#?}\n{}\n{}", log.unwrap_or_default(), journals.join("\n==\n"));
+                return Err(Error::Unexpected { what: format!("{name} is {phase}"), got });
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+
+    fn kubelets(&self) -> Result<String> {
+        self.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].status.nodeInfo.kubeletVersion}"])
+    }
+}
+
+fn image() -> Result<PathBuf> {
+    let remedy = "run this through `cargo xtask soak`, or set it to what `cargo xtask image housekeeper` prints";
+    let image = std::env::var_os("NKD_HOUSEKEEPER").map(PathBuf::from).filter(|path| path.exists());
+    image.ok_or(Error::NotBuilt { variable: "NKD_HOUSEKEEPER", remedy })
+}
+
+#[test]
+#[ignore = "takes minutes: cargo xtask soak"]
+fn a_cluster_is_upgraded_and_what_does_not_come_up_goes_back() -> Result {
+    let image = image()?;
+    let lab = ClusterLab::start("updates")?;
+    let file = ClusterFile::named(CLUSTER).workers(1).with("housekeeper: {enabled: true}");
+    lab.apply(&file)?;
+    let mut nodes = file.members().iter().map(|member| lab.node(member)).collect::<Result<Vec<Node>>>()?;
+    bridge_pods(&mut nodes.iter_mut().collect::<Vec<_>>())?;
+    for node in &nodes {
+        node.import_image(&image, within(120))?;
+    }
+    lab.wait_ready(CLUSTER, within(500))?;
+    for (node, images) in nodes.iter().zip([Images::ControlPlane, Images::Worker]) {
+        node.lay_out(OLD, lab.kubernetes(), "v1.20.2", images)?;
+        node.lay_out(NEW, lab.kubernetes(), KUBERNETES, images)?;
+        node.deploy(OLD)?;
+    }
+    let mut scene = Scene { lab, nodes };
+
+    scene.ask("to-2", NEW)?;
+    scene.until("to-2", "Complete", 900, |_, _| Ok(()))?;
+    assert_eq!(scene.kubelets()?, "v1.21.0 v1.21.0");
+    let version = scene.json(&["version"])?;
+    assert_eq!(version["serverVersion"]["gitVersion"], KUBERNETES, "{version:#}");
+    for node in &scene.nodes {
+        let journal: Value = serde_json::from_slice(&node.read_file("/var/lib/nkd-agent/update.json")?).unwrap();
+        assert_eq!(journal["job"]["stage"], "healthy", "{journal:#}");
+        assert!(node.shell("cat /var/lib/site-os/counter", within(20)).is_err(), "the boot loader counts still");
+    }
+    // `apply` ran on the control plane, and once.
+    let applied = scene.nodes[0].logs()?.matches("[upgrade/successful] SUCCESS!").count();
+    assert_eq!(applied, 1);
+
+    // A release whose kubelet does not run, and one that does not boot: the control plane goes back by itself.
+    for (name, release, why) in [("to-3", ILL, "not healthy after"), ("to-4", NO_BOOT, "did not come up")] {
+        for (node, images) in scene.nodes.iter().zip([Images::ControlPlane, Images::Worker]) {
+            node.lay_out(release, scene.lab.kubernetes(), KUBERNETES, images)?;
+        }
+        let tree = format!("/var/lib/site-os/trees/{release}");
+        let ill = match release {
+            ILL => format!(
+                "printf '#!/bin/sh\\n[ \"$1\" = --version ] && echo Kubernetes {KUBERNETES} && exit\\nexit 7\\n' > {tree}/usr/bin/kubelet"
+            ),
+            _ => format!("touch {tree}/no-boot"),
+        };
+        scene.nodes[0].shell(&ill, within(20))?;
+        scene.ask(name, release)?;
+        let status = scene.until(name, "Halted", 700, |_, _| Ok(()))?;
+        let said = status["conditions"].to_string();
+        assert!(said.contains("cp1: rolled back") && said.contains(why), "{said}");
+        let booted = scene.nodes[0].read_file("/var/lib/site-os/booted")?;
+        assert_eq!(String::from_utf8_lossy(&booted).trim(), NEW);
+        assert_eq!(scene.kubelets()?, "v1.21.0 v1.21.0");
+        let node = scene.json(&["get", "node", "cp1"])?;
+        assert!(node["spec"]["unschedulable"].is_null(), "{node:#}");
+        scene.kubectl(&["delete", "nkdupdate", name])?;
+    }
+    // The same once more is refused, until somebody asks for a retry.
+    scene.ask("to-4-again", NO_BOOT)?;
+    let status = scene.until("to-4-again", "Halted", 200, |_, _| Ok(()))?;
+    assert!(status["conditions"].to_string().contains("did not come up here on"), "{status:#}");
+    Ok(())
+}
