@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use nkd_api::agent::{BALANCER_CONFIG_PATH, KubeadmAction, KubeadmOrder, KubeadmState, NodeFile};
 
+use super::recover::recover;
 use super::renew::renew;
 use super::{Entry, Journal, fit};
 use crate::client::chain;
@@ -53,6 +54,7 @@ pub fn run(order: &Path, state: &Path) -> Result<(), RunError> {
     let mut diary = Diary { journal, entry: Entry { operation: order.operation, state: KubeadmState::Done, touched } };
     let ended = match order.action {
         KubeadmAction::Renew => renew(&order, &mut diary),
+        KubeadmAction::Recover => recover(&order, state, &mut diary),
         _ => carry_out(&order, &mut diary),
     };
     files::remove(Path::new(CONFIG))?;
@@ -66,10 +68,10 @@ pub fn run(order: &Path, state: &Path) -> Result<(), RunError> {
 }
 
 /// True when a run that ended so left what the next one has to remove. What ended well is never removed by the next
-/// order's beginning, unless that is a reset. A renewal makes no node: it leaves things as they were.
+/// order's beginning, unless that is a reset. Neither a renewal nor a recovery makes a node.
 fn leaves_something(action: KubeadmAction, before: bool, ended: &KubeadmState) -> bool {
     match action {
-        KubeadmAction::Renew => before,
+        KubeadmAction::Renew | KubeadmAction::Recover => before,
         _ => before && *ended != KubeadmState::Done,
     }
 }
@@ -288,14 +290,16 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_that_fails_leaves_nothing_to_reset() {
+    fn a_renewal_or_recovery_that_fails_leaves_nothing_to_reset() {
         let failed = KubeadmState::Failed { step: "x".into(), reason: "y".into(), log_tail: String::new() };
         for action in [KubeadmAction::Init, KubeadmAction::Join] {
             assert!(leaves_something(action, true, &failed) && !leaves_something(action, true, &KubeadmState::Done));
             assert!(!leaves_something(action, false, &failed), "kubeadm was not started");
         }
         // Otherwise the next run would reset a control plane that works.
-        assert!(!leaves_something(KubeadmAction::Renew, false, &failed));
+        for action in [KubeadmAction::Renew, KubeadmAction::Recover] {
+            assert!(!leaves_something(action, false, &failed));
+        }
         assert!(leaves_something(KubeadmAction::Renew, true, &KubeadmState::Done), "what a join left is still there");
     }
 
