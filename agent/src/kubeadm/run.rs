@@ -178,7 +178,12 @@ fn without_secrets(line: &str) -> String {
 
 /// Removes what kubeadm made: it has to begin from nothing.
 fn reset() -> Result<(), Failure> {
-    command("reset", "kubeadm", &["reset", "--force"], |_| Ok(()))?;
+    let mut words = vec!["reset", "--force"];
+    if !had_etcd(Path::new("/etc/kubernetes"), Path::new("/var/lib/etcd")) {
+        // kubeadm would ask for minutes after a member that is not there.
+        words.push("--skip-phases=remove-etcd-member");
+    }
+    command("reset", "kubeadm", &words, |_| Ok(()))?;
     // kubeadm leaves these to the administrator.
     for folder in ["/etc/cni/net.d", "/var/lib/etcd", "/etc/kubernetes/pki", "/etc/kubernetes/manifests"] {
         match std::fs::remove_dir_all(folder) {
@@ -190,6 +195,12 @@ fn reset() -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// True when an etcd may have run here. One that was added and never started is taken out by the service, before it lets
+/// the node join again.
+fn had_etcd(kubernetes: &Path, data: &Path) -> bool {
+    kubernetes.join("manifests/etcd.yaml").exists() || data.join("member").exists()
 }
 
 fn empty(folder: &Path) -> std::io::Result<()> {
@@ -301,6 +312,19 @@ mod tests {
             assert!(!leaves_something(action, false, &failed));
         }
         assert!(leaves_something(KubeadmAction::Renew, true, &KubeadmState::Done), "what a join left is still there");
+    }
+
+    #[test]
+    fn etcd_has_run_where_its_manifest_or_its_data_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kubernetes, data) = (dir.path().join("kubernetes"), dir.path().join("etcd"));
+        std::fs::create_dir_all(kubernetes.join("manifests")).unwrap();
+        assert!(!had_etcd(&kubernetes, &data));
+        std::fs::create_dir_all(data.join("member")).unwrap();
+        assert!(had_etcd(&kubernetes, &data));
+        std::fs::remove_dir_all(&data).unwrap();
+        std::fs::write(kubernetes.join("manifests/etcd.yaml"), "").unwrap();
+        assert!(had_etcd(&kubernetes, &data));
     }
 
     #[test]
