@@ -232,7 +232,10 @@ async fn forget_etcd(service: &Service, record: &Record, member: &MemberRecord) 
 async fn put_token(service: &Service, record: &Record, member: &MemberRecord, token: &str) -> Result<(), BringUpError> {
     let (id, secret) = token.split_once('.').ok_or(BringUpError::Missing("token"))?;
     let until = OffsetDateTime::now_utc() + TOKEN_LIFE;
-    Ok(reach::reach(service, record).await?.1.put_token(id, secret, &member.hostname, until).await?)
+    let api = reach::reach(service, record).await?.1;
+    // A try that was cut off may have come as far as this, since the run was ordered.
+    api.forget_node(&member.hostname).await?;
+    Ok(api.put_token(id, secret, &member.hostname, until).await?)
 }
 
 /// A node tells how its run goes. Durable when this returns; told twice, it counts once.

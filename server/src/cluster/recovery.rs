@@ -21,10 +21,8 @@ use super::peer::EtcdWord;
 use super::record::{MemberRecord, Record, Run, is_in};
 use super::renewal;
 
-/// An agent that has asked in vain for so long has nothing that runs, also when a first question was lost.
-const ASKED: Duration = Duration::seconds(15);
-/// The kubelet of a node whose join has failed may start its etcd all the same, within this.
-const ENDED: Duration = Duration::minutes(2);
+/// The kubelet of a node whose join has ended, or was cut off, may start its etcd all the same, within this.
+const PATIENCE: Duration = Duration::minutes(2);
 /// Wait after the first failure; each further one waits twice as long.
 const FIRST_WAIT: Duration = Duration::seconds(30);
 /// The longest wait.
@@ -117,10 +115,10 @@ fn stands_still(member: &MemberRecord, in_vain: &[InVain], now: OffsetDateTime) 
     match run.ended_at {
         // Somebody has looked, and says that the machine is gone. It is given no order any more.
         _ if member.leaving.is_some_and(|leaving| leaving.lost) => Some(None),
-        Some(ended) => (now >= ended + ENDED).then_some(None),
+        Some(ended) => (now >= ended + PATIENCE).then_some(None),
         None => {
             let asked = in_vain.iter().find(|asked| asked.operation == run.operation)?;
-            (now >= asked.since + ASKED).then_some(Some(run.operation))
+            (now >= asked.since + PATIENCE).then_some(Some(run.operation))
         }
     }
 }
@@ -182,10 +180,12 @@ pub fn forget(record: &mut Record) -> bool {
     record.members.iter_mut().filter(failed).map(|m| m.recovery = None).count() > 0
 }
 
-/// Why the API does not answer, as long as etcd has not come back.
+/// Why the API does not answer, if it does not: etcd has not come back, or may wait for one that joins.
 #[must_use]
 pub fn reason(record: &Record) -> Option<String> {
-    let member = record.members.iter().find(|m| m.recovery.is_some() && is_in(m.state))?;
+    let Some(member) = record.members.iter().find(|m| m.recovery.is_some() && is_in(m.state)) else {
+        return waits_for(record);
+    };
     let recovery = member.recovery.as_ref()?;
     let (host, other) = (&member.hostname, &recovery.other);
     let what = match &recovery.detail {
@@ -193,6 +193,17 @@ pub fn reason(record: &Record) -> Option<String> {
         Some(detail) => format!("etcd of {host} could not be brought back without it, and is tried again ({detail})"),
     };
     Some(format!("etcd has no majority, because {other} was added to it and never started; {what}"))
+}
+
+/// The second control plane, while it joins: until its etcd runs, there may be no majority.
+fn waits_for(record: &Record) -> Option<String> {
+    let planes = || record.members.iter().filter(|m| m.role == Role::ControlPlane);
+    let joins = |m: &&MemberRecord| m.run.is_some_and(|run| run.action == KubeadmAction::Join) && !is_settled(m);
+    let (cluster, other) =
+        (record.name(), &planes().find(joins).filter(|_| planes().filter(|m| is_settled(m)).count() == 1)?.hostname);
+    Some(format!(
+        "the API does not answer while {other} joins: if it stays so, power {other} on, or `nkd cluster remove {cluster} {other} --lost` if its machine is gone"
+    ))
 }
 
 #[cfg(test)]
