@@ -373,9 +373,12 @@ fn cut_off_as_a_member_of_etcd(network: &str, control_planes: u8, on_disk: OnDis
     }
     lab.wait_ready("rack7", within(LIFE))?;
     assert_eq!(uid(&lab, "rack7")?, made, "another cluster took its place");
-    let pods = lab.kubectl("rack7", &["-n", "kube-system", "get", "pods", "-l", "component=etcd", "-o", "name"])?;
     let wanted: Vec<String> = names.iter().map(|name| format!("pod/etcd-{name}")).collect();
-    assert_eq!(pods.lines().collect::<Vec<_>>(), wanted, "{pods}");
+    // The API has a new kubelet's static pods a while after they run.
+    until("every control plane shows its etcd", within(180), || {
+        let words = ["-n", "kube-system", "get", "pods", "-l", "component=etcd", "-o", "name"];
+        Ok(lab.kubectl("rack7", &words)?.lines().eq(wanted.iter()))
+    })?;
     let events = lab.events("rack7")?.join("\n");
     let brought_back = usize::from(alone);
     assert_eq!(times(&events, "cp1: etcd is brought back"), brought_back, "{events}");

@@ -98,7 +98,7 @@ fn carry_out(order: &KubeadmOrder, diary: &mut Diary) -> Result<(), Failure> {
     }
     if diary.entry.touched || order.action == KubeadmAction::Reset {
         diary.step("reset")?;
-        reset()?;
+        reset(order.action)?;
         diary.entry.touched = false;
     }
     if order.action == KubeadmAction::Reset {
@@ -177,13 +177,8 @@ fn without_secrets(line: &str) -> String {
 }
 
 /// Removes what kubeadm made: it has to begin from nothing.
-fn reset() -> Result<(), Failure> {
-    let mut words = vec!["reset", "--force"];
-    if !had_etcd(Path::new("/etc/kubernetes"), Path::new("/var/lib/etcd")) {
-        // kubeadm would ask for minutes after a member that is not there.
-        words.push("--skip-phases=remove-etcd-member");
-    }
-    command("reset", "kubeadm", &words, |_| Ok(()))?;
+fn reset(action: KubeadmAction) -> Result<(), Failure> {
+    command("reset", "kubeadm", reset_words(action), |_| Ok(()))?;
     // kubeadm leaves these to the administrator.
     for folder in ["/etc/cni/net.d", "/var/lib/etcd", "/etc/kubernetes/pki", "/etc/kubernetes/manifests"] {
         match std::fs::remove_dir_all(folder) {
@@ -197,10 +192,13 @@ fn reset() -> Result<(), Failure> {
     Ok(())
 }
 
-/// True when an etcd may have run here. One that was added and never started is taken out by the service, before it lets
-/// the node join again.
-fn had_etcd(kubernetes: &Path, data: &Path) -> bool {
-    kubernetes.join("manifests/etcd.yaml").exists() || data.join("member").exists()
+/// The service has taken this node out of etcd before it gives an order to join: kubeadm would ask for minutes after a
+/// member that is not there.
+fn reset_words(action: KubeadmAction) -> &'static [&'static str] {
+    match action {
+        KubeadmAction::Join => &["reset", "--force", "--skip-phases=remove-etcd-member"],
+        _ => &["reset", "--force"],
+    }
 }
 
 fn empty(folder: &Path) -> std::io::Result<()> {
@@ -315,16 +313,9 @@ mod tests {
     }
 
     #[test]
-    fn etcd_has_run_where_its_manifest_or_its_data_is() {
-        let dir = tempfile::tempdir().unwrap();
-        let (kubernetes, data) = (dir.path().join("kubernetes"), dir.path().join("etcd"));
-        std::fs::create_dir_all(kubernetes.join("manifests")).unwrap();
-        assert!(!had_etcd(&kubernetes, &data));
-        std::fs::create_dir_all(data.join("member")).unwrap();
-        assert!(had_etcd(&kubernetes, &data));
-        std::fs::remove_dir_all(&data).unwrap();
-        std::fs::write(kubernetes.join("manifests/etcd.yaml"), "").unwrap();
-        assert!(had_etcd(&kubernetes, &data));
+    fn who_leaves_takes_its_etcd_out_and_who_joins_anew_is_out() {
+        assert!(reset_words(KubeadmAction::Join).contains(&"--skip-phases=remove-etcd-member"));
+        assert_eq!(reset_words(KubeadmAction::Reset), ["reset", "--force"]);
     }
 
     #[test]

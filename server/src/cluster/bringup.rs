@@ -78,8 +78,8 @@ pub enum BringUpError {
     /// A text is still a path.
     #[error("`{0}` is a path on the operator's machine: apply the file with `nkd cluster apply`, which reads it")]
     Path(String),
-    /// A member of etcd that never started cannot be taken out.
-    #[error("a join that was cut off left a member of etcd that never started: {0}")]
+    /// A member of etcd cannot be taken out.
+    #[error("a join that was cut off left a member of etcd: {0}")]
     Left(#[from] Why),
     /// Nobody joins now.
     #[error("etcd of {0} is brought back first")]

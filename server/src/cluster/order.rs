@@ -189,6 +189,8 @@ async fn admit(
     if member.role == Role::ControlPlane {
         forget_etcd(service, record, member).await?;
     }
+    // A try that was cut off may have come as far as this, since the run was ordered.
+    reach::reach(service, record).await?.1.forget_node(&member.hostname).await?;
     // From here on it may run, and a recovery may not be ordered before it has asked again.
     let _no_recovery = service.orders.asks.joins.lock().await;
     let (now, _) = store.cluster(record.id).await?.ok_or(BringUpError::Over)?;
@@ -202,27 +204,19 @@ async fn admit(
     Ok(token)
 }
 
-/// Takes out of etcd what a try of this node left there that never started. kubeadm does not, and would not add it again.
-/// One that has started is for `kubeadm reset`.
+/// Takes out of etcd what a try of this node left there, before the node removes the data: an etcd that counts on a member
+/// without data has no majority, and one that never started would not be added again. kubeadm does neither surely.
 async fn forget_etcd(service: &Service, record: &Record, member: &MemberRecord) -> Result<(), BringUpError> {
     let etcd = part::etcd(service, record).await?;
-    let is_left = |m: &EtcdMember| m.never_started() && m.is_of(&member.hostname, member.address);
-    let members = match etcd.members().await {
-        Ok(members) => members,
-        Err(error) => {
-            // kubeadm says what is wrong, if this is in its way.
-            tracing::warn!(error = &error as &dyn std::error::Error, node = member.hostname, "etcd could not be asked");
-            return Ok(());
-        }
-    };
-    if !members.iter().any(is_left) {
+    let is_left = |m: &EtcdMember| m.is_of(&member.hostname, member.address);
+    if !etcd.members().await?.iter().any(is_left) {
         return Ok(());
     }
     let members = etcd.health().await?;
     for (left, _) in members.iter().filter(|(m, _)| is_left(m)) {
         quorum::may_remove(&etcd::for_quorum(&members), left.id)?;
         etcd.remove(left.id).await?;
-        tracing::info!(node = member.hostname, "a member of etcd that never started is removed");
+        tracing::info!(node = member.hostname, "what a join before left in etcd is removed");
     }
     Ok(())
 }
@@ -232,10 +226,7 @@ async fn forget_etcd(service: &Service, record: &Record, member: &MemberRecord) 
 async fn put_token(service: &Service, record: &Record, member: &MemberRecord, token: &str) -> Result<(), BringUpError> {
     let (id, secret) = token.split_once('.').ok_or(BringUpError::Missing("token"))?;
     let until = OffsetDateTime::now_utc() + TOKEN_LIFE;
-    let api = reach::reach(service, record).await?.1;
-    // A try that was cut off may have come as far as this, since the run was ordered.
-    api.forget_node(&member.hostname).await?;
-    Ok(api.put_token(id, secret, &member.hostname, until).await?)
+    Ok(reach::reach(service, record).await?.1.put_token(id, secret, &member.hostname, until).await?)
 }
 
 /// A node tells how its run goes. Durable when this returns; told twice, it counts once.
