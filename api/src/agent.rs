@@ -244,6 +244,10 @@ pub enum KubeadmAction {
     Reset,
     /// Renew the certificates that kubeadm made on a control plane, and restart what uses them.
     Renew,
+    /// Bring back an etcd that lost its majority to a member which was added and never started: the only other member goes
+    /// on alone, with its data. An agent of before this action cannot read a task that has it, and asks again until it is
+    /// upgraded: images of nodes are upgraded with the service.
+    Recover,
 }
 
 /// Everything that a run of kubeadm needs.

@@ -1,6 +1,7 @@
 //! A real etcd (3.4) with the certificates of our authorities answers the service's client.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test that runs the real program")]
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nkd_api::cluster::Certificates;
 use nkd_server::cluster::etcd::{self, CLIENT_PORT, Etcd, EtcdError};
+use nkd_server::cluster::peer::{self, EtcdWord};
 use nkd_server::cluster::pki::ClusterPki;
 use nkd_server::cluster::quorum::{Why, may_remove};
 use tempfile::TempDir;
@@ -97,6 +99,55 @@ impl Members {
         command.args(words.split_whitespace()).spawn().unwrap()
     }
 
+    /// Tells this member that another one comes, as kubeadm does; true when it takes that.
+    fn add(&self, asked: usize, number: usize) -> bool {
+        let certificate = format!("{asked}.crt");
+        let status = Command::new("curl")
+            .current_dir(self.folder.path())
+            .args([
+                "-sSf",
+                "-o",
+                "/dev/null",
+                "--cacert",
+                "ca.crt",
+                "--cert",
+                &certificate,
+                "--key",
+                &format!("{asked}.key"),
+            ])
+            .args(["-d", &format!("{{\"peerURLs\": [\"https://{}:2380\"]}}", address(number))])
+            .arg(format!("https://{}/v3/cluster/member/add", endpoint(asked)))
+            .status()
+            .unwrap();
+        status.success()
+    }
+
+    /// etcd takes nobody until its members have seen each other for five seconds.
+    async fn expect_added(&self, asked: usize, number: usize) {
+        let end = Instant::now() + LIMIT;
+        while !self.add(asked, number) {
+            assert!(Instant::now() < end, "{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// Waits until an etcd says what is wanted.
+    async fn expect_word<F: Future<Output = Result<EtcdWord, EtcdError>>>(
+        &self,
+        ask: &impl Fn() -> F,
+        wanted: impl Fn(&EtcdWord) -> bool,
+    ) {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let word = ask().await;
+            if word.as_ref().is_ok_and(&wanted) {
+                return;
+            }
+            assert!(Instant::now() < end, "{word:?}\n{}", self.logs());
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+
     fn kill(&mut self, number: usize) {
         if let Some(mut child) = self.running[number].take() {
             child.kill().unwrap();
@@ -175,6 +226,52 @@ async fn members_are_listed_judged_and_removed_as_long_as_the_majority_holds() {
     assert!(matches!(may_remove(&seen, all[1].id), Err(Why::NoQuorum { .. })));
     let refused = etcd.remove(all[1].id).await.unwrap_err();
     assert!(matches!(refused, EtcdError::Unanswered { .. } | EtcdError::Refused { .. }), "{refused}");
+}
+
+#[tokio::test]
+#[ignore = "needs NKD_KUBERNETES"]
+async fn an_etcd_that_waits_for_one_that_never_started_says_so_also_when_it_was_started_again() {
+    let pki = authorities();
+    let mut members = Members::start(&pki, 1);
+    let etcd = client(&pki, &[0]);
+    members.expect_healthy(&etcd, 1).await;
+    let ask = || peer::word(&pki, address(0), OffsetDateTime::now_utc());
+    let word = ask().await.unwrap();
+    assert!(word.has_leader && word.members.len() == 1 && word.members[0].is_of("cp0", None), "{word:?}");
+
+    members.expect_added(0, 1).await;
+    let names = |word: &EtcdWord| word.members.iter().map(|m| m.name.clone()).collect::<BTreeSet<_>>();
+    let wanted = BTreeSet::from([String::new(), "cp0".to_owned()]);
+    members.expect_word(&ask, |word| !word.has_leader && names(word) == wanted).await;
+    // The kubelet does this after a while, and so does a power cut: no client is answered any more.
+    members.kill(0);
+    members.running[0] = Some(members.spawn(0, &format!("cp0=https://{}:2380", address(0))));
+    members.expect_word(&ask, |word| !word.has_leader && names(word) == wanted).await;
+    assert!(matches!(etcd.members().await, Err(EtcdError::Unanswered { .. })));
+    let word = ask().await.unwrap();
+    let other = word.members.iter().find(|member| member.never_started()).unwrap();
+    assert!(other.is_of("cp1", Some(address(1))) && !other.is_of("cp0", Some(address(0))), "{other:?}");
+    let strangers = authorities();
+    assert!(peer::word(&strangers, address(0), OffsetDateTime::now_utc()).await.is_err());
+}
+
+#[tokio::test]
+#[ignore = "needs NKD_KUBERNETES"]
+async fn one_that_never_started_is_found_and_removed_and_may_come_again() {
+    let pki = authorities();
+    let members = Members::start(&pki, 2);
+    let etcd = client(&pki, &[0, 1]);
+    members.expect_healthy(&etcd, 2).await;
+    members.expect_added(0, 2).await;
+    assert!(!members.add(0, 2), "a second try ends here, unless the first one's member is removed");
+    let all = etcd.health().await.unwrap();
+    let (left, health) = all.iter().find(|(m, _)| m.is_of("cp2", Some(address(2)))).unwrap();
+    assert!(left.never_started() && health.as_ref().unwrap_err().contains("not started"), "{left:?}");
+    assert_eq!(may_remove(&etcd::for_quorum(&all), left.id), Ok(()));
+    etcd.remove(left.id).await.unwrap();
+    members.expect_healthy(&etcd, 2).await;
+    assert_eq!(etcd.members().await.unwrap().len(), 2);
+    members.expect_added(0, 2).await;
 }
 
 #[tokio::test]

@@ -48,7 +48,7 @@ fn wanted(order: &KubeadmOrder) -> Vec<(&'static str, u64)> {
 }
 
 /// A folder that is not there yet will be in the file system of the one above.
-fn free(path: &Path, mebibytes: u64) -> Result<(), String> {
+pub(super) fn free(path: &Path, mebibytes: u64) -> Result<(), String> {
     let Some(there) = path.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
     let stat = nix::sys::statvfs::statvfs(there)
         .map_err(|error| format!("the file system of {} does not say how full it is: {error}", path.display()))?;

@@ -1,5 +1,5 @@
-//! Asks this node's own API server, which has to show exactly the certificate that is on the disk.
-#![expect(clippy::disallowed_methods, reason = "reads the administrator's access and speaks to the API server")]
+//! Asks this node's own API server and etcd, which have to show exactly the certificate that is on the disk.
+#![expect(clippy::disallowed_methods, reason = "reads the administrator's access and speaks to the node's own servers")]
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -21,23 +21,63 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// More than any answer that is asked for here.
 const LONGEST: u64 = 16 << 20;
 
+/// The client port of etcd.
+const ETCD: u16 = 2379;
+
 /// A GET as administrator; the body of a 200. `port`: of the API server.
 ///
 /// # Errors
 /// In one sentence: it does not answer, shows another certificate, or says no.
 pub(super) fn get(kubernetes: &Path, port: u16, path: &str) -> Result<Vec<u8>, String> {
-    let config = client(kubernetes)?;
-    let loopback = [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))];
-    let socket = loopback.iter().find_map(|address| TcpStream::connect_timeout(address, LIMIT).ok());
+    let admin = read(kubernetes, "admin.conf")?;
+    let part = |name| embedded(&admin, name).ok_or_else(|| unreadable(kubernetes, "admin.conf"));
+    let (certificate, key) = (part("client-certificate-data")?, part("client-key-data")?);
+    let config = client(kubernetes, "pki/apiserver.crt", ("admin.conf", &certificate, &key))?;
+    // HTTP 1.0: one answer, in one piece, to the end of the connection.
+    let question = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nAccept: application/json\r\n\r\n");
+    ask("the API server", config, &loopback(port), path, &question)
+}
+
+/// A GET of etcd's peer port at this address of the node, which answers also without a majority; the body of a 200.
+///
+/// # Errors
+/// As [`get`].
+pub(super) fn peer(kubernetes: &Path, address: SocketAddr, path: &str) -> Result<Vec<u8>, String> {
+    let config = etcd_client(kubernetes, "pki/etcd/peer.crt")?;
+    ask("etcd", config, &[address], path, &format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n"))
+}
+
+fn etcd_client(kubernetes: &Path, server: &str) -> Result<ClientConfig, String> {
+    let name = "pki/etcd/healthcheck-client.crt";
+    let certificate = read(kubernetes, name)?;
+    let key = read(kubernetes, "pki/etcd/healthcheck-client.key")?;
+    client(kubernetes, server, (name, &certificate, &key))
+}
+
+fn loopback(port: u16) -> [SocketAddr; 2] {
+    [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))]
+}
+
+/// A question without arguments to the JSON gateway of etcd, `maintenance/status`; the body of a 200.
+///
+/// # Errors
+/// As [`get`].
+pub(super) fn etcd(kubernetes: &Path, path: &str) -> Result<Vec<u8>, String> {
+    let config = etcd_client(kubernetes, "pki/etcd/server.crt")?;
+    let head = "Host: localhost\r\nContent-Type: application/json\r\nContent-Length: 2";
+    ask("etcd", config, &loopback(ETCD), path, &format!("POST /v3/{path} HTTP/1.0\r\n{head}\r\n\r\n{{}}"))
+}
+
+fn ask(who: &str, config: ClientConfig, at: &[SocketAddr], path: &str, question: &str) -> Result<Vec<u8>, String> {
+    let port = at.first().map_or(0, SocketAddr::port);
+    let socket = at.iter().find_map(|address| TcpStream::connect_timeout(address, LIMIT).ok());
     let socket = socket.ok_or_else(|| format!("nobody listens on port {port}"))?;
-    let said = |error: std::io::Error| format!("the API server on port {port}: {error}");
+    let said = |error: std::io::Error| format!("{who} on port {port}: {error}");
     socket.set_read_timeout(Some(LIMIT)).and_then(|()| socket.set_write_timeout(Some(LIMIT))).map_err(said)?;
     let name = ServerName::try_from("localhost").map_err(|error| error.to_string())?;
     let connection = ClientConnection::new(Arc::new(config), name).map_err(|error| error.to_string())?;
     let mut stream = StreamOwned::new(connection, socket);
-    // HTTP 1.0: one answer, in one piece, to the end of the connection.
-    let asked = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\nAccept: application/json\r\n\r\n");
-    stream.write_all(asked.as_bytes()).map_err(said)?;
+    stream.write_all(question.as_bytes()).map_err(said)?;
     let mut answer = Vec::new();
     match stream.take(LONGEST).read_to_end(&mut answer) {
         // Go closes the connection without a word.
@@ -56,21 +96,23 @@ fn body(answer: &[u8]) -> Result<Vec<u8>, String> {
     }
 }
 
-/// The access in admin.conf, and no trust but in the API server's own certificate.
-fn client(kubernetes: &Path) -> Result<ClientConfig, String> {
-    let read = |name: &str| {
-        let path = kubernetes.join(name);
-        std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
-    };
-    let unreadable = |what: &str| format!("{}: it does not read", kubernetes.join(what).display());
-    let server = read("pki/apiserver.crt")?;
-    let server = CertificateDer::from_pem_slice(server.as_bytes()).map_err(|_| unreadable("pki/apiserver.crt"))?;
-    let admin = read("admin.conf")?;
-    let certificate = embedded(&admin, "client-certificate-data").ok_or_else(|| unreadable("admin.conf"))?;
-    let key = embedded(&admin, "client-key-data").ok_or_else(|| unreadable("admin.conf"))?;
+fn read(kubernetes: &Path, name: &str) -> Result<String, String> {
+    let path = kubernetes.join(name);
+    std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn unreadable(kubernetes: &Path, name: &str) -> String {
+    format!("{}: it does not read", kubernetes.join(name).display())
+}
+
+/// An access (where it is from, certificates, key), and no trust but in the server's own certificate.
+fn client(kubernetes: &Path, server: &str, access: (&str, &str, &str)) -> Result<ClientConfig, String> {
+    let (from, certificate, key) = access;
+    let shown = read(kubernetes, server)?;
+    let server = CertificateDer::from_pem_slice(shown.as_bytes()).map_err(|_| unreadable(kubernetes, server))?;
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect();
-    let chain = chain.map_err(|_| unreadable("admin.conf"))?;
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| unreadable("admin.conf"))?;
+    let chain = chain.map_err(|_| unreadable(kubernetes, from))?;
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| unreadable(kubernetes, from))?;
     let provider = Arc::new(default_provider());
     let verifier = Arc::new(Exactly { server, provider: provider.clone() });
     ClientConfig::builder_with_provider(provider)
@@ -79,7 +121,7 @@ fn client(kubernetes: &Path) -> Result<ClientConfig, String> {
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_client_auth_cert(chain, key)
-        .map_err(|error| format!("admin.conf: {error}"))
+        .map_err(|error| format!("{from}: {error}"))
 }
 
 /// Takes one certificate and no other, whatever its dates: it is the one on this disk.
@@ -101,7 +143,7 @@ impl ServerCertVerifier for Exactly {
         if *end_entity == self.server {
             Ok(ServerCertVerified::assertion())
         } else {
-            Err(rustls::Error::General("it shows another certificate than the new one".into()))
+            Err(rustls::Error::General("it shows another certificate than the one on the disk".into()))
         }
     }
 

@@ -1,4 +1,4 @@
-//! kubeadm on this node: `init`, `join`, `reset`, and the renewal of certificates.
+//! kubeadm on this node: `init`, `join`, `reset`, the renewal of certificates, and etcd brought back.
 //!
 //! ```text
 //! agent ── order (in memory, 0600) ──▶ unit nkd-kubeadm-<operation> ── nkd-agent kubeadm ──▶ files, hooks, kubeadm
@@ -13,6 +13,7 @@ mod certificates;
 mod fit;
 mod journal;
 mod local;
+mod recover;
 mod renew;
 mod run;
 mod watch;

@@ -75,7 +75,8 @@ impl Node {
 
     /// Moves the manifests out until the old processes are gone, and in again, whatever happens. When they came back.
     fn restart(&self, components: &[Component]) -> Result<SystemTime, String> {
-        let old: Vec<u32> = components.iter().flat_map(|component| self.processes(component)).collect();
+        let of = |component: &Component| processes(&self.proc, component.name, &component.arguments);
+        let old: Vec<u32> = components.iter().flat_map(of).map(|(pid, _)| pid).collect();
         let gone = self.move_out(components).and_then(|()| {
             wait(STOP, || match old.iter().filter(|pid| self.proc.join(pid.to_string()).exists()).count() {
                 0 => Ok(()),
@@ -115,17 +116,6 @@ impl Node {
         }
     }
 
-    /// The processes of a component: its name and its arguments.
-    fn processes(&self, component: &Component) -> Vec<u32> {
-        let Ok(entries) = std::fs::read_dir(&self.proc) else { return Vec::new() };
-        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        let runs = |pid: &u32| {
-            let line = std::fs::read(self.proc.join(pid.to_string()).join("cmdline")).unwrap_or_default();
-            is_process(component, &line)
-        };
-        pids.filter(runs).collect()
-    }
-
     /// Waits until every pod was started after `since` and is Ready, by the word of the API server here, which has to
     /// show the new certificate.
     fn verify(&self, components: &[Component], since: SystemTime) -> Result<(), String> {
@@ -156,12 +146,12 @@ pub(crate) fn api_server_port(root: &Path) -> Option<u16> {
     Some(port.unwrap_or(6443))
 }
 
-fn rename(from: &Path, to: &Path) -> Result<(), String> {
+pub(super) fn rename(from: &Path, to: &Path) -> Result<(), String> {
     std::fs::rename(from, to).map_err(|error| format!("{} to {}: {error}", from.display(), to.display()))
 }
 
 /// Looks again and again; the last reason when the time is over.
-fn wait(limit: Duration, mut look: impl FnMut() -> Result<(), String>) -> Result<(), String> {
+pub(super) fn wait(limit: Duration, mut look: impl FnMut() -> Result<(), String>) -> Result<(), String> {
     let end = Instant::now() + limit;
     loop {
         match look() {
@@ -173,16 +163,24 @@ fn wait(limit: Duration, mut look: impl FnMut() -> Result<(), String>) -> Result
 }
 
 /// The plain arguments in a manifest: `    - --secure-port=6443`.
-fn arguments(manifest: &str) -> Vec<String> {
+pub(super) fn arguments(manifest: &str) -> Vec<String> {
     let plain = |line: &str| line.trim().strip_prefix("- ").filter(|word| word.starts_with("--")).map(str::to_owned);
     manifest.lines().filter_map(plain).collect()
 }
 
-/// True for the command line (NUL after every word) of this component.
-fn is_process(component: &Component, line: &[u8]) -> bool {
-    let words: Vec<String> = line.split(|byte| *byte == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
-    let program = words.first().and_then(|word| word.rsplit('/').next());
-    program == Some(component.name) && component.arguments.iter().all(|argument| words.contains(argument))
+/// The processes of a static pod, by program and arguments, with their command lines.
+pub(super) fn processes(proc: &Path, program: &str, arguments: &[String]) -> Vec<(u32, Vec<String>)> {
+    let Ok(entries) = std::fs::read_dir(proc) else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let running = pids.filter_map(|pid: u32| {
+        let line = std::fs::read(proc.join(pid.to_string()).join("cmdline")).unwrap_or_default();
+        let words: Vec<String> =
+            line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        let name = words.first().and_then(|word| word.rsplit('/').next());
+        let is_it = name == Some(program) && arguments.iter().all(|argument| words.contains(argument));
+        is_it.then_some((pid, words))
+    });
+    running.collect()
 }
 
 /// The pod is Ready, and its container was started after `since`.
@@ -245,7 +243,9 @@ mod tests {
         process(&node, 9, &["sh", "-c", "etcd --name=cp1 --data-dir=/var/lib/etcd"]);
         let etcd = &node.components().unwrap()[0];
         assert_eq!(etcd.arguments, ["--name=cp1", "--data-dir=/var/lib/etcd"]);
-        assert_eq!(node.processes(etcd), [7]);
+        let found = processes(&node.proc, etcd.name, &etcd.arguments);
+        assert_eq!(found.iter().map(|(pid, _)| *pid).collect::<Vec<_>>(), [7]);
+        assert!(found[0].1.contains(&"--quoted=x".to_owned()));
     }
 
     #[test]

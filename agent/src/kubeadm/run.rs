@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use nkd_api::agent::{BALANCER_CONFIG_PATH, KubeadmAction, KubeadmOrder, KubeadmState, NodeFile};
 
+use super::recover::recover;
 use super::renew::renew;
 use super::{Entry, Journal, fit};
 use crate::client::chain;
@@ -53,6 +54,7 @@ pub fn run(order: &Path, state: &Path) -> Result<(), RunError> {
     let mut diary = Diary { journal, entry: Entry { operation: order.operation, state: KubeadmState::Done, touched } };
     let ended = match order.action {
         KubeadmAction::Renew => renew(&order, &mut diary),
+        KubeadmAction::Recover => recover(&order, state, &mut diary),
         _ => carry_out(&order, &mut diary),
     };
     files::remove(Path::new(CONFIG))?;
@@ -66,10 +68,10 @@ pub fn run(order: &Path, state: &Path) -> Result<(), RunError> {
 }
 
 /// True when a run that ended so left what the next one has to remove. What ended well is never removed by the next
-/// order's beginning, unless that is a reset. A renewal makes no node: it leaves things as they were.
+/// order's beginning, unless that is a reset. Neither a renewal nor a recovery makes a node.
 fn leaves_something(action: KubeadmAction, before: bool, ended: &KubeadmState) -> bool {
     match action {
-        KubeadmAction::Renew => before,
+        KubeadmAction::Renew | KubeadmAction::Recover => before,
         _ => before && *ended != KubeadmState::Done,
     }
 }
@@ -96,7 +98,7 @@ fn carry_out(order: &KubeadmOrder, diary: &mut Diary) -> Result<(), Failure> {
     }
     if diary.entry.touched || order.action == KubeadmAction::Reset {
         diary.step("reset")?;
-        reset()?;
+        reset(order.action)?;
         diary.entry.touched = false;
     }
     if order.action == KubeadmAction::Reset {
@@ -175,8 +177,8 @@ fn without_secrets(line: &str) -> String {
 }
 
 /// Removes what kubeadm made: it has to begin from nothing.
-fn reset() -> Result<(), Failure> {
-    command("reset", "kubeadm", &["reset", "--force"], |_| Ok(()))?;
+fn reset(action: KubeadmAction) -> Result<(), Failure> {
+    command("reset", "kubeadm", reset_words(action), |_| Ok(()))?;
     // kubeadm leaves these to the administrator.
     for folder in ["/etc/cni/net.d", "/var/lib/etcd", "/etc/kubernetes/pki", "/etc/kubernetes/manifests"] {
         match std::fs::remove_dir_all(folder) {
@@ -188,6 +190,15 @@ fn reset() -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The service has taken this node out of etcd before it gives an order to join: kubeadm would ask for minutes after a
+/// member that is not there.
+fn reset_words(action: KubeadmAction) -> &'static [&'static str] {
+    match action {
+        KubeadmAction::Join => &["reset", "--force", "--skip-phases=remove-etcd-member"],
+        _ => &["reset", "--force"],
+    }
 }
 
 fn empty(folder: &Path) -> std::io::Result<()> {
@@ -296,15 +307,23 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_that_fails_leaves_nothing_to_reset() {
+    fn a_renewal_or_recovery_that_fails_leaves_nothing_to_reset() {
         let failed = KubeadmState::Failed { step: "x".into(), reason: "y".into(), log_tail: String::new() };
         for action in [KubeadmAction::Init, KubeadmAction::Join] {
             assert!(leaves_something(action, true, &failed) && !leaves_something(action, true, &KubeadmState::Done));
             assert!(!leaves_something(action, false, &failed), "kubeadm was not started");
         }
         // Otherwise the next run would reset a control plane that works.
-        assert!(!leaves_something(KubeadmAction::Renew, false, &failed));
+        for action in [KubeadmAction::Renew, KubeadmAction::Recover] {
+            assert!(!leaves_something(action, false, &failed));
+        }
         assert!(leaves_something(KubeadmAction::Renew, true, &KubeadmState::Done), "what a join left is still there");
+    }
+
+    #[test]
+    fn who_leaves_takes_its_etcd_out_and_who_joins_anew_is_out() {
+        assert!(reset_words(KubeadmAction::Join).contains(&"--skip-phases=remove-etcd-member"));
+        assert_eq!(reset_words(KubeadmAction::Reset), ["reset", "--force"]);
     }
 
     #[test]

@@ -139,6 +139,7 @@ impl Enrolled {
             Work::Failed => "failed",
             Work::Kubeadm { ref task, .. } | Work::KubeadmWaiting { ref task, .. } => match task.action {
                 KubeadmAction::Renew => "renewing certificates",
+                KubeadmAction::Recover => "bringing etcd back",
                 _ => "joining",
             },
         }
@@ -520,5 +521,6 @@ fn word(task: &KubeadmTask) -> &'static str {
         KubeadmAction::Join => "join",
         KubeadmAction::Reset => "reset",
         KubeadmAction::Renew => "certs renew",
+        KubeadmAction::Recover => "(etcd is brought back)",
     }
 }

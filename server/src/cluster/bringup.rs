@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::asks::Asks;
 use super::claim::{self, ClaimError};
 use super::etcd::EtcdError;
 use super::kubeadm::KubeadmError;
@@ -23,10 +24,11 @@ use super::kubernetes::{Cluster as Api, KubeError};
 use super::order::{pki, text, token_name};
 use super::pki::PkiError;
 use super::plan::{self, NodeView, Seen, Step};
+use super::quorum::Why;
 use super::reach;
 use super::record::{Record, Run};
 use super::watch::observe;
-use super::{health, housekeeper, renewal};
+use super::{health, housekeeper, recovery, renewal};
 use crate::fleet::secret::{self, NoRandomness};
 use crate::machine::RegistryError;
 use crate::machine::lifecycle::Input;
@@ -76,6 +78,12 @@ pub enum BringUpError {
     /// A text is still a path.
     #[error("`{0}` is a path on the operator's machine: apply the file with `nkd cluster apply`, which reads it")]
     Path(String),
+    /// A member of etcd cannot be taken out.
+    #[error("a join that was cut off left a member of etcd: {0}")]
+    Left(#[from] Why),
+    /// Nobody joins now.
+    #[error("etcd of {0} is brought back first")]
+    Recovery(String),
     /// No such run, or not any more.
     #[error("this run of kubeadm is over")]
     Over,
@@ -89,6 +97,8 @@ pub struct Orders {
     api_servers: watch::Sender<HashMap<Uuid, Vec<SocketAddr>>>,
     /// Somebody has changed a cluster: it is worth a look.
     changed: Notify,
+    /// How agents ask for their orders to join.
+    pub(super) asks: Asks,
 }
 
 impl Orders {
@@ -118,6 +128,7 @@ impl Orders {
     /// A machine has left its cluster.
     pub(super) fn forget(&self, machine: Uuid) {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner).remove(&machine);
+        self.asks.close(machine);
         self.api_servers.send_if_modified(|known| known.remove(&machine).is_some());
     }
 
@@ -146,7 +157,10 @@ impl Orders {
         for member in &record.members {
             let Some(machine) = member.machine else { continue };
             let may_run = match member.leaving {
-                None => member.state == MemberState::Joining || renewal::under_way(member),
+                None => {
+                    let stays = renewal::under_way(member) || recovery::under_way(member);
+                    member.state == MemberState::Joining || stays
+                }
                 Some(leaving) => !leaving.lost,
             };
             match member.run.filter(|run| run.ended_at.is_none() && may_run) {
@@ -278,8 +292,17 @@ impl Work {
             Some(_) => self.quorum().await,
             None => None,
         };
+        if nodes.is_some() && recovery::forget(&mut self.record) {
+            self.save(Vec::new()).await?;
+        }
+        let in_vain = self.service.orders.asks.in_vain();
+        let etcd = match (&api, &nodes) {
+            (Some(_), None) => self.word_of_etcd(&in_vain).await?,
+            _ => None,
+        };
         let (nodes, quorum, now) = (nodes.as_deref(), quorum.as_deref(), OffsetDateTime::now_utc());
-        let mut steps = plan::plan(&self.record, Seen { machines: &machines, nodes, quorum, now });
+        let seen = Seen { machines: &machines, nodes, quorum, etcd: etcd.as_ref(), in_vain: &in_vain, now };
+        let mut steps = plan::plan(&self.record, seen);
         let went_on = !steps.is_empty();
         // Members that have left are taken off the list at the end, the last first: the steps name them by their places.
         steps.sort_by_key(|step| match step {
@@ -358,10 +381,12 @@ impl Work {
                 let said = renewal::take(&mut self.record, &turn, Uuid::now_v7(), OffsetDateTime::now_utc());
                 self.save(said).await?;
             }
+            Step::Recover(turn) => self.recover(&turn).await?,
             Step::Run { member, action } => self.order(member, action, api, machines).await?,
             Step::Revoke { member } => {
                 let (Some(api), Some(token)) = (api, self.record.members[member].token.clone()) else { return Ok(()) };
                 api.revoke_token(&token).await?;
+                self.forget_tokens().await?;
                 self.record.members[member].token = None;
                 let hostname = &self.record.members[member].hostname;
                 self.save(vec![format!("{hostname}: its bootstrap token is revoked")]).await?;
@@ -421,6 +446,7 @@ impl Work {
             if let Some(old) = &self.record.members[index].token {
                 api.revoke_token(old).await?;
             }
+            self.forget_tokens().await?;
             api.forget_node(&hostname).await?;
             let (id, secret) = bootstrap_token()?;
             let text = format!("{id}.{secret}");

@@ -3,7 +3,7 @@
 //! The client has a certificate of the cluster's etcd authority that was made for the occasion, and trusts nothing but
 //! that authority. Numbers of 64 bits are text in the gateway's JSON (the JSON mapping of protocol buffers).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use reqwest::{Certificate, Identity};
@@ -17,9 +17,9 @@ use super::quorum::MemberHealth;
 /// Port of the client API on every control plane that kubeadm makes.
 pub const CLIENT_PORT: u16 = 2379;
 /// How long one request to one endpoint may take.
-const LIMIT: Duration = Duration::from_secs(5);
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
 /// Life of the client's certificate.
-const LIFE: time::Duration = time::Duration::hours(1);
+pub(super) const LIFE: time::Duration = time::Duration::hours(1);
 /// Codes of gRPC after which another endpoint may fare better: deadline exceeded, unavailable.
 const TRANSIENT: [i64; 2] = [4, 14];
 /// gRPC: not found.
@@ -34,6 +34,9 @@ pub enum EtcdError {
     /// The client could not be made.
     #[error("the client for the cluster's etcd cannot be made")]
     Client(#[source] reqwest::Error),
+    /// Its keys cannot be used.
+    #[error("the keys for the cluster's etcd cannot be used")]
+    Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Nobody to ask.
     #[error("no control plane has an address to ask its etcd at")]
     NoEndpoint,
@@ -101,6 +104,27 @@ pub struct EtcdMember {
     pub learner: bool,
 }
 
+impl EtcdMember {
+    /// It was added, and has told nobody its name yet.
+    #[must_use]
+    pub fn never_started(&self) -> bool {
+        self.name.is_empty()
+    }
+
+    /// True when the others are to reach it at this address.
+    #[must_use]
+    pub fn is_at(&self, address: IpAddr) -> bool {
+        let socket = |url: &String| url.split("://").nth(1)?.trim_end_matches('/').parse::<SocketAddr>().ok();
+        self.peer_urls.iter().filter_map(socket).any(|socket| socket.ip() == address)
+    }
+
+    /// True for the member of this node: by its name, or by its address when it has none yet.
+    #[must_use]
+    pub fn is_of(&self, hostname: &str, address: Option<IpAddr>) -> bool {
+        self.name == hostname || (self.never_started() && address.is_some_and(|address| self.is_at(address)))
+    }
+}
+
 /// A client of one cluster's etcd.
 pub struct Etcd {
     http: reqwest::Client,
@@ -144,6 +168,12 @@ struct Status {
     leader: String,
     #[serde(default)]
     errors: Vec<String>,
+}
+
+impl Status {
+    fn has_leader(&self) -> bool {
+        !matches!(self.leader.as_str(), "" | "0")
+    }
 }
 
 #[derive(Deserialize)]
@@ -194,6 +224,12 @@ impl Etcd {
             }
         }
         Err(last)
+    }
+
+    /// True when the first endpoint says that it follows a leader, or is it.
+    pub async fn has_leader(&self) -> Result<bool, EtcdError> {
+        let endpoint = self.endpoints.first().ok_or(EtcdError::NoEndpoint)?;
+        Ok(self.ask::<Status>("status", endpoint, "maintenance/status", &Empty {}).await?.has_leader())
     }
 
     /// Asks the member itself: it answers, is the one that the others know, has no alarm, and follows a leader.
@@ -291,10 +327,7 @@ fn judge(member: &EtcdMember, status: &Status) -> Result<(), String> {
     if !status.errors.is_empty() {
         return Err(status.errors.join("; "));
     }
-    match status.leader.as_str() {
-        "" | "0" => Err("it has no leader".to_owned()),
-        _ => Ok(()),
-    }
+    if status.has_leader() { Ok(()) } else { Err("it has no leader".to_owned()) }
 }
 
 #[cfg(test)]

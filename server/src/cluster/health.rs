@@ -115,6 +115,8 @@ pub struct Observed {
     pub cluster: String,
     /// Its nodes. Not: why the API did not answer.
     pub nodes: Result<Vec<NodeSeen>, String>,
+    /// Why the API does not answer, where that is known, and what is done about it.
+    pub known_cause: Option<String>,
     /// Who should be there.
     pub expected: Vec<Expected>,
     /// Names of all members, those on their way in or out as well.
@@ -146,8 +148,14 @@ pub fn due(since: OffsetDateTime, not_after: OffsetDateTime) -> OffsetDateTime {
 pub fn judge(observed: &Observed, before: &Health, now: OffsetDateTime) -> Health {
     let nodes = match (&observed.nodes, before) {
         (Ok(nodes), _) => nodes,
-        (Err(_), Health::Unreachable { .. }) => return before.clone(),
-        (Err(reason), _) => return Health::Unreachable { since: now, reason: reason.clone() },
+        (Err(reason), before) => {
+            let (since, last) = match before {
+                Health::Unreachable { since, reason } => (*since, reason),
+                _ => (now, reason),
+            };
+            let reason = observed.known_cause.as_ref().unwrap_or(last).clone();
+            return Health::Unreachable { since, reason };
+        }
     };
     let mut reasons = Vec::new();
     let mut away = BTreeSet::new();

@@ -28,6 +28,7 @@ fn fine() -> Observed {
     Observed {
         cluster: "rack7".into(),
         nodes: Ok(names.map(node).into()),
+        known_cause: None,
         expected: names.iter().map(expected).collect(),
         known: names.map(str::to_owned).into(),
         pods: Some(pods.map(|name| PodSeen { name, ready: true, cause: None }).collect()),
@@ -213,6 +214,9 @@ fn a_cluster_that_does_not_answer_has_been_away_since_the_first_time() {
     assert_eq!(first, Health::Unreachable { since: NOW, reason: "refused".into() });
     observed.nodes = Err("no route".into());
     assert_eq!(judge(&observed, &first, NOW + Duration::HOUR), first);
+    observed.known_cause = Some("etcd has no majority".into());
+    let known = Health::Unreachable { since: NOW, reason: "etcd has no majority".into() };
+    assert_eq!(judge(&observed, &first, NOW + Duration::HOUR), known, "as soon as somebody knows why");
 }
 
 fn degraded(reasons: &[&str]) -> Health {

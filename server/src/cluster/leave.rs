@@ -153,5 +153,6 @@ fn word(action: KubeadmAction) -> &'static str {
         KubeadmAction::Join => "join",
         KubeadmAction::Reset => "reset",
         KubeadmAction::Renew => "certs renew",
+        KubeadmAction::Recover => "(etcd is brought back)",
     }
 }

@@ -1,5 +1,6 @@
 //! Clusters: what they are to be, who belongs to them, and how they come up.
 
+mod asks;
 mod balancer;
 pub mod bringup;
 pub mod certificates;
@@ -19,13 +20,16 @@ pub mod leave;
 pub mod load;
 pub mod order;
 mod part;
+pub mod peer;
 pub mod pki;
 pub mod plan;
 pub mod precheck;
 pub mod quorum;
 pub mod reach;
 pub mod record;
+pub mod recovery;
 pub mod renewal;
+mod rescue;
 pub mod retry;
 pub mod runtime;
 pub mod snippets;

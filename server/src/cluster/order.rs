@@ -9,10 +9,11 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::bringup::BringUpError;
+use super::etcd::EtcdMember;
 use super::kubeadm::{self, KubeadmError, Node};
 use super::pki::ClusterPki;
 use super::record::{MemberRecord, Record, labels};
-use super::{balancer, plan, reach, renewal, runtime};
+use super::{balancer, etcd, part, plan, quorum, reach, recovery, renewal, runtime};
 use crate::fleet::pki::NodeIdentity;
 use crate::service::Service;
 use crate::store::StoreError;
@@ -56,8 +57,19 @@ pub(super) fn prefix(cluster: Uuid) -> String {
     format!("cluster/{cluster}/")
 }
 
+/// Beginning of the names of its join tokens.
+pub(super) fn token_prefix(cluster: Uuid) -> String {
+    format!("{}join/", prefix(cluster))
+}
+
 pub(super) fn token_name(record: &Record, operation: Uuid) -> String {
-    format!("{}join/{operation}", prefix(record.id))
+    format!("{}{operation}", token_prefix(record.id))
+}
+
+/// Names of the tokens that somebody may ask for yet.
+pub(super) fn live_tokens(record: &Record) -> Vec<String> {
+    let joins = record.members.iter().filter_map(|m| m.run).filter(|run| run.action == KubeadmAction::Join);
+    joins.filter(|run| run.ended_at.is_none()).map(|run| token_name(record, run.operation)).collect()
 }
 
 /// The member's machine as kubeadm sees it.
@@ -81,8 +93,9 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
     let clusters = store.clusters().await?;
     let (record, _) = clusters.iter().find(|(r, _)| r.member_of(holder.machine).is_some()).ok_or(BringUpError::Over)?;
     let member = record.member_of(holder.machine).ok_or(BringUpError::Over)?;
-    let run =
-        member.run.filter(|run| run.operation == operation && run.ended_at.is_none()).ok_or(BringUpError::Over)?;
+    let lost = member.leaving.is_some_and(|leaving| leaving.lost);
+    let run = member.run.filter(|run| run.operation == operation && run.ended_at.is_none() && !lost);
+    let run = run.ok_or(BringUpError::Over)?;
     let pki = pki(service, record).await?;
     let cluster = &record.cluster;
     let endpoint = record.node_endpoint()?;
@@ -99,14 +112,14 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
             (kubeadm::init(cluster, &own, &init)?, kubeadm::init_skip_phases(cluster))
         }
         KubeadmAction::Join => {
-            let token = store.secret(&token_name(record, operation)).await?.ok_or(BringUpError::Missing("token"))?;
-            let token = String::from_utf8_lossy(&token).into_owned();
-            put_token(service, record, member, &token).await?;
+            service.orders.asks.asked(holder.machine, operation, OffsetDateTime::now_utc());
+            let token = admit(service, record, member, operation).await?;
             let join = kubeadm::Join { endpoint: &endpoint, token: &token, ca_hash: &pki.ca_hash()? };
             (kubeadm::join(cluster, &own, &join)?, kubeadm::join_skip_phases(cluster))
         }
         KubeadmAction::Reset => (String::new(), Vec::new()),
         KubeadmAction::Renew => return renewal_order(record, member, operation),
+        KubeadmAction::Recover => return Ok(bare(operation, run.action, String::new())),
     };
     let mut files = runtime::files(cluster, cluster.spec.os.profile == "lab")?;
     if member.role == Role::ControlPlane && run.action != KubeadmAction::Reset {
@@ -141,17 +154,71 @@ fn renewal_order(record: &Record, member: &MemberRecord, operation: Uuid) -> Res
     let endpoint = record.node_endpoint()?;
     let own = node(record, member)?;
     let init = kubeadm::Init { endpoint: &endpoint, control_planes: std::slice::from_ref(&own) };
-    Ok(KubeadmOrder {
+    Ok(bare(operation, KubeadmAction::Renew, kubeadm::init(&record.cluster, &own, &init)?))
+}
+
+/// An order for a node that is made already.
+fn bare(operation: Uuid, action: KubeadmAction, config: String) -> KubeadmOrder {
+    KubeadmOrder {
         operation,
         issued_at: OffsetDateTime::now_utc(),
-        action: KubeadmAction::Renew,
-        config: kubeadm::init(&record.cluster, &own, &init)?,
+        action,
+        config,
         skip_phases: Vec::new(),
         ignore_preflight_errors: Vec::new(),
         files: Vec::new(),
         restart: Vec::new(),
         before: Vec::new(),
-    })
+    }
+}
+
+/// Lets a node join, now that nothing of a try before is in its way: gives its token, which is in the cluster then.
+async fn admit(
+    service: &Service,
+    record: &Record,
+    member: &MemberRecord,
+    operation: Uuid,
+) -> Result<String, BringUpError> {
+    let store = service.registry.store();
+    if let Some(by) = recovery::by(record) {
+        return Err(BringUpError::Recovery(by.hostname.clone()));
+    }
+    let token = store.secret(&token_name(record, operation)).await?.ok_or(BringUpError::Missing("token"))?;
+    let token = String::from_utf8_lossy(&token).into_owned();
+    put_token(service, record, member, &token).await?;
+    if member.role == Role::ControlPlane {
+        forget_etcd(service, record, member).await?;
+    }
+    // A try that was cut off may have come as far as this, since the run was ordered.
+    reach::reach(service, record).await?.1.forget_node(&member.hostname).await?;
+    // From here on it may run, and a recovery may not be ordered before it has asked again.
+    let _no_recovery = service.orders.asks.joins.lock().await;
+    let (now, _) = store.cluster(record.id).await?.ok_or(BringUpError::Over)?;
+    let machine = member.machine.ok_or(BringUpError::Over)?;
+    let runs = now.member_of(machine).and_then(|m| m.run).filter(|run| run.operation == operation);
+    runs.filter(|run| run.ended_at.is_none()).ok_or(BringUpError::Over)?;
+    if let Some(by) = recovery::by(&now) {
+        return Err(BringUpError::Recovery(by.hostname.clone()));
+    }
+    service.orders.asks.close(machine);
+    Ok(token)
+}
+
+/// Takes out of etcd what a try of this node left there, before the node removes the data: an etcd that counts on a member
+/// without data has no majority, and one that never started would not be added again. kubeadm does neither surely.
+async fn forget_etcd(service: &Service, record: &Record, member: &MemberRecord) -> Result<(), BringUpError> {
+    let etcd = part::etcd(service, record).await?;
+    let is_left = |m: &EtcdMember| m.is_of(&member.hostname, member.address);
+    if !etcd.members().await?.iter().any(is_left) {
+        return Ok(());
+    }
+    let members = etcd.health().await?;
+    for (left, _) in members.iter().filter(|(m, _)| is_left(m)) {
+        quorum::may_remove(&etcd::for_quorum(&members), left.id)?;
+        etcd.remove(left.id).await?;
+        tracing::info!(node = member.hostname, "what a join before left in etcd is removed");
+    }
+    Ok(())
 }
 
 /// The token of a join is in the cluster from when its node asks for the order, not before: a node that was off for days
@@ -186,6 +253,7 @@ pub async fn reported(
         let mut said = Vec::new();
         match progress {
             _ if run.action == KubeadmAction::Renew => said = renewal::heard(member, progress, now),
+            _ if run.action == KubeadmAction::Recover => said = recovery::heard(member, progress, now),
             KubeadmState::Running { step } => member.detail = Some(step.clone()),
             KubeadmState::Done => {
                 run.ended_at = Some(now);
@@ -223,4 +291,24 @@ pub async fn reported(
         }
     }
     Err(StoreError::Stale.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::tests::cluster;
+    use super::super::record::Run;
+    use super::*;
+
+    #[test]
+    fn a_token_lives_as_long_as_its_join_and_no_longer() {
+        let at = OffsetDateTime::UNIX_EPOCH;
+        let mut record = Record::new(Uuid::nil(), cluster(1, 3), at);
+        let runs = [(KubeadmAction::Init, None), (KubeadmAction::Join, None), (KubeadmAction::Join, Some(at))];
+        for (number, ((action, ended_at), member)) in (1u128..).zip(runs.into_iter().zip(&mut record.members)) {
+            member.run = Some(Run { operation: Uuid::from_u128(number), action, ordered_at: at, ended_at });
+        }
+        assert_eq!(live_tokens(&record), [token_name(&record, Uuid::from_u128(2))]);
+        record.members.remove(1);
+        assert_eq!(live_tokens(&record), Vec::<String>::new(), "its member has gone");
+    }
 }

@@ -7,26 +7,39 @@ use nkd_api::cluster::{MemberState, Role};
 use time::OffsetDateTime;
 
 use super::bringup::{BringUpError, Work};
-use super::etcd::{self, Etcd};
+use super::etcd::{self, Etcd, EtcdMember};
 use super::kubernetes::Cluster as Api;
 use super::order::{pki, prefix};
-use super::record::{Leaving, Then, is_in};
+use super::record::{Leaving, Record, Then, is_in};
 use super::{change, leave, quorum};
 use crate::machine::RegistryError;
 use crate::machine::lifecycle::Input;
+use crate::service::Service;
 use crate::store::{RowEffects, Supersede};
 
 /// So many pods are named when a node is drained.
 const NAMED: usize = 3;
 
+/// The etcd of a cluster, behind its control planes that are in.
+pub(super) async fn etcd(service: &Service, record: &Record) -> Result<Etcd, BringUpError> {
+    let pki = pki(service, record).await?;
+    let members = record.members.iter().filter(|m| m.role == Role::ControlPlane && is_in(m.state));
+    // Those that stay first: they answer.
+    let (stay, go): (Vec<_>, Vec<_>) = members.partition(|m| m.leaving.is_none());
+    let addresses = stay.into_iter().chain(go).filter_map(|m| m.address);
+    let endpoints: Vec<SocketAddr> = addresses.map(|ip| SocketAddr::new(ip, etcd::CLIENT_PORT)).collect();
+    Ok(Etcd::connect(&pki, &endpoints, OffsetDateTime::now_utc())?)
+}
+
 impl Work {
     /// Why the control plane whose turn it is must not leave etcd now.
     pub(super) async fn quorum(&self) -> Option<String> {
         let index = leave::next_control_plane(&self.record)?;
-        let name = &self.record.members[index].hostname;
+        let leaving = &self.record.members[index];
         let asked = async {
-            let members = self.etcd().await?.health().await?;
-            let own = members.iter().find(|(member, _)| member.name == *name).map(|(member, _)| member.id);
+            let members = etcd(&self.service, &self.record).await?.health().await?;
+            let is_own = |(member, _): &&(EtcdMember, _)| member.is_of(&leaving.hostname, leaving.address);
+            let own = members.iter().find(is_own).map(|(member, _)| member.id);
             Ok::<_, BringUpError>(own.map(|id| quorum::may_remove(&etcd::for_quorum(&members), id)))
         };
         match asked.await {
@@ -35,16 +48,6 @@ impl Work {
             Ok(Some(Err(why))) => Some(why.to_string()),
             Err(error) => Some(crate::http::chain(&error)),
         }
-    }
-
-    async fn etcd(&self) -> Result<Etcd, BringUpError> {
-        let pki = pki(&self.service, &self.record).await?;
-        let members = self.record.members.iter().filter(|m| m.role == Role::ControlPlane && is_in(m.state));
-        // Those that stay first: they answer.
-        let (stay, go): (Vec<_>, Vec<_>) = members.partition(|m| m.leaving.is_none());
-        let addresses = stay.into_iter().chain(go).filter_map(|m| m.address);
-        let endpoints: Vec<SocketAddr> = addresses.map(|ip| SocketAddr::new(ip, etcd::CLIENT_PORT)).collect();
-        Ok(Etcd::connect(&pki, &endpoints, OffsetDateTime::now_utc())?)
     }
 
     /// The machine holds another system than the one that joined.
@@ -84,9 +87,9 @@ impl Work {
         let Some(leaving) = member.leaving else { return Ok(()) };
         if let (Some(api), false) = (api, self.record.destroying) {
             if member.role == Role::ControlPlane && leave::leaves_etcd(&member) {
-                let etcd = self.etcd().await?;
+                let etcd = etcd(&self.service, &self.record).await?;
                 let members = etcd.members().await?;
-                for left in members.iter().filter(|m| m.name == member.hostname) {
+                for left in members.iter().filter(|m| m.is_of(&member.hostname, member.address)) {
                     etcd.remove(left.id).await?;
                 }
             }
@@ -116,7 +119,8 @@ impl Work {
                 let fresh = &mut self.record.members[index];
                 (fresh.state, fresh.detail, fresh.run) = (MemberState::Waiting, None, None);
                 (fresh.failures, fresh.token, fresh.generation, fresh.leaving) = (0, None, None, None);
-                (fresh.certificates, fresh.unreadable, fresh.renewal) = (Vec::new(), Vec::new(), None);
+                (fresh.certificates, fresh.unreadable) = (Vec::new(), Vec::new());
+                (fresh.renewal, fresh.recovery) = (None, None);
                 if leaving.then == Then::OtherMachine {
                     // An address of the file stays; one that was found out was the old machine's.
                     fresh.machine = None;
@@ -125,7 +129,8 @@ impl Work {
                 format!("{}: the old one has left", member.hostname)
             }
         };
-        Ok(self.save(vec![said]).await?)
+        self.save(vec![said]).await?;
+        self.forget_tokens().await
     }
 
     /// Nothing is left of the cluster.

@@ -19,7 +19,9 @@ use nkd_api::machine::{Machine, Phase};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::peer::EtcdWord;
 use super::record::{MemberRecord, Record, is_in, labels};
+use super::recovery::{self, InVain};
 use super::{housekeeper, kubeadm, leave, renewal, taints};
 
 /// A run that failed is tried again so many times.
@@ -55,6 +57,10 @@ pub struct Seen<'a> {
     pub nodes: Option<&'a [NodeView]>,
     /// Why the control plane of [`leave::next_control_plane`] must not leave etcd now; none: it may.
     pub quorum: Option<&'a str>,
+    /// What the etcd of [`recovery::suspect`] says, if the API does not answer.
+    pub etcd: Option<&'a EtcdWord>,
+    /// Agents that have asked for their orders in vain.
+    pub in_vain: &'a [InVain],
     /// Now.
     pub now: OffsetDateTime,
 }
@@ -127,6 +133,8 @@ pub enum Step {
     Gone,
     /// Certificates are to be renewed, or have been.
     Renew(renewal::Turn),
+    /// etcd is to be brought back.
+    Recover(recovery::Turn),
     /// An add-on is to be applied.
     Apply {
         /// `cni`, `after-1`, ...
@@ -148,6 +156,7 @@ impl Step {
             | Self::Lose { member }
             | Self::Drain { member }
             | Self::Part { member } => Some(*member),
+            Self::Recover(turn) => Some(turn.member),
             Self::Complete | Self::Gone | Self::Renew(_) | Self::Apply { .. } => None,
         }
     }
@@ -197,6 +206,9 @@ pub fn plan(record: &Record, seen: Seen<'_>) -> Vec<Step> {
     // After the joins: neither begins while the other is under way, and they are ordered one look after the other.
     if !record.destroying && !steps.iter().any(|step| matches!(step, Step::Run { .. })) {
         steps.extend(renewal::next(record, seen.now).into_iter().map(Step::Renew));
+    }
+    if let (true, None, Some(etcd)) = (record.is_initialised(), seen.nodes, seen.etcd) {
+        steps.extend(recovery::next(record, etcd, seen.in_vain, seen.now).map(Step::Recover));
     }
     if let (true, Some(_)) = (record.is_initialised(), seen.nodes) {
         let all_ready = record.members.iter().all(|m| m.state == MemberState::Ready);

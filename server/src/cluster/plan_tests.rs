@@ -75,7 +75,14 @@ impl World {
     fn seen(&self) -> Seen<'_> {
         let up = self.answers && self.record.is_initialised();
         let quorum = (!self.quorum).then_some("two of three are away");
-        Seen { machines: &self.machines, nodes: up.then_some(&self.nodes), quorum, now: self.now }
+        Seen {
+            machines: &self.machines,
+            nodes: up.then_some(&self.nodes),
+            quorum,
+            etcd: None,
+            in_vain: &[],
+            now: self.now,
+        }
     }
 
     /// Plans, checks, carries out.
@@ -120,7 +127,7 @@ impl World {
                     }
                     KubeadmAction::Join => assert!(before.is_initialised(), "a join before there is a cluster"),
                     KubeadmAction::Reset => self.may_leave(*member, before),
-                    KubeadmAction::Renew => unreachable!(),
+                    KubeadmAction::Renew | KubeadmAction::Recover => unreachable!(),
                 }
                 self.operations += 1;
                 let member = &mut self.record.members[*member];
@@ -164,6 +171,7 @@ impl World {
                 self.gone = true;
             }
             Step::Renew(turn) => unreachable!("no certificate is due: {turn:?}"),
+            Step::Recover(turn) => unreachable!("nobody asked etcd: {turn:?}"),
             Step::Revoke { member } => {
                 assert!(is_in(before.members[*member].state));
                 self.record.members[*member].token = None;

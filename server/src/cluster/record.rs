@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::file;
 use super::kubeadm::{Endpoint, KubeadmError};
 use super::pki::NamedEndpoint;
+use super::recovery::Recovery;
 use super::renewal::Renewal;
 
 /// A cluster with its members.
@@ -84,6 +85,9 @@ pub struct MemberRecord {
     /// The renewal of its certificates that was asked for, runs, or was the last one.
     #[serde(default)]
     pub renewal: Option<Renewal>,
+    /// It brings etcd back, or could not.
+    #[serde(default)]
+    pub recovery: Option<Recovery>,
 }
 
 /// A member on its way out.
@@ -321,6 +325,7 @@ pub(super) fn members(cluster: &Cluster) -> Vec<MemberRecord> {
                 certificates: Vec::new(),
                 unreadable: Vec::new(),
                 renewal: None,
+                recovery: None,
             });
         }
     }

@@ -182,7 +182,7 @@ proptest! {
             prop_assert!(record.members.iter().filter(|m| under_way(m)).count() <= 1);
             let after: Vec<_> = record.members.iter().map(|m| m.state).collect();
             prop_assert_eq!(states, after);
-            let steps = plan::plan(record, Seen { machines: &[], nodes: Some(&[]), quorum: None, now });
+            let steps = plan::plan(record, Seen { machines: &[], nodes: Some(&[]), quorum: None, etcd: None, in_vain: &[], now });
             let runs = steps.iter().any(|step| matches!(step, plan::Step::Run { .. }));
             prop_assert!(!runs, "{:?}", steps);
             Ok(())

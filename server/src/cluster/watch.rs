@@ -15,7 +15,7 @@ use super::kubernetes::Cluster as Api;
 use super::pki::{Access, ClusterPki, NamedEndpoint, PkiError};
 use super::quorum::MemberHealth;
 use super::record::{Record, is_in};
-use super::renewal;
+use super::{recovery, renewal};
 
 /// What is remembered between two looks, and forgotten with the service.
 #[derive(Debug, Default)]
@@ -69,7 +69,7 @@ pub(super) async fn observe(
             name: m.hostname.clone(),
             role: m.role,
             address: m.address,
-            since: m.run.filter(|run| run.action != KubeadmAction::Renew).and_then(|run| run.ended_at),
+            since: m.run.filter(|run| is_making(run.action)).and_then(|run| run.ended_at),
         })
         .collect();
     let (pods, etcd, not_ready, beats, operator) = match &nodes {
@@ -86,6 +86,7 @@ pub(super) async fn observe(
     Ok(Observed {
         cluster: record.name().to_owned(),
         nodes,
+        known_cause: recovery::reason(record),
         known: record.members.iter().map(|m| m.hostname.clone()).collect(),
         pods,
         etcd,
@@ -96,6 +97,11 @@ pub(super) async fn observe(
         more: renewal::reasons(record, now).into_iter().chain(unreadable(record)).collect(),
         expected,
     })
+}
+
+/// True for a run that makes a node.
+fn is_making(action: KubeadmAction) -> bool {
+    !matches!(action, KubeadmAction::Renew | KubeadmAction::Recover)
 }
 
 async fn beats(api: &Api) -> Option<BTreeMap<String, String>> {

@@ -113,6 +113,18 @@ impl Store {
         Ok(())
     }
 
+    /// Removes everything under seal whose name begins with `prefix`, but `keep`.
+    pub async fn delete_secrets(&self, prefix: &str, keep: &[String]) -> Result<(), StoreError> {
+        let mut tx = self.write.begin().await?;
+        let names = sqlx::query("SELECT name FROM secret WHERE substr(name, 1, length(?1)) = ?1").bind(prefix);
+        let names: Vec<String> = names.fetch_all(&mut *tx).await?.iter().map(|row| row.get(0)).collect();
+        for name in names.iter().filter(|name| !keep.contains(name)) {
+            sqlx::query("DELETE FROM secret WHERE name = ?").bind(name).execute(&mut *tx).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
     /// The lease of one address.
     pub async fn lease(&self, ip: IpAddr) -> Result<Option<String>, StoreError> {
         let row =

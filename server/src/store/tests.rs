@@ -53,6 +53,22 @@ async fn files_are_private_and_secrets_are_not_in_them() {
 }
 
 #[tokio::test]
+async fn secrets_of_a_prefix_are_removed_but_those_that_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = store(dir.path()).await;
+    let names = ["a/join/1", "a/join/2", "a/pki", "a_join/3", "b/join/1"];
+    let all: Vec<(&str, &[u8])> = names.iter().map(|name| (*name, &b"x"[..])).collect();
+    store.save_secrets(&all).await.unwrap();
+    store.delete_secrets("a/join/", &["a/join/2".to_owned(), "never/there".to_owned()]).await.unwrap();
+    for name in names {
+        assert_eq!(store.secret(name).await.unwrap().is_none(), name == "a/join/1", "{name}");
+    }
+    store.delete_secrets("a/join/", &[]).await.unwrap();
+    assert!(store.secret("a/join/2").await.unwrap().is_none() && store.secret("a/pki").await.unwrap().is_some());
+    store.close().await;
+}
+
+#[tokio::test]
 async fn another_key_file_opens_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let first = store(dir.path()).await;
