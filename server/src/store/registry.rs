@@ -253,9 +253,12 @@ impl Store {
         rows.iter().map(manifest).collect()
     }
 
-    /// True when a repository holds a manifest.
+    /// True when a repository holds anything.
     pub async fn is_registry_repository(&self, repository: &str) -> Result<bool, StoreError> {
-        let row = sqlx::query("SELECT EXISTS (SELECT 1 FROM registry_manifest WHERE repository = ?)");
+        let row = sqlx::query(
+            "SELECT EXISTS (SELECT 1 FROM registry_manifest WHERE repository = ?1)
+                 OR EXISTS (SELECT 1 FROM registry_blob WHERE repository = ?1)",
+        );
         Ok(row.bind(repository).fetch_one(&self.read).await?.get(0))
     }
 
