@@ -2,6 +2,7 @@
 //! well-behaved.
 
 mod access;
+mod breaks;
 mod clients;
 mod garbage;
 mod protocol;
@@ -163,6 +164,32 @@ impl Hand {
         match &self.token {
             Some(token) => request.bearer_auth(token),
             None => request,
+        }
+    }
+
+    /// None when the service is gone.
+    pub async fn try_image(&self, name: &str, tag: &str, layer: &[u8]) -> Option<Result<(), Answer>> {
+        let config = json!({"of": digest(layer)}).to_string();
+        let document = image(config.as_bytes(), &[layer]).to_string();
+        for blob in [config.as_bytes(), layer] {
+            let path = format!("/v2/{name}/blobs/uploads/?digest={}", digest(blob));
+            let pushed = self.request(Method::POST, &path).body(blob.to_vec()).send().await.ok()?;
+            assert_eq!(pushed.status(), 201);
+        }
+        let request = self.request(Method::PUT, &format!("/v2/{name}/manifests/{tag}"));
+        let pushed = request.header("content-type", IMAGE).body(document).send().await.ok()?;
+        let (status, headers) = (pushed.status(), pushed.headers().clone());
+        let body = pushed.bytes().await.ok()?.to_vec();
+        Some(if status == 201 { Ok(()) } else { Err(Answer { status, headers, body }) })
+    }
+
+    /// An image is there with everything that it is made of, byte for byte.
+    pub async fn has_image(&self, name: &str, tag: &str, layer: &[u8]) {
+        let config = json!({"of": digest(layer)}).to_string();
+        let manifest = self.get(&format!("/v2/{name}/manifests/{tag}")).await;
+        assert_eq!(text(&manifest.body), image(config.as_bytes(), &[layer]).to_string(), "{name}:{tag}");
+        for blob in [config.as_bytes(), layer] {
+            assert!(self.get(&format!("/v2/{name}/blobs/{}", digest(blob))).await.body == blob, "{name}:{tag}");
         }
     }
 
