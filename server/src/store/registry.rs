@@ -150,17 +150,21 @@ impl Store {
     /// Keeps a manifest, and lets a tag stand for it, if everything that it is made of is there.
     pub async fn keep_registry_manifest(&self, new: &NewManifest) -> Result<Kept, StoreError> {
         let mut tx = self.write.begin().await?;
-        let has_blob = "SELECT size, size FROM registry_blob WHERE repository = ? AND digest = ?";
-        let has_manifest = "SELECT length(body), total FROM registry_manifest WHERE repository = ? AND digest = ?";
+        // One question for all of them: a manifest may name tens of thousands, and other writers wait.
+        let has_blobs = "SELECT p.value ->> 0, p.value ->> 1, h.size, h.size FROM json_each(?2) p
+             LEFT JOIN registry_blob h ON h.repository = ?1 AND h.digest = p.value ->> 0";
+        let has_manifests = "SELECT p.value ->> 0, p.value ->> 1, length(h.body), h.total FROM json_each(?2) p
+             LEFT JOIN registry_manifest h ON h.repository = ?1 AND h.digest = p.value ->> 0";
         let mut total = 0_i64;
-        for (parts, sql) in [(&new.blobs, has_blob), (&new.manifests, has_manifest)] {
-            for (digest, said) in parts {
-                let row = sqlx::query(sql).bind(&new.repository).bind(digest.to_string());
-                let Some(row) = row.fetch_optional(&mut *tx).await? else { return Ok(Kept::Lacks(*digest)) };
-                if size(&row, 0) != *said {
-                    return Ok(Kept::Differs(*digest, size(&row, 0)));
+        for (parts, sql) in [(&new.blobs, has_blobs), (&new.manifests, has_manifests)] {
+            let rows = sqlx::query(sql).bind(&new.repository).bind(encode("parts", parts)?);
+            for row in rows.fetch_all(&mut *tx).await? {
+                let (digest, said, is) = (hex(row.get(0))?, row.get::<i64, _>(1), row.get::<Option<i64>, _>(2));
+                match is {
+                    None => return Ok(Kept::Lacks(digest)),
+                    Some(is) if is != said => return Ok(Kept::Differs(digest, size(&row, 2))),
+                    Some(_) => total = total.saturating_add(row.get(3)),
                 }
-                total = total.saturating_add(row.get(1));
             }
         }
         let id: i64 = sqlx::query(
@@ -453,3 +457,7 @@ fn size(row: &SqliteRow, column: usize) -> u64 {
 fn number(size: u64) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;
