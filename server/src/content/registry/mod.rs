@@ -2,10 +2,10 @@
 //!
 //! Bytes are blobs of the blob store, once on the disk, whoever uses them; what repositories hold of them, manifests and
 //! tags stand in the database. A blob is pushed in three steps: its bytes are a file of `uploads`, then, with the right
-//! digest and flushed, a blob, then the repository has it. What is told as done has come through all three.
+//! digest, a row says that the repository has it, then the flushed file becomes a blob. A repository has what has both.
 //!
 //! ```text
-//! begin -> uploads/<id> --chunks--> uploads/<id> --digest fits--> sha256/.. -> row of the repository -> manifest, tag
+//! begin -> uploads/<id> --chunks--> uploads/<id> --digest fits--> row of the repository, sha256/.. -> manifest, tag
 //!             ends after a day                   --it does not--> nothing       collected without a manifest
 //! ```
 
@@ -277,13 +277,10 @@ impl OciRegistry {
         })
         .await?;
         let _stay = self.blobs_stay.read().await;
+        // The row first: one without a file is as none, and is collected; a file that no row knows would stay.
+        self.store.keep_registry_blob(repository.as_str(), &said, upload.length(), now).await?;
         let blobs = self.blobs.clone();
-        let size = blocking(move || {
-            blobs.adopt(upload.path(), &said)?;
-            Ok(upload.length())
-        })
-        .await?;
-        Ok(self.store.keep_registry_blob(repository.as_str(), &said, size, now).await?)
+        blocking(move || Ok(blobs.adopt(upload.path(), &said)?)).await
     }
 
     /// A manifest.

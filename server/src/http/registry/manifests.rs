@@ -8,6 +8,8 @@ use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use nkd_api::Sha256Digest;
+use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
 use super::blobs::text;
@@ -54,7 +56,7 @@ pub(super) async fn put(
 ) -> Result<Response> {
     let body = whole(body).await?;
     let target = full_name(name, reference);
-    caller.audit(service, "registry.push", &target, &format!("{} bytes", body.len())).await?;
+    caller.audit(service, "registry.push", &target, &digest_text(&Sha256Digest(Sha256::digest(&body).into()))).await?;
     let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let (digest, subject) = service.oci.keep(name, reference, kind, body, now).await?;
     let digest = digest_text(&digest);

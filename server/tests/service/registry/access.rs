@@ -59,7 +59,7 @@ async fn anybody_pulls_and_operators_push() {
     assert_eq!(Hand::new(&place, Some(&operator)).send(Method::DELETE, "/v2/a/manifests/1").await.status, 202);
     let trail = place.ok(&["audit"]);
     let line = |words: &[&str]| trail.lines().any(|line| words.iter().all(|word| line.contains(word)));
-    assert!(line(&["admin", "registry.push", "a:1"]), "{trail}");
+    assert!(line(&["admin", "registry.push", "a:1", &name]), "{trail}");
     assert!(line(&["olaf", "registry.delete", "a:1"]), "{trail}");
     assert!(line(&["eve", "refused", "DELETE /v2/a/manifests/1", "403"]), "{trail}");
     let out = place.cli_as(&viewer, &["registry", "delete", "a"]);

@@ -48,6 +48,10 @@ async fn what_was_acknowledged_outlives_kills() {
         let name: String = path.iter().skip(path.iter().count() - 2).map(|part| part.to_str().unwrap()).collect();
         assert_eq!(digest(&std::fs::read(&path).unwrap()), format!("sha256:{name}"), "no half blob has a name");
     }
+    // Whatever a kill left, something knows of it.
+    place.ok(&["registry", "delete", "a"]);
+    place.ok(&["registry", "gc", "--grace", "0m"]);
+    assert_eq!(files(&place.state().join("blobs/sha256")), []);
 }
 
 /// Collecting without a grace may cost a push its blobs before the manifest; it is told so, and nothing is half there.
