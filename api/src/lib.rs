@@ -13,6 +13,7 @@ pub mod image;
 pub mod mac;
 pub mod machine;
 pub mod profile;
+pub mod registry;
 pub mod update;
 pub mod upgrade;
 pub mod user;

@@ -9,6 +9,7 @@ use crate::cluster::bringup::Orders;
 use crate::cluster::watch::Watches;
 use crate::content::channel::Channels;
 use crate::content::image::ImageStore;
+use crate::content::registry::OciRegistry;
 use crate::fleet::pki::Pki;
 use crate::http::FirstToken;
 use crate::ignition::TemplateSet;
@@ -23,6 +24,10 @@ pub struct Service {
     pub images: Arc<ImageStore>,
     /// Channels of releases.
     pub channels: Arc<Channels>,
+    /// The registry of container images.
+    pub oci: Arc<OciRegistry>,
+    /// Anybody may pull from it.
+    pub anonymous_pull: bool,
     /// Ignition templates.
     pub templates: TemplateSet,
     /// Certificates.

@@ -45,9 +45,17 @@ pub const TEST_PACKAGES: [&str; 17] = [
     "zstd",
 ];
 
+/// Clients of the registry. Debian would start containerd, which the tests do themselves.
+pub const REGISTRY_CLIENTS: [&str; 3] = ["containerd", "podman", "skopeo"];
+
 /// Installs Debian packages that are missing.
 pub fn packages(names: &[&str]) -> Result<()> {
     apt::ensure(names, &image::logs()?)
+}
+
+/// The same for packages of servers, which are not started.
+pub fn stopped_packages(names: &[&str]) -> Result<()> {
+    apt::ensure_stopped(names, &image::logs()?)
 }
 
 /// Where cargo puts what it builds. In CI the checkout is new and this is in the cache.

@@ -30,6 +30,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let chosen = |tier| arguments.tier.is_empty() || arguments.tier.contains(&tier);
     let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).collect();
     build::packages(&[&build::VM_PACKAGES[..], &build::TEST_PACKAGES[..]].concat())?;
+    build::stopped_packages(&build::REGISTRY_CLIENTS)?;
     if chosen(Tier::Fast) {
         let words = ["test", "--workspace", "--exclude", "nkd-vm-tests", "--"];
         tier("fast", &[&words[..], &filter[..]].concat(), &[])?;

@@ -98,7 +98,7 @@ pub(super) struct MarkArgs {
 }
 
 /// Minutes, from `90m`, `48h` or `7d`.
-fn minutes(text: &str) -> Result<u32, String> {
+pub(super) fn minutes(text: &str) -> Result<u32, String> {
     let units = [('m', 1), ('h', 60), ('d', 24 * 60)];
     let read = |(unit, factor): (char, u32)| text.strip_suffix(unit)?.parse::<u32>().ok()?.checked_mul(factor);
     units.into_iter().find_map(read).ok_or_else(|| "write it like 90m, 48h or 7d".to_owned())

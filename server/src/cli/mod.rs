@@ -11,6 +11,7 @@ mod context;
 mod image;
 mod machine;
 mod output;
+mod registry;
 mod rule;
 mod trust;
 mod user;
@@ -53,6 +54,9 @@ enum Command {
     /// Channels of releases that nodes are updated to: publish, list, show, mark, explain
     #[command(subcommand, visible_alias = "channels")]
     Channel(channel::ChannelCommand),
+    /// Container images that nodes pull: list, tags, delete, gc; podman and skopeo push them
+    #[command(subcommand)]
+    Registry(registry::RegistryCommand),
     /// Clusters: apply, list, status, events, kubeconfig; their files: schema, template, check, import
     #[command(subcommand, visible_alias = "clusters")]
     Cluster(cluster::ClusterCommand),
@@ -196,6 +200,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Rule(command) => rule::run(command, &context).await,
         Command::Image(command) => image::run(command, &context).await,
         Command::Channel(command) => channel::run(command, &context).await,
+        Command::Registry(command) => registry::run(command, &context).await,
         Command::Cluster(command) => cluster::run(command, &context).await,
         Command::User(command) => user::run(command, &context).await,
         Command::Audit(args) => user::audit(args, &context).await,
@@ -227,7 +232,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
             restore(&args.file, &settings.state_dir, &settings.key_file).await?;
             println!(
                 "restored to {}.\nMachines that were not known to be installed are stopped (nkd machine release) and rules assign nothing \
-                 (nkd rule set), so that an old state installs nothing.\nImages and the repositories of channels are not part of a backup: nkd image import, nkd channel publish",
+                 (nkd rule set), so that an old state installs nothing.\nImages, the repositories of channels and the layers of container images are not part of a backup: nkd image import, nkd channel publish, podman push",
                 settings.state_dir.display()
             );
             Ok(())

@@ -35,7 +35,7 @@ pub enum BlobError {
     /// The file system is full.
     #[error(
         "no space left for {}: {needed} bytes are needed and {free} are free; \
-         free some space (`nkd image gc` drops what no image uses) and try again", path.display()
+         free some space (`nkd image gc` and `nkd registry gc` drop what nobody uses) and try again", path.display()
     )]
     NoSpace {
         /// Bytes that were to be written.
@@ -318,6 +318,21 @@ pub fn reserve(file: &File, len: u64, dir: &Path) -> Result<(), BlobError> {
 pub fn free_bytes(dir: &Path) -> Result<u64, BlobError> {
     let stat = nix::sys::statvfs::statvfs(dir).map_err(|e| io_error("examine the file system of", dir)(e.into()))?;
     Ok(stat.blocks_available() * stat.fragment_size())
+}
+
+/// Refuses bytes that would leave less than a margin free: the state database lives on the same disk. The margin is a
+/// twentieth of the file system, 256 MiB at most.
+///
+/// # Errors
+/// [`BlobError::NoSpace`] or [`BlobError::Io`].
+pub fn room(dir: &Path, needed: u64) -> Result<(), BlobError> {
+    let stat = nix::sys::statvfs::statvfs(dir).map_err(|e| io_error("examine the file system of", dir)(e.into()))?;
+    let margin = (stat.blocks() * stat.fragment_size() / 20).min(256 << 20);
+    let free = stat.blocks_available() * stat.fragment_size();
+    if needed.saturating_add(margin) <= free {
+        return Ok(());
+    }
+    Err(BlobError::NoSpace { needed: needed.saturating_add(margin), free, path: dir.to_path_buf() })
 }
 
 /// The error of a failed write: a full disk is told apart, with what was needed and what is free.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::extract::FromRequestParts;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
+use base64::Engine as _;
 use nkd_api::user::{AuditEntry, Role, User};
 use time::OffsetDateTime;
 
@@ -54,10 +55,7 @@ impl FromRequestParts<Arc<Service>> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, service: &Arc<Service>) -> Result<Self, ApiError> {
         let token = bearer(parts).ok_or_else(ApiError::unauthenticated)?;
-        let hash = secret::digest(token);
-        let user = service.registry.store().user_by_token(&hash).await?.ok_or_else(ApiError::unauthenticated)?;
-        service.first_token.used(&hash).await;
-        Ok(Self(user))
+        user_of(service, token).await?.map(Self).ok_or_else(ApiError::unauthenticated)
     }
 }
 
@@ -76,6 +74,30 @@ impl FromRequestParts<Arc<Service>> for Node {
 /// The bearer token of a request.
 pub(super) fn bearer(parts: &Parts) -> Option<&str> {
     parts.headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ").map(str::trim)
+}
+
+/// The user with this token.
+pub(super) async fn user_of(service: &Service, token: &str) -> Result<Option<User>, StoreError> {
+    let hash = secret::digest(token);
+    let user = service.registry.store().user_by_token(&hash).await?;
+    if user.is_some() {
+        service.first_token.used(&hash).await;
+    }
+    Ok(user)
+}
+
+/// The token of a request, as bearer or as the password of whatever name: container tools know no other way. An empty
+/// password is what podman sends for a user who has not logged in.
+pub(super) fn token(parts: &Parts) -> Option<String> {
+    if let Some(token) = bearer(parts) {
+        return Some(token.to_owned());
+    }
+    let basic = parts.headers.get(AUTHORIZATION)?.to_str().ok()?.strip_prefix("Basic ")?.trim();
+    let decoded = base64::engine::general_purpose::STANDARD.decode(basic).ok();
+    let text = decoded.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
+    // What does not read is a wrong token, and not none.
+    let password = text.split_once(':').map_or("?", |(_, password)| password);
+    (!password.is_empty()).then(|| password.to_owned())
 }
 
 /// Makes the first user, `admin`, when there is none; gives its token, which is known nowhere else.

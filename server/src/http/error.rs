@@ -86,6 +86,11 @@ impl ApiError {
         self
     }
 
+    /// Status and message, for answers of another form.
+    pub(super) fn into_parts(self) -> (StatusCode, String) {
+        (self.status, self.body.message)
+    }
+
     /// A failure of our own: in the log with its causes, in the answer without.
     fn broken(error: &(dyn std::error::Error + 'static)) -> Self {
         tracing::error!(error, "a request failed");

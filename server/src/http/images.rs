@@ -154,7 +154,14 @@ pub(super) async fn collect_garbage(
     caller.require(Role::Operator)?;
     let request = GarbageRequest::new(query.dry_run, query.partial, OffsetDateTime::now_utc());
     let images = Arc::clone(&service.images);
-    let collected = tokio::task::spawn_blocking(move || images.collect_garbage(request)).await;
+    // The registry keeps its blobs in the same store; none comes while garbage is being collected.
+    let quiet = service.oci.quiet().await;
+    let held = service.oci.store().registry_digests().await?;
+    let collected = tokio::task::spawn_blocking(move || {
+        let _quiet = quiet;
+        images.collect_garbage(request, &held)
+    })
+    .await;
     let garbage = collected.map_err(|e| ApiError::unavailable(e.to_string()))?.map_err(refused)?;
     Ok(Json(CollectedGarbage {
         dry_run: query.dry_run,

@@ -16,6 +16,8 @@ mod images;
 mod machines;
 mod read_to_end;
 mod refusals;
+mod registry;
+mod registry_admin;
 mod system;
 mod tls;
 mod updates;
@@ -47,6 +49,7 @@ const BODY_LIMIT: usize = 1 << 20;
         (name = "machines", description = "Machines and the rules that let them in"),
         (name = "images", description = "Node images"),
         (name = "channels", description = "Releases that nodes are updated to"),
+        (name = "registry", description = "Container images; tools push and pull below /v2/"),
         (name = "users", description = "Users, roles, audit trail"),
         (name = "system", description = "The service itself"),
     )
@@ -76,6 +79,9 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(channels::show))
         .routes(routes!(channels::publish))
         .routes(routes!(channels::mark))
+        .routes(routes!(registry_admin::list, registry_admin::delete))
+        .routes(routes!(registry_admin::tags))
+        .routes(routes!(registry_admin::collect_garbage))
         .routes(routes!(updates::explain))
         .routes(routes!(clusters::list, cluster_changes::apply))
         .routes(routes!(clusters::show, cluster_changes::destroy))
@@ -105,7 +111,8 @@ pub fn router(service: Arc<Service>) -> Router {
     let (api, document) = api().split_for_parts();
     let document = Arc::new(document.to_json().unwrap_or_default());
     let written_down = axum::middleware::from_fn_with_state(Arc::clone(&service), refusals::written_down);
-    api.layer(written_down)
+    api.merge(registry::routes())
+        .layer(written_down)
         .route("/agent/v1/time", get(agents::time))
         .route("/agent/v1/enroll", post(agents::enroll))
         .route("/agent/v1/renew", post(agents::renew))

@@ -10,7 +10,7 @@ use axum::response::Response;
 use nkd_api::user::AuditEntry;
 use time::OffsetDateTime;
 
-use super::auth::bearer;
+use super::auth::token;
 use crate::fleet::secret;
 use crate::service::Service;
 use crate::store::StoreError;
@@ -25,7 +25,7 @@ pub(super) async fn written_down(State(service): State<Arc<Service>>, request: R
         return next.run(request).await;
     }
     let (parts, body) = request.into_parts();
-    let token = bearer(&parts).map(secret::digest);
+    let token = token(&parts).map(|token| secret::digest(&token));
     let target = format!("{} {}", parts.method, parts.uri.path());
     let response = next.run(Request::from_parts(parts, body)).await;
     let status = response.status();

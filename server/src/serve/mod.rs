@@ -23,6 +23,7 @@ use crate::cluster::watch::Watches;
 use crate::content::channel::{self, Channels};
 use crate::content::image::catalog::CatalogError;
 use crate::content::image::{self, ImageStore};
+use crate::content::registry::{GRACE, GarbageOrder, OciError, OciRegistry};
 use crate::fleet::fingerprint::Fingerprint;
 use crate::fleet::pki::{Pki, PkiError};
 use crate::http::{self, FirstToken, TlsServer};
@@ -58,6 +59,9 @@ pub enum ServeError {
     /// Certificates.
     #[error(transparent)]
     Pki(#[from] PkiError),
+    /// Registry of container images.
+    #[error(transparent)]
+    Oci(#[from] OciError),
     /// Images.
     #[error("the image store cannot be opened")]
     Images(#[from] CatalogError),
@@ -98,11 +102,14 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let image_metrics = image::metrics::Metrics::register(&mut metrics);
     let images = Arc::new(ImageStore::open(&settings.state_dir)?.with_metrics(image_metrics));
     let registry = Registry::new(store.clone());
+    let oci = Arc::new(OciRegistry::open(store.clone(), images.blobs().clone(), &settings.state_dir)?);
     let stop = CancellationToken::new();
     let service = Arc::new(Service {
         registry: registry.clone(),
         images,
         channels: Arc::new(Channels::new(store.clone(), &settings.state_dir).with_metrics(channel_metrics)),
+        oci: Arc::clone(&oci),
+        anonymous_pull: settings.registry.anonymous_pull,
         templates: templates(&settings)?,
         pki: Arc::clone(&pki),
         addresses: Addresses {
@@ -203,6 +210,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     tasks.spawn(sightings.run(stop.clone()));
     tasks.spawn(health.run(stop.clone()));
     tasks.spawn(prune(store.clone(), stop.clone()));
+    tasks.spawn(tidy_registry(Arc::clone(&service), stop.clone()));
     tasks.spawn(look_for_silent(registry.clone(), stop.clone()));
     tasks.spawn(bringup::run(Arc::clone(&service), stop.clone()));
     tasks.close();
@@ -269,6 +277,25 @@ async fn prune(store: Store, stop: CancellationToken) {
         }
         if let Err(error) = store.prune(OffsetDateTime::now_utc()).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "old rows could not be dropped");
+        }
+    }
+}
+
+/// What pushes that broke off left goes away by itself.
+#[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
+async fn tidy_registry(service: Arc<Service>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PRUNE_INTERVAL) => {}
+        }
+        let now = OffsetDateTime::now_utc();
+        let order = GarbageOrder { dry_run: false, untagged: false, grace: GRACE, now };
+        let expired = service.oci.expire_uploads(now).await;
+        let collected = service.oci.collect_garbage(&service.images, order).await;
+        for error in [expired.err(), collected.err()].into_iter().flatten() {
+            // An import under way, most of the time: the next look comes.
+            tracing::warn!(error = &error as &dyn std::error::Error, "the registry could not be tidied");
         }
     }
 }

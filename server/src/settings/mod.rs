@@ -44,6 +44,8 @@ pub struct Settings {
     pub http: HttpSettings,
     /// Network boot.
     pub netboot: NetbootSettings,
+    /// Registry of container images.
+    pub registry: RegistrySettings,
 }
 
 impl Settings {
@@ -134,6 +136,13 @@ pub struct HttpSettings {
 pub struct NetbootSettings {
     /// Folder of the iPXE binaries.
     pub ipxe_dir: PathBuf,
+}
+
+/// Registry of container images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RegistrySettings {
+    /// Anybody may pull.
+    pub anonymous_pull: bool,
 }
 
 fn format_name<S: Serializer>(json: &bool, serializer: S) -> Result<S::Ok, S::Error> {

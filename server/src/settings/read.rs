@@ -11,8 +11,8 @@ use nkd_api::MacAddr;
 use toml::{Table, Value};
 
 use super::{
-    DhcpInterface, DhcpSettings, HttpSettings, Inputs, LogSettings, NetbootSettings, SettingProblem, Settings,
-    SettingsError, TftpSettings,
+    DhcpInterface, DhcpSettings, HttpSettings, Inputs, LogSettings, NetbootSettings, RegistrySettings, SettingProblem,
+    Settings, SettingsError, TftpSettings,
 };
 use crate::netboot::dhcp::{Mode, Reservation};
 
@@ -68,6 +68,9 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
     let netboot = root.section("netboot", |netboot| NetbootSettings {
         ipxe_dir: netboot.parse("ipxe_dir", "a folder").unwrap_or_else(|| "/usr/lib/ipxe".into()),
     });
+    let registry = root.section("registry", |registry| RegistrySettings {
+        anonymous_pull: registry.flag("anonymous_pull").unwrap_or(true),
+    });
     if dhcp.mode == Mode::Server {
         for (i, interface) in dhcp.interfaces.iter().enumerate() {
             if interface.pool.is_none() && dhcp.reservations.is_empty() {
@@ -99,6 +102,7 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
             tftp,
             http,
             netboot,
+            registry,
         };
         return (known, Ok(settings));
     }

@@ -12,6 +12,7 @@ mod conceal;
 mod group;
 mod machines;
 mod pulse;
+mod registry;
 mod seal;
 mod tokens;
 
@@ -25,6 +26,7 @@ use time::OffsetDateTime;
 
 pub use backup::{BackupError, backup, restore};
 pub use machines::{Change, NewEvent, RowEffects, Supersede};
+pub use registry::{Gone, HeldBlob, Kept, NewManifest, StoredManifest, Unused};
 pub use seal::{Seal, SealError};
 pub use tokens::{Boot, NewToken, Scope, Token, TokenUse};
 

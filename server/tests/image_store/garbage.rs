@@ -31,22 +31,22 @@ async fn only_what_no_image_uses_goes() {
             .await
             .unwrap();
     }
-    assert_eq!(place.store.collect_garbage(all(false)).unwrap(), Default::default());
+    assert_eq!(place.store.collect_garbage(all(false), &BTreeSet::new()).unwrap(), Default::default());
     place.store.remove("lab-2-x86_64", &BTreeSet::new()).unwrap();
     // What a killed import leaves.
     fs::write(place.state.join("blobs/incoming/blob-x"), b"12345").unwrap();
     fs::create_dir_all(place.state.join("partial")).unwrap();
     fs::write(place.state.join("partial/y"), b"123").unwrap();
     let before = place.files();
-    let dry = place.store.collect_garbage(all(true)).unwrap();
+    let dry = place.store.collect_garbage(all(true), &BTreeSet::new()).unwrap();
     assert_eq!(place.files(), before);
     assert_eq!(dry.blobs, [sha(&bytes(70, 1000))]);
     assert_eq!((dry.bytes, dry.files.len()), (1000 + 5 + 3, 2));
     // Young parts wait for the next attempt, unless they are named; what no image uses does not.
     let now = OffsetDateTime::from(std::time::SystemTime::now());
-    let careful = place.store.collect_garbage(GarbageRequest::new(true, false, now)).unwrap();
+    let careful = place.store.collect_garbage(GarbageRequest::new(true, false, now), &BTreeSet::new()).unwrap();
     assert_eq!((careful.blobs, careful.bytes, careful.kept), (dry.blobs.clone(), 1000 + 5, 3));
-    assert_eq!(place.store.collect_garbage(all(false)).unwrap(), dry);
+    assert_eq!(place.store.collect_garbage(all(false), &BTreeSet::new()).unwrap(), dry);
     assert_eq!(place.files().len(), 4 + 1);
     place.store.verify("lab-1-x86_64", &Recorder::default()).unwrap();
 }
@@ -56,10 +56,10 @@ async fn an_import_under_way_keeps_everything() {
     let place = Place::new();
     let lock = fs::File::create(place.state.join("blobs/.lock")).unwrap();
     lock.lock_shared().unwrap();
-    let error = place.store.collect_garbage(all(false)).unwrap_err();
+    let error = place.store.collect_garbage(all(false), &BTreeSet::new()).unwrap_err();
     assert!(matches!(error, CatalogError::ImportUnderWay), "{error}");
     drop(lock);
-    place.store.collect_garbage(all(false)).unwrap();
+    place.store.collect_garbage(all(false), &BTreeSet::new()).unwrap();
 }
 
 #[tokio::test]
@@ -70,8 +70,10 @@ async fn a_damaged_document_keeps_everything_and_is_no_missing_image() {
     }
     place.import_folder().await.unwrap();
     fs::write(place.state.join("images/lab-1-x86_64.json"), b"{").unwrap();
-    for error in [place.store.image("lab-1-x86_64").unwrap_err(), place.store.collect_garbage(all(false)).unwrap_err()]
-    {
+    for error in [
+        place.store.image("lab-1-x86_64").unwrap_err(),
+        place.store.collect_garbage(all(false), &BTreeSet::new()).unwrap_err(),
+    ] {
         assert!(matches!(error, CatalogError::Damaged { .. }), "{error}");
     }
     assert_eq!(place.store.list().unwrap(), vec![]);

@@ -8,6 +8,7 @@ use axum::http::{Request, StatusCode};
 use nkd_api::agent::Purpose;
 use nkd_api::machine::{AcceptRule, Identity, MatchFields};
 use nkd_server::content::image::ImageStore;
+use nkd_server::content::registry::OciRegistry;
 use nkd_server::fleet::pki::Pki;
 use nkd_server::fleet::secret;
 use nkd_server::http::{Connection, FirstToken, router};
@@ -62,10 +63,14 @@ async fn bench_with(require_lease: bool) -> Bench {
     let booted = Input::Booted(nkd_server::machine::lifecycle::BootTaken::Discovery);
     registry.apply(machine, booted, effects).await.unwrap();
     let channels = Arc::new(nkd_server::content::channel::Channels::new(registry.store().clone(), dir.path()));
+    let images = Arc::new(ImageStore::open(dir.path()).unwrap());
+    let oci = OciRegistry::open(registry.store().clone(), images.blobs().clone(), dir.path()).unwrap();
     let service = Arc::new(Service {
         registry,
         channels,
-        images: Arc::new(ImageStore::open(dir.path()).unwrap()),
+        images,
+        oci: Arc::new(oci),
+        anonymous_pull: true,
         templates: TemplateSet::builtin(),
         pki: Arc::new(pki),
         addresses: Addresses { advertise: None, boot_port: 1, api_port: 2 },

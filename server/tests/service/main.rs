@@ -19,5 +19,6 @@ mod login;
 mod node;
 mod openapi;
 mod protocol;
+mod registry;
 mod start;
 mod trace;

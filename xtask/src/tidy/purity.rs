@@ -40,6 +40,7 @@ const PURE: [&str; 42] = [
     "server/src/cluster/taints.rs",
     "server/src/content/graph.rs",
     "server/src/content/image/profile.rs",
+    "server/src/content/registry/spec/",
     "server/src/fleet/task.rs",
     "server/src/ignition/",
     "server/src/machine/identity.rs",

@@ -4,6 +4,7 @@
 //! blob cannot vanish between being found by an import and being named by its image. Blobs of an import that failed
 //! are left for a while, so that the next attempt needs not fetch them again.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -59,25 +60,32 @@ pub(super) fn lock_import(state_dir: &Path) -> Result<File, ImportError> {
     Ok(file)
 }
 
+/// Keeps imports from beginning as long as the result lives.
+pub(super) fn lock_collecting(state_dir: &Path) -> Result<File, CatalogError> {
+    let path = lock_path(state_dir);
+    let lock = open_lock(&path).map_err(failed("open", &path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(CatalogError::ImportUnderWay),
+        Err(TryLockError::Error(e)) => Err(failed("lock", &path)(e)),
+    }
+}
+
+/// `held`: blobs that others use.
 pub(super) fn collect(
     state_dir: &Path,
     blobs: &BlobStore,
     catalog: &Catalog,
+    held: &BTreeSet<Sha256Digest>,
     request: GarbageRequest,
 ) -> Result<Garbage, CatalogError> {
-    let path = lock_path(state_dir);
-    let lock = open_lock(&path).map_err(failed("open", &path))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(CatalogError::ImportUnderWay),
-        Err(TryLockError::Error(e)) => return Err(failed("lock", &path)(e)),
-    }
+    let _lock = lock_collecting(state_dir)?;
     let now = SystemTime::from(request.now);
     let old = |modified: SystemTime, grace| now.duration_since(modified).is_ok_and(|age| age >= grace);
     let used = catalog.referenced()?;
     let mut garbage = Garbage::default();
     for blob in blobs.entries()? {
-        if used.contains(&blob.digest) {
+        if used.contains(&blob.digest) || held.contains(&blob.digest) {
             continue;
         }
         if !request.dry_run {

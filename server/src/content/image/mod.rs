@@ -258,12 +258,32 @@ impl ImageStore {
         self.catalog.remove(name, in_use)
     }
 
-    /// Removes blobs that no image uses, and what broken imports left.
+    /// Removes blobs that no image uses and that are not among `held`, and what broken imports left.
     ///
     /// # Errors
     /// [`CatalogError::ImportUnderWay`]; [`CatalogError::Damaged`] when it cannot be told what is used.
-    pub fn collect_garbage(&self, request: GarbageRequest) -> Result<Garbage, CatalogError> {
-        garbage::collect(&self.state_dir, &self.blobs, &self.catalog, request)
+    pub fn collect_garbage(
+        &self,
+        request: GarbageRequest,
+        held: &BTreeSet<Sha256Digest>,
+    ) -> Result<Garbage, CatalogError> {
+        garbage::collect(&self.state_dir, &self.blobs, &self.catalog, held, request)
+    }
+
+    /// Keeps imports from beginning as long as the result lives: what they would find may go.
+    ///
+    /// # Errors
+    /// [`CatalogError::ImportUnderWay`].
+    pub fn hold_imports(&self) -> Result<File, CatalogError> {
+        garbage::lock_collecting(&self.state_dir)
+    }
+
+    /// Digests of blobs that any image uses.
+    ///
+    /// # Errors
+    /// [`CatalogError::Damaged`] when a document cannot be read, since what it uses is unknown then.
+    pub fn referenced(&self) -> Result<BTreeSet<Sha256Digest>, CatalogError> {
+        self.catalog.referenced()
     }
 }
 

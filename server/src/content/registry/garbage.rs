@@ -1,0 +1,70 @@
+//! Garbage of the registry: blobs that no manifest refers to, and, when asked for, manifests that nothing leads to.
+//!
+//! Files go first, then what the database says of them: a service that is killed in between finds the same garbage
+//! again. What somebody has pushed, or asked for in order to push, within the grace stays: its manifest may be to come.
+
+use std::collections::BTreeSet;
+
+use nkd_api::registry::RegistryGarbage;
+use time::{Duration, OffsetDateTime};
+
+use super::spec::digest_text;
+use super::{OciError, OciRegistry, blocking};
+use crate::content::image::ImageStore;
+
+/// How long a push may take from its first blob to its manifest.
+pub const GRACE: Duration = Duration::hours(1);
+
+/// How garbage is collected.
+#[derive(Debug, Clone, Copy)]
+pub struct GarbageOrder {
+    /// Only tell what would be removed.
+    pub dry_run: bool,
+    /// Manifests without a tag too, unless an index holds them or they say something of one that stays.
+    pub untagged: bool,
+    /// What is younger stays.
+    pub grace: Duration,
+    /// The time.
+    pub now: OffsetDateTime,
+}
+
+impl OciRegistry {
+    /// Removes garbage. A blob that an image or another repository has stays on the disk.
+    ///
+    /// # Errors
+    /// [`OciError::Images`] while an image is being imported, or when it cannot be told what images use.
+    pub async fn collect_garbage(&self, images: &ImageStore, order: GarbageOrder) -> Result<RegistryGarbage, OciError> {
+        let _quiet = self.quiet().await;
+        // An import may be about to use a blob that it has found.
+        let _no_import = images.hold_imports()?;
+        let in_images = images.referenced()?;
+        let before = order.now - order.grace;
+        let unused = self.store().unused_in_registry(before, order.untagged, order.dry_run).await?;
+        let loose: BTreeSet<_> = unused.blobs.iter().filter(|blob| !blob.shared).map(|b| (b.digest, b.size)).collect();
+        let going: Vec<_> = loose.into_iter().filter(|(digest, _)| !in_images.contains(digest)).collect();
+        let garbage = RegistryGarbage {
+            dry_run: order.dry_run,
+            manifests: unused.manifests,
+            blobs: going.iter().map(|(digest, _)| digest_text(digest)).collect(),
+            bytes: going.iter().map(|(_, size)| size).sum(),
+        };
+        if order.dry_run || (unused.blobs.is_empty() && unused.manifests == 0) {
+            return Ok(garbage);
+        }
+        let blobs = self.blobs.clone();
+        blocking(move || Ok(going.iter().try_for_each(|(digest, _)| blobs.remove(digest))?)).await?;
+        self.store().drop_registry_blobs(&unused.blobs).await?;
+        let (blobs, manifests, bytes) = (garbage.blobs.len(), garbage.manifests, garbage.bytes);
+        tracing::info!(blobs, manifests, bytes, "garbage of the registry collected");
+        Ok(garbage)
+    }
+
+    /// Ends uploads that nobody went on with for a day; how many.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub async fn expire_uploads(&self, now: OffsetDateTime) -> Result<usize, OciError> {
+        let uploads = std::sync::Arc::clone(&self.uploads);
+        blocking(move || Ok(uploads.expire(now.into())?)).await
+    }
+}
