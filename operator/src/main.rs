@@ -1,14 +1,14 @@
 //! The `housekeeper` program: watches, takes part in the election, and acts while it leads.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use nkd_operator::cluster::Cluster;
+use nkd_operator::cluster::{Cluster, ClusterError, chain};
 use nkd_operator::lease::{Election, Tenure};
 use nkd_operator::run::{Operator, Own};
 use nkd_operator::serve::{Metrics, serve};
@@ -17,6 +17,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+
+/// Between two questions to an API server that does not answer.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// Upgrades the nodes of a cluster one by one, as its Update resources ask for.
 #[derive(Parser)]
@@ -67,6 +70,18 @@ fn main() -> ExitCode {
     }
 }
 
+/// Waits for the API server: an end, and another start by the kubelet, would wait longer each time.
+async fn connected(kubeconfig: Option<&Path>) -> Result<Cluster, ClusterError> {
+    loop {
+        match Cluster::connect(kubeconfig).await {
+            Err(error @ ClusterError::Config(_)) => return Err(error),
+            Err(error) => tracing::warn!("{}; it is asked again", chain(&error)),
+            connected => return connected,
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 #[tokio::main]
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (stop, stopped) = (CancellationToken::new(), CancellationToken::new());
@@ -74,7 +89,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut interrupted = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let metrics = Metrics::default();
     serve(arguments.listen, metrics.clone(), stop.clone()).await?;
-    let cluster = Cluster::connect(arguments.kubeconfig.as_deref()).await?;
+    let cluster = tokio::select! {
+        cluster = connected(arguments.kubeconfig.as_deref()) => cluster?,
+        _ = terminated.recv() => return Ok(()),
+        _ = interrupted.recv() => return Ok(()),
+    };
     let (changed, tenure) = (Arc::new(Notify::new()), Tenure::default());
     let watched = Watched::begin(&cluster, &changed, &stop);
     let (namespace, pod) = (arguments.namespace, arguments.identity);

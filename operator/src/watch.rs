@@ -15,6 +15,14 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster::{Cluster, chain, resource};
 use crate::wish::{Source, Wish};
 
+/// The API server ends a watch after so many seconds. What has died without a word, as with the power of a control plane, is
+/// noticed a few seconds later than that, and by kube's own default after five minutes.
+const WATCH_SECONDS: u32 = 40;
+
+fn watching() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH_SECONDS)
+}
+
 /// Updates and nodes.
 pub struct Watched {
     nodes: Store<Node>,
@@ -29,14 +37,13 @@ impl Watched {
     #[must_use]
     pub fn begin(cluster: &Cluster, changed: &Arc<Notify>, stop: &CancellationToken) -> Self {
         let (nodes, writer) = reflector::store::<Node>();
-        let stream = watcher(Api::<Node>::all(cluster.client()), watcher::Config::default());
+        let stream = watcher(Api::<Node>::all(cluster.client()), watching());
         tokio::spawn(follow("nodes", stream.default_backoff().reflect(writer), changed.clone(), stop.clone()));
         let updates = |source: Source, name: &'static str| {
             let resource = resource(source);
             let writer = reflector::store::Writer::new(resource.clone());
             let store = writer.as_reader();
-            let stream =
-                watcher(Api::<DynamicObject>::all_with(cluster.client(), &resource), watcher::Config::default());
+            let stream = watcher(Api::<DynamicObject>::all_with(cluster.client(), &resource), watching());
             tokio::spawn(follow(name, stream.default_backoff().reflect(writer), changed.clone(), stop.clone()));
             store
         };

@@ -20,8 +20,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ("NKD_KUBERNETES", kubernetes.as_os_str()),
         ("NKD_HOUSEKEEPER", housekeeper.as_os_str()),
     ];
-    let tests =
-        ["--test", "control_planes", "--test", "certificates", "--test", "cluster_faults", "--test", "housekeeper"];
+    let tests = ["control_planes", "certificates", "cluster_faults", "housekeeper", "updates"];
+    let tests = tests.map(|test| ["--test", test]).concat();
     let words = [&["test", "--package", "nkd-vm-tests", "--no-fail-fast"], &tests[..], &["--"]].concat();
     let only = ["--ignored", "--test-threads=1", "--nocapture"];
     let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).collect();

@@ -106,7 +106,12 @@ impl Node {
     }
 
     /// The same with those of any version.
-    pub(super) fn import_images_of(&self, kubernetes: &Kubernetes, which: Images, limit: Duration) -> Result<(), Error> {
+    pub(super) fn import_images_of(
+        &self,
+        kubernetes: &Kubernetes,
+        which: Images,
+        limit: Duration,
+    ) -> Result<(), Error> {
         // The largest last, so that they are taken first.
         let mut images = kubernetes.images(which)?;
         images.sort_by_key(|image| image.metadata().map_or(0, |data| data.len()));

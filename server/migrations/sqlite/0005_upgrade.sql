@@ -1,8 +1,0 @@
--- Upgrades of clusters, as JSON; the history of a cluster goes with it.
-CREATE TABLE upgrade (
-  cluster  TEXT NOT NULL REFERENCES cluster (id) ON DELETE CASCADE,
-  number   INTEGER NOT NULL,
-  doc      TEXT NOT NULL,
-  revision INTEGER NOT NULL,
-  PRIMARY KEY (cluster, number)
-) STRICT, WITHOUT ROWID;
