@@ -102,6 +102,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     let mut state = State::new(settings, journal);
     let mut event = Event::Tick;
     let mut next_look = Instant::now();
+    let mut unseen = String::new();
     loop {
         let actions;
         (state, actions) = state.step(event, shared.now());
@@ -159,9 +160,16 @@ pub async fn run(options: Options) -> Result<(), RunError> {
                 match is_node {
                     false => Event::Tick,
                     true => match node.look().await {
-                        Ok(seen) => Event::Desired(seen.desired, seen.reported),
+                        Ok(seen) => {
+                            unseen.clear();
+                            Event::Desired(seen.desired, seen.reported)
+                        }
                         Err(reason) => {
-                            tracing::warn!(reason, "the node cannot be looked at");
+                            // Once, not at every look: an API server may be away for long.
+                            if unseen.is_empty() {
+                                tracing::warn!(reason, "the node cannot be looked at");
+                            }
+                            unseen = reason;
                             Event::Tick
                         }
                     },
