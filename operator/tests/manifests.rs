@@ -154,6 +154,10 @@ fn the_deployment_may_do_what_it_does_and_no_more() {
     assert_eq!(security["allowPrivilegeEscalation"], false);
     assert_eq!(security["capabilities"], json!({"drop": ["ALL"]}));
     assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    // Where the only control plane is closed for its upgrade, a lost pod of the operator would have nowhere to go.
+    let tolerations: Vec<&str> =
+        pod["tolerations"].as_array().unwrap().iter().filter_map(|t| t["key"].as_str()).collect();
+    assert!(tolerations.contains(&"node.kubernetes.io/unschedulable"), "{tolerations:?}");
     // By this label the operator leaves its own pods where they are.
     let (key, value) = nkd_operator::budget::OWN;
     assert_eq!(deployment["spec"]["template"]["metadata"]["labels"][key], value);
