@@ -95,7 +95,7 @@ fn bring_back(node: &Node, operation: Uuid, diary: &mut Diary) -> Result<(), Fai
             node.place(&flagged).map_err(at("alone"))?;
         }
         diary.step("alone")?;
-        node.expect(|node| match node.standing()? {
+        node.wait_until(|node| match node.standing()? {
             Standing::Alone { .. } => Ok(()),
             Standing::Waits => Err("etcd still waits for the member that never started".to_owned()),
         })
@@ -103,7 +103,7 @@ fn bring_back(node: &Node, operation: Uuid, diary: &mut Diary) -> Result<(), Fai
     }
     diary.step("settle")?;
     node.unflag().map_err(at("settle"))?;
-    node.expect(Node::is_settled).map_err(at("settle"))
+    node.wait_until(Node::is_settled).map_err(at("settle"))
 }
 
 impl Node {
@@ -217,11 +217,11 @@ impl Node {
 
     /// Waits for etcd to answer at all; what it then says counts, at once.
     fn first_answer(&self) -> Result<Standing, String> {
-        self.expect(|node| node.members(&node.manifest()?).map(drop))?;
+        self.wait_until(|node| node.members(&node.manifest()?).map(drop))?;
         self.standing()
     }
 
-    fn expect(&self, look: impl Fn(&Self) -> Result<(), String>) -> Result<(), String> {
+    fn wait_until(&self, look: impl Fn(&Self) -> Result<(), String>) -> Result<(), String> {
         wait(ANSWER, || look(self))
     }
 

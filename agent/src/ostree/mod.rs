@@ -49,11 +49,12 @@ pub trait Backend: Send + Sync {
     /// Why the last staged deployment was not made.
     fn finalize_failure(&self) -> Option<String>;
 
-    /// Fetches a release and lays it out beside what runs, so that no restart makes it the next system. Its tree.
+    /// Fetches a release and lays it out beside what runs, so that no restart makes it the next system. Its tree. `source`:
+    /// where it is, or why that is not known; what runs or is staged already needs none.
     ///
     /// # Errors
     /// With a word on whether another try may fare better.
-    fn stage(&self, os: &OsRelease, source: Option<&Source>) -> Result<PathBuf, Failure>;
+    fn stage(&self, os: &OsRelease, source: Result<&Source, &str>) -> Result<PathBuf, Failure>;
 
     /// From now on a restart makes the staged deployment the next system, and the boot loader counts.
     ///
@@ -78,11 +79,6 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// As [`Backend::stage`].
     fn discard(&self, id: &str) -> Result<(), Failure>;
-
-    /// Whether it was told to be something else than what it is: no images at all.
-    fn is_image_based(&self) -> bool {
-        true
-    }
 }
 
 /// The one that fits this system. `path`: where programs are looked for.
@@ -109,7 +105,7 @@ impl Backend for Fixed {
         None
     }
 
-    fn stage(&self, _: &OsRelease, _: Option<&Source>) -> Result<PathBuf, Failure> {
+    fn stage(&self, _: &OsRelease, _: Result<&Source, &str>) -> Result<PathBuf, Failure> {
         let reason = "this system is not made of images (there is no /run/ostree-booted): ask for Kubernetes alone";
         Err(Failure { retry: false, reason: reason.to_owned() })
     }
@@ -129,10 +125,11 @@ impl Backend for Fixed {
     fn discard(&self, _: &str) -> Result<(), Failure> {
         Ok(())
     }
+}
 
-    fn is_image_based(&self) -> bool {
-        false
-    }
+/// The release has to be fetched, and nobody knows from where.
+fn unknown(reason: &str) -> Failure {
+    again(format!("the service does not say where the release is: {reason}"))
 }
 
 /// Another try may fare better.

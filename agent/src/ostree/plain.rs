@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nkd_api::update::OsRelease;
 
 use super::program::{ask, tell};
-use super::{Backend, BootCounter, Source, again, never};
+use super::{Backend, BootCounter, Source, again, never, unknown};
 use crate::files;
 use crate::update::state::{Deployment, Failure};
 
@@ -83,7 +83,7 @@ impl Backend for Plain {
         Some(format!("the deployment was not made when the system went down: {}", stamp.trim()))
     }
 
-    fn stage(&self, os: &OsRelease, source: Option<&Source>) -> Result<PathBuf, Failure> {
+    fn stage(&self, os: &OsRelease, source: Result<&Source, &str>) -> Result<PathBuf, Failure> {
         let Some(commit) = &os.commit else {
             return Err(never("this system takes ostree commits, and the release is an image".to_owned()));
         };
@@ -97,7 +97,7 @@ impl Backend for Plain {
             self.discard(commit)?;
         }
         self.disarm()?;
-        let source = source.ok_or_else(|| again("the service has not said where the release is".to_owned()))?;
+        let source = source.map_err(unknown)?;
         self.remote(source).map_err(again)?;
         tell("ostree", &["pull", REMOTE, commit]).map_err(again)?;
         tell("ostree", &["admin", "deploy", "--stage", "--lock-finalization", commit]).map_err(again)?;

@@ -63,7 +63,7 @@ impl Backend for Site {
         None
     }
 
-    fn stage(&self, os: &OsRelease, _: Option<&Source>) -> Result<PathBuf, Failure> {
+    fn stage(&self, os: &OsRelease, _: Result<&Source, &str>) -> Result<PathBuf, Failure> {
         let id = id_of(os).ok_or_else(|| never("the release names neither commit nor image".to_owned()))?;
         let tree = ask(&self.program, &["stage", id]).map_err(judged)?;
         Ok(PathBuf::from(tree.trim()))

@@ -27,12 +27,10 @@ use crate::ostree::{self, Backend, Source, ask};
 use crate::reboot::Reboot;
 use crate::tls;
 
-/// Between two looks at the node, when nothing is under way.
+/// Between two looks at the node, when nothing is under way, or it is none yet.
 const IDLE: Duration = Duration::from_secs(10);
 /// The same while something is.
 const BUSY: Duration = Duration::from_secs(2);
-/// Between two looks for a node that is none yet.
-const NO_NODE: Duration = Duration::from_secs(10);
 
 /// Where it works.
 #[derive(Debug, Clone)]
@@ -106,17 +104,10 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     loop {
         let actions;
         (state, actions) = state.step(event, shared.now());
-        let mut kept = true;
         for action in actions {
             match action {
-                Action::Remember(journal) => {
-                    if let Err(error) = files::write_json(&journal_path, &journal) {
-                        // Nothing of what follows may begin: the next start goes on from what is on the disk.
-                        tracing::error!(error = %chain(&error), "the journal was not written");
-                        kept = false;
-                    }
-                }
-                _ if !kept => {}
+                // If that fails, nothing of what follows may begin: the next start goes on from what is on the disk.
+                Action::Remember(journal) => files::write_json(&journal_path, &journal)?,
                 Action::Say(text) => console::say(&text),
                 Action::Tell(report) => {
                     let told = node.tell(&report).await;
@@ -132,14 +123,6 @@ pub async fn run(options: Options) -> Result<(), RunError> {
                 }
             }
         }
-        if !kept {
-            return Err(FileError::Io {
-                action: "write",
-                path: journal_path,
-                source: std::io::Error::other("see the line before"),
-            }
-            .into());
-        }
         let busy = state.journal().job.as_ref().is_some_and(|job| !job.stage.is_end());
         let due = state.deadline().map(|at| at.saturating_sub(shared.clock.uptime()));
         let look = next_look.saturating_duration_since(Instant::now());
@@ -149,14 +132,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
             Ok(None) => return Ok(()),
             Err(_) if Instant::now() >= next_look => {
                 let is_node = node.is_node();
-                next_look = Instant::now()
-                    + if !is_node {
-                        NO_NODE
-                    } else if busy {
-                        BUSY
-                    } else {
-                        IDLE
-                    };
+                next_look = Instant::now() + if is_node && busy { BUSY } else { IDLE };
                 match is_node {
                     false => Event::Tick,
                     true => match node.look().await {
@@ -187,12 +163,14 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
         Action::Stage(desired) => {
             let source = match desired.os.as_ref().and_then(|os| os.commit.as_deref()) {
                 // What runs or is staged needs no source: the service may be away.
-                Some(commit) => shared.source(commit).await.map_err(|reason| {
-                    tracing::warn!(reason, "the service does not say where the release is");
-                }),
-                None => Err(()),
+                Some(commit) => shared.source(commit).await,
+                None => Err("the release names no commit".to_owned()),
             };
-            Event::Ended(blocking(shared, move |shared| shared.stage(&desired, source.ok().as_ref()).map(Some)).await)
+            let stage = move |shared: &Shared| {
+                let source = source.as_ref().map_err(String::as_str);
+                shared.stage(&desired, source).map(Some)
+            };
+            Event::Ended(blocking(shared, stage).await)
         }
         Action::Kubeadm(desired) => {
             Event::Ended(blocking(shared, move |shared| shared.kubeadm(&desired).map(|()| None)).await)
@@ -263,7 +241,7 @@ impl Shared {
         Ok(Source { url, ca: identity.ca, key: found.key })
     }
 
-    fn stage(&self, desired: &Desired, source: Option<&Source>) -> Result<Tree, Failure> {
+    fn stage(&self, desired: &Desired, source: Result<&Source, &str>) -> Result<Tree, Failure> {
         let tree = match &desired.os {
             Some(os) => self.os.stage(os, source)?,
             None => self.options.root.clone(),
