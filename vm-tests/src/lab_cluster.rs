@@ -26,7 +26,8 @@ use serde_json::Value;
 
 use crate::node::containerd::{KEPT_NETWORK, NETWORK};
 use crate::{
-    Builds, Clock, DhcpMode, Error, Host, Images, Network, Nkd, Node, install_by_hand, kubernetes_folder, within,
+    Builds, Clock, DhcpMode, Error, Host, Images, Network, Nkd, Node, bridge_pods, install_by_hand, kubernetes_folder,
+    within,
 };
 
 /// The version that the nodes run, unless the file says another.
@@ -210,6 +211,24 @@ impl ClusterLab {
         nkd.nkd(&net, &["image", "import", &image.display().to_string(), "--name", "lab"])?;
         let host = net.host("by-hand", Some("192.0.2.3/24"))?;
         Ok(Self { nkd, host, net, programs })
+    }
+
+    /// A Ready cluster with the operator in it, on nodes whose pods reach each other. The operator's image is at
+    /// `NKD_HOUSEKEEPER`.
+    pub fn with_housekeeper(network: &str, cluster: &str, workers: u8) -> Result<(Self, Vec<Node>), Error> {
+        let remedy = "run this through `cargo xtask soak`, or set it to what `cargo xtask image housekeeper` prints";
+        let image = std::env::var_os("NKD_HOUSEKEEPER").map(PathBuf::from).filter(|path| path.exists());
+        let image = image.ok_or(Error::NotBuilt { variable: "NKD_HOUSEKEEPER", remedy })?;
+        let lab = Self::start(network)?;
+        let file = ClusterFile::named(cluster).workers(workers).with("housekeeper: {enabled: true}");
+        lab.apply(&file)?;
+        let mut nodes = file.members().iter().map(|member| lab.node(member)).collect::<Result<Vec<Node>, Error>>()?;
+        bridge_pods(&mut nodes.iter_mut().collect::<Vec<_>>())?;
+        for node in &nodes {
+            node.import_image(&image, within(120))?;
+        }
+        lab.wait_ready(cluster, within(500))?;
+        Ok((lab, nodes))
     }
 
     /// Runs `nkd` with these words; gives what it printed.

@@ -3,10 +3,9 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, which writes files and waits")]
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use nkd_vm_tests::{ClusterFile, ClusterLab, Error, Node, bridge_pods, within};
+use nkd_vm_tests::{ClusterLab, Error, within};
 use serde_json::{Value, json};
 
 type Result<T = ()> = std::result::Result<T, Error>;
@@ -202,25 +201,10 @@ fn leader(scene: &Scene) -> Result<String> {
     Ok(lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned())
 }
 
-fn image() -> Result<PathBuf> {
-    let remedy = "run this through `cargo xtask soak`, or set it to what `cargo xtask image housekeeper` prints";
-    let image = std::env::var_os("NKD_HOUSEKEEPER").map(PathBuf::from).filter(|path| path.exists());
-    image.ok_or(Error::NotBuilt { variable: "NKD_HOUSEKEEPER", remedy })
-}
-
 #[test]
 #[ignore = "takes minutes: cargo xtask soak"]
 fn nodes_are_upgraded_one_by_one_with_real_pods_budgets_and_rights() -> Result {
-    let image = image()?;
-    let lab = ClusterLab::start("housekeeper")?;
-    let file = ClusterFile::named(CLUSTER).workers(2).with("housekeeper: {enabled: true}");
-    lab.apply(&file)?;
-    let mut nodes = file.members().iter().map(|member| lab.node(member)).collect::<Result<Vec<Node>>>()?;
-    bridge_pods(&mut nodes.iter_mut().collect::<Vec<_>>())?;
-    for node in &nodes {
-        node.import_image(&image, within(120))?;
-    }
-    lab.wait_ready(CLUSTER, within(500))?;
+    let (lab, _nodes) = ClusterLab::with_housekeeper("housekeeper", CLUSTER, 2)?;
     let mut scene = Scene { lab, closed: Vec::new(), most: 0 };
 
     // The service has deployed it, because the cluster file asks for it.

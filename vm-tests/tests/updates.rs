@@ -3,10 +3,9 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, which writes files and waits")]
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use nkd_vm_tests::{ClusterFile, ClusterLab, Error, Images, Node, bridge_pods, within};
+use nkd_vm_tests::{ClusterLab, Error, Images, Node, within};
 use serde_json::{Value, json};
 
 type Result<T = ()> = std::result::Result<T, Error>;
@@ -48,13 +47,7 @@ impl Scene {
     }
 
     /// Nodes that have gone down are switched on again, until the update is in this phase.
-    fn until(
-        &mut self,
-        name: &str,
-        phase: &str,
-        limit: u64,
-        mut each: impl FnMut(&mut Self, &Value) -> Result,
-    ) -> Result<Value> {
+    fn until(&mut self, name: &str, phase: &str, limit: u64) -> Result<Value> {
         let end = Instant::now() + within(limit);
         let mut last = String::new();
         loop {
@@ -72,7 +65,6 @@ impl Scene {
                     println!("{said}");
                     last = said;
                 }
-                each(self, status)?;
                 if status["phase"] == phase {
                     return Ok(status.clone());
                 }
@@ -105,25 +97,10 @@ impl Scene {
     }
 }
 
-fn image() -> Result<PathBuf> {
-    let remedy = "run this through `cargo xtask soak`, or set it to what `cargo xtask image housekeeper` prints";
-    let image = std::env::var_os("NKD_HOUSEKEEPER").map(PathBuf::from).filter(|path| path.exists());
-    image.ok_or(Error::NotBuilt { variable: "NKD_HOUSEKEEPER", remedy })
-}
-
 #[test]
 #[ignore = "takes minutes: cargo xtask soak"]
 fn a_cluster_is_upgraded_and_what_does_not_come_up_goes_back() -> Result {
-    let image = image()?;
-    let lab = ClusterLab::start("updates")?;
-    let file = ClusterFile::named(CLUSTER).workers(1).with("housekeeper: {enabled: true}");
-    lab.apply(&file)?;
-    let mut nodes = file.members().iter().map(|member| lab.node(member)).collect::<Result<Vec<Node>>>()?;
-    bridge_pods(&mut nodes.iter_mut().collect::<Vec<_>>())?;
-    for node in &nodes {
-        node.import_image(&image, within(120))?;
-    }
-    lab.wait_ready(CLUSTER, within(500))?;
+    let (lab, nodes) = ClusterLab::with_housekeeper("updates", CLUSTER, 1)?;
     for (node, images) in nodes.iter().zip([Images::ControlPlane, Images::Worker]) {
         node.lay_out(OLD, lab.kubernetes(), "v1.20.2", images)?;
         node.lay_out(NEW, lab.kubernetes(), KUBERNETES, images)?;
@@ -132,7 +109,7 @@ fn a_cluster_is_upgraded_and_what_does_not_come_up_goes_back() -> Result {
     let mut scene = Scene { lab, nodes };
 
     scene.ask("to-2", NEW)?;
-    scene.until("to-2", "Complete", 900, |_, _| Ok(()))?;
+    scene.until("to-2", "Complete", 900)?;
     assert_eq!(scene.kubelets()?, "v1.21.0 v1.21.0");
     let version = scene.json(&["version"])?;
     assert_eq!(version["serverVersion"]["gitVersion"], KUBERNETES, "{version:#}");
@@ -159,7 +136,7 @@ fn a_cluster_is_upgraded_and_what_does_not_come_up_goes_back() -> Result {
         };
         scene.nodes[0].shell(&ill, within(20))?;
         scene.ask(name, release)?;
-        let status = scene.until(name, "Halted", 700, |_, _| Ok(()))?;
+        let status = scene.until(name, "Halted", 700)?;
         let said = status["conditions"].to_string();
         assert!(said.contains("cp1: rolled back") && said.contains(why), "{said}");
         let booted = scene.nodes[0].read_file("/var/lib/site-os/booted")?;
@@ -171,7 +148,7 @@ fn a_cluster_is_upgraded_and_what_does_not_come_up_goes_back() -> Result {
     }
     // The same once more is refused, until somebody asks for a retry.
     scene.ask("to-4-again", NO_BOOT)?;
-    let status = scene.until("to-4-again", "Halted", 200, |_, _| Ok(()))?;
+    let status = scene.until("to-4-again", "Halted", 200)?;
     assert!(status["conditions"].to_string().contains("did not come up here on"), "{status:#}");
     Ok(())
 }
