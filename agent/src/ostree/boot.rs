@@ -49,6 +49,6 @@ impl BootCounter {
     fn edit(&self, verb: &str, what: &str) -> Result<(), String> {
         let block = self.block.display().to_string();
         let script = "mount -o remount,rw /boot 2>/dev/null || true; \"$1\" \"$2\" \"$3\" \"$4\" && sync -f \"$2\"";
-        tell("unshare", &["--mount", "--", "sh", "-c", script, "sh", self.editor, &block, verb, what])
+        Ok(tell("unshare", &["--mount", "--", "sh", "-c", script, "sh", self.editor, &block, verb, what])?)
     }
 }

@@ -23,7 +23,7 @@ use crate::update::state::{Deployment, Failure};
 
 pub use boot::BootCounter;
 pub use plain::Plain;
-pub use program::{ask, tell};
+pub use program::{ProgramError, ask, tell};
 pub use rpm::Rpm;
 pub use site::Site;
 
@@ -133,11 +133,11 @@ fn unknown(reason: &str) -> Failure {
 }
 
 /// Another try may fare better.
-fn again(reason: String) -> Failure {
-    Failure { retry: true, reason }
+fn again(reason: impl Into<String>) -> Failure {
+    Failure { retry: true, reason: reason.into() }
 }
 
 /// No further try will fare better.
-fn never(reason: String) -> Failure {
-    Failure { retry: false, reason }
+fn never(reason: impl Into<String>) -> Failure {
+    Failure { retry: false, reason: reason.into() }
 }

@@ -14,12 +14,12 @@ use std::path::PathBuf;
 use nkd_api::update::OsRelease;
 use serde::Deserialize;
 
-use super::program::{ask, tell};
+use super::program::{ProgramError, ask, tell};
 use super::{Backend, Source, again, never};
 use crate::update::state::{Deployment, Failure, id_of};
 
 /// The exit code of what is final (EX_DATAERR).
-const FINAL: &str = "exit status: 65";
+const FINAL: i32 = 65;
 
 /// The program.
 pub struct Site {
@@ -47,8 +47,8 @@ impl Site {
     }
 }
 
-fn judged(reason: String) -> Failure {
-    if reason.contains(FINAL) { never(reason) } else { again(reason) }
+fn judged(error: ProgramError) -> Failure {
+    if error.code == Some(FINAL) { never(error) } else { again(error) }
 }
 
 impl Backend for Site {
@@ -83,5 +83,32 @@ impl Backend for Site {
 
     fn discard(&self, id: &str) -> Result<(), Failure> {
         self.run(&["discard", id])
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test writes a program")]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn its_exit_code_says_whether_another_try_may_fare_better() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("os");
+        let text = "#!/bin/sh\ncase $1 in\nstatus) echo '[{\"id\": \"a\", \"booted\": true}]' ;;\nstage) echo no room >&2; exit $2 ;;\n*) exit 65 ;;\nesac\n";
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let site = Site::new(path.display().to_string());
+        let running = Deployment { id: "a".into(), booted: true, staged: false };
+        assert_eq!(site.deployments(), Ok(vec![running]));
+        let stage = |code: &str| {
+            let os = OsRelease { commit: Some(code.into()), ..OsRelease::default() };
+            site.stage(&os, Err("")).unwrap_err()
+        };
+        assert!(!stage("65").retry && stage("1").retry && stage("64").retry);
+        assert!(stage("1").reason.contains("no room"), "{}", stage("1").reason);
+        assert!(!site.arm().unwrap_err().retry);
     }
 }

@@ -214,7 +214,7 @@ impl Shared {
     fn system(&self) -> Result<System, Failure> {
         let again = |reason: String| Failure { retry: true, reason };
         let failed = ask("systemctl", &["list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"]);
-        let failed = failed.map_err(again)?;
+        let failed = failed.map_err(String::from).map_err(again)?;
         Ok(System {
             boot_id: facts::boot_id(&self.root),
             deployments: self.os.deployments().map_err(again)?,

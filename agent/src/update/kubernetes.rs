@@ -82,7 +82,7 @@ impl Place {
         let before = tree.join(BEFORE);
         if before.exists() {
             let tree = tree.display().to_string();
-            tell(&before.display().to_string(), &[&tree]).map_err(again)?;
+            tell(&before.display().to_string(), &[&tree]).map_err(String::from).map_err(again)?;
         }
         let ignore = format!("--ignore-preflight-errors={}", desired.ignore_preflight_errors.join(","));
         let mut words = match desired.first {
@@ -94,7 +94,7 @@ impl Place {
         }
         kubeadm::shout("kubeadm", &program(tree), &words).map_err(again)?;
         if restart {
-            tell("systemctl", &["restart", "kubelet.service"]).map_err(again)?;
+            tell("systemctl", &["restart", "kubelet.service"]).map_err(String::from).map_err(again)?;
         }
         Ok(())
     }
