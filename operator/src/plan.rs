@@ -21,7 +21,8 @@ use crate::wish::{Wish, version_of};
 /// What to do for an update.
 #[must_use]
 pub fn plan(wish: &Wish, seen: &Seen, now: OffsetDateTime) -> Vec<Step> {
-    let mut planner = Planner { wish, seen, now, steps: Vec::new(), told: BTreeMap::new(), why: None };
+    let planes = seen.nodes.iter().filter(|node| node.control_plane).collect();
+    let mut planner = Planner { wish, seen, planes, now, steps: Vec::new(), told: BTreeMap::new(), why: None };
     planner.go_on();
     planner.begin();
     // What is yet to be written may fail: an end is told when it can be seen.
@@ -53,6 +54,8 @@ enum Place<'a> {
 struct Planner<'a> {
     wish: &'a Wish,
     seen: &'a Seen,
+    /// The control planes of it.
+    planes: Vec<&'a NodeSeen>,
     now: OffsetDateTime,
     steps: Vec<Step>,
     /// How far each chosen node is, and why it does not go on.
@@ -239,7 +242,7 @@ impl<'a> Planner<'a> {
     fn others_hold(&self, node: &NodeSeen) -> Option<String> {
         // One that has failed before may be tried again while it is closed; no other one may join it there.
         let at_work = |other: &NodeSeen| if node.held() { other.busy_for().is_some() } else { other.held() };
-        let mut others = self.seen.nodes.iter().filter(|other| other.control_plane && other.name != node.name);
+        let mut others = self.planes.iter().filter(|other| other.name != node.name);
         let other = others.find(|other| node.control_plane && (!other.ready || at_work(other)))?;
         let what = if other.ready { "is away for its upgrade" } else { "is not Ready" };
         Some(format!("the control plane {} {what}: etcd would be without its majority", other.name))
@@ -255,8 +258,7 @@ impl<'a> Planner<'a> {
 
     /// Some control plane has run `kubeadm upgrade apply` for this release, or is to.
     fn has_first(&self, besides: &NodeSeen) -> bool {
-        let planes = self.seen.nodes.iter().filter(|other| other.control_plane && other.name != besides.name);
-        planes.into_iter().any(|other| {
+        self.planes.iter().filter(|other| other.name != besides.name).any(|other| {
             let first = other.desired.as_ref().is_some_and(|desired| self.fits(desired) && desired.first);
             let begun = other.desired.as_ref().is_some_and(|desired| self.fits(desired) && desired.go);
             first || (begun && matches!(self.place(other), Place::Done | Place::Soaking(_)))
@@ -375,7 +377,7 @@ impl<'a> Planner<'a> {
         let mut away = self.seen.nodes.iter().filter(counts).count();
         let mut busy = self.seen.nodes.iter().filter(|node| node.busy_for().is_some()).count();
         for node in waiting {
-            if let Some(why) = self.not_yet(node, &chosen) {
+            if let Some(why) = self.not_yet(node) {
                 self.say(node, NodeState::Staged, why.text.clone());
                 self.hold(why.code, why.text);
                 continue;
@@ -410,12 +412,12 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn not_yet(&self, node: &NodeSeen, chosen: &[&'a NodeSeen]) -> Option<Why> {
+    fn not_yet(&self, node: &NodeSeen) -> Option<Why> {
         let why = |code, text| Some(Why { code, text });
         if !node.ready && !node.held() {
             return why("NotReady", format!("{} is not Ready", node.name));
         }
-        let planes = || chosen.iter().filter(|other| other.control_plane && other.name != node.name);
+        let planes = || self.planes.iter().filter(|other| self.chosen(other) && other.name != node.name);
         let failed = planes().find(|other| self.has_failed(other));
         if let Some(other) = failed {
             let text = format!("the control plane {} has failed: put it right, then raise spec.retry", other.name);
@@ -433,10 +435,9 @@ impl<'a> Planner<'a> {
             return why("ControlPlanes", format!("the control plane {} comes before workers", other.name));
         }
         let wanted = self.wish.spec.release.kubernetes.as_deref().and_then(version_of)?;
-        let behind = |other: &&NodeSeen| {
-            other.control_plane && !self.chosen(other) && version_of(&other.kubelet).is_some_and(|is| is < wanted)
-        };
-        let other = self.seen.nodes.iter().find(behind)?;
+        let behind =
+            |other: &&&NodeSeen| !self.chosen(other) && version_of(&other.kubelet).is_some_and(|is| is < wanted);
+        let other = self.planes.iter().find(behind)?;
         let text = format!("the control plane {} runs {}: a worker may not be newer", other.name, other.kubelet);
         why("ControlPlanes", text)
     }

@@ -20,12 +20,16 @@ pub fn status(
     now: OffsetDateTime,
 ) -> UpdateStatus {
     let now = now.replace_nanosecond(0).unwrap_or(now);
+    let before: BTreeMap<&str, &NodeStatus> =
+        wish.status.nodes.iter().map(|before| (before.name.as_str(), before)).collect();
+    let mut unavailable = 0;
     let nodes: Vec<NodeStatus> = seen
         .nodes
         .iter()
         .filter_map(|node| {
             let (state, reason) = told.get(node.name.as_str())?;
-            let before = wish.status.nodes.iter().find(|before| before.name == node.name && before.state == *state);
+            unavailable += u32::from(!node.ready || node.held());
+            let before = before.get(node.name.as_str()).filter(|before| before.state == *state);
             let mine = node.desired.as_ref().filter(|desired| desired.uid == wish.uid);
             Some(NodeStatus {
                 name: node.name.clone(),
@@ -36,7 +40,7 @@ pub fn status(
             })
         })
         .collect();
-    let counts = counts(seen, &nodes);
+    let counts = counts(&nodes, unavailable);
     let phase = match phase(wish, &nodes, counts, why) {
         Phase::Complete if !settled => Phase::Progressing,
         Phase::Aborted if !settled => Phase::Aborting,
@@ -51,18 +55,14 @@ fn at_work(state: NodeState) -> bool {
     matches!(state, NodeState::Draining | NodeState::Upgrading | NodeState::Rebooting | NodeState::Soaking)
 }
 
-fn counts(seen: &Seen, nodes: &[NodeStatus]) -> Counts {
+fn counts(nodes: &[NodeStatus], unavailable: u32) -> Counts {
     let count = |fits: &dyn Fn(&NodeStatus) -> bool| nodes.iter().filter(|node| fits(node)).count() as u32;
-    let away = |told: &NodeStatus| {
-        let node = seen.nodes.iter().find(|node| node.name == told.name);
-        node.is_some_and(|node| !node.ready || node.held())
-    };
     Counts {
         total: nodes.len() as u32,
         done: count(&|node| node.state == NodeState::Done),
         in_progress: count(&|node| at_work(node.state)),
         failed: count(&|node| node.state == NodeState::Failed),
-        unavailable: count(&away),
+        unavailable,
     }
 }
 
