@@ -12,8 +12,9 @@ cp -r --preserve=mode "$kubernetes/sys/usr" "$layer/"
 # /usr/local is a link into /var here. etcd runs in its container.
 mv "$layer/usr/local/bin/crictl" "$layer/usr/bin/"
 rm -r "$layer/usr/local" "$layer"/usr/bin/etcd*
-# The tree's own libraries are newer than those of Debian 12, and do.
-(cd "$layer" && find usr/lib -name '*.so.*') | while read -r library; do
+# The tree's own libraries are newer than those of Debian 12, and do; but iptables takes its very own libxtables alone, and
+# nothing else here uses that.
+(cd "$layer" && find usr/lib -name '*.so.*' ! -name 'libxtables.so.*') | while read -r library; do
     if [[ -e $tree/root/$library ]]; then rm "$layer/$library"; fi
 done
 version_files=$kubernetes/versions/$kubernetes_version
