@@ -424,7 +424,8 @@ contract! {
     pub struct Housekeeper {
         /// Deploy it.
         pub enabled: bool,
-        /// Where nodes get its image. Not given: `nkd.io/housekeeper:VERSION`, which the node image has to hold.
+        /// Where nodes get its image. Not given: `nkd.io/housekeeper:VERSION`, which the node image holds, or the service's
+        /// own registry as `housekeeper:VERSION`.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub image: Option<String>,
         /// Nodes that may be away at the same time.

@@ -1,6 +1,7 @@
 //! What a node is told and what it tells: the order of a run with everything that kubeadm needs, and how the run goes.
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock and the network come in")]
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use nkd_api::agent::{BALANCER_UNIT, KubeadmAction, KubeadmOrder, KubeadmState};
@@ -87,8 +88,13 @@ fn node(record: &Record, member: &MemberRecord) -> Result<Node, BringUpError> {
 }
 
 /// What the node that holds this certificate needs for its run of kubeadm. Keys leave the store only here: to the node of
-/// a control plane, and only what kubeadm needs there.
-pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> Result<KubeadmOrder, BringUpError> {
+/// a control plane, and only what kubeadm needs there. `local`: the address of ours that the node has reached.
+pub async fn order(
+    service: &Service,
+    holder: NodeIdentity,
+    operation: Uuid,
+    local: IpAddr,
+) -> Result<KubeadmOrder, BringUpError> {
     let store = service.registry.store();
     let clusters = store.clusters().await?;
     let (record, _) = clusters.iter().find(|(r, _)| r.member_of(holder.machine).is_some()).ok_or(BringUpError::Over)?;
@@ -121,7 +127,8 @@ pub async fn order(service: &Service, holder: NodeIdentity, operation: Uuid) -> 
         KubeadmAction::Renew => return renewal_order(record, member, operation),
         KubeadmAction::Recover => return Ok(bare(operation, run.action, String::new())),
     };
-    let mut files = runtime::files(cluster, cluster.spec.os.profile == "lab")?;
+    let with_own = runtime::with_own_registry(cluster, &service.addresses.api_url(local), service.pki.ca_pem());
+    let mut files = runtime::files(&with_own, cluster.spec.os.profile == "lab")?;
     if member.role == Role::ControlPlane && run.action != KubeadmAction::Reset {
         files.extend(pki.control_plane_files());
     }

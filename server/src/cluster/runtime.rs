@@ -14,6 +14,22 @@ use super::kubeadm::{FIRST_CRI_DOCKERD, KubeadmError, cgroup_driver, minor};
 
 const HEAD: &str = "# Written by nkd; changes are lost.\n";
 const CERTS_D: &str = "/etc/containerd/certs.d";
+/// Images of this host are those of the service's own registry.
+const OWN_HOST: &str = "nkd.io";
+
+/// The cluster with the service's own registry, at `url` under `ca` (PEM), as where images of `nkd.io` come from: the
+/// operator's own image is one. The file's own word on that host stands; Docker and iSulad have no mirror for such a host.
+#[must_use]
+pub fn with_own_registry(cluster: &Cluster, url: &str, ca: &str) -> Cluster {
+    let mut cluster = cluster.clone();
+    let mirrors = matches!(cluster.spec.kubernetes.runtime, Runtime::Containerd | Runtime::Crio);
+    let registries = &mut cluster.spec.kubernetes.registries;
+    if mirrors && registries.iter().all(|registry| registry.host != OWN_HOST) {
+        let ca = Some(Source::Inline { inline: ca.to_owned() });
+        registries.push(Registry { host: OWN_HOST.to_owned(), mirrors: vec![url.to_owned()], ca });
+    }
+    cluster
+}
 
 /// Every file of the runtime on a node of this cluster. `lab`: as [`containerd_config`] has it.
 pub fn files(cluster: &Cluster, lab: bool) -> Result<Vec<NodeFile>, KubeadmError> {

@@ -47,6 +47,29 @@ fn containerd_asks_mirrors_in_the_order_of_the_file() {
     assert_eq!(parsed["host"].as_table().unwrap().len(), 3);
 }
 
+/// Unless the file says where they come from.
+#[test]
+fn images_of_our_own_host_come_from_the_service() {
+    let hosts = |runtime: &str, named: bool| {
+        let mut cluster = cluster("v1.31.4", runtime);
+        if named {
+            cluster.spec.kubernetes.registries[0].host = "nkd.io".into();
+        }
+        let own = with_own_registry(&cluster, "https://[2001:db8::1]:8443", "-----BEGIN CERTIFICATE-----\n");
+        files(&own, false).unwrap().into_iter().filter(|file| file.path.contains("nkd.io")).collect::<Vec<_>>()
+    };
+    let found = hosts("containerd", false);
+    assert_eq!(
+        found.iter().map(|file| file.path.as_str()).collect::<Vec<_>>(),
+        ["/etc/containerd/certs.d/nkd.io/hosts.toml", "/etc/containerd/certs.d/nkd.io/ca.crt"]
+    );
+    let parsed: toml::Table = toml::from_str(&found[0].contents).unwrap();
+    assert_eq!(parsed["host"]["https://[2001:db8::1]:8443"]["ca"], found[1].path.clone().into());
+    let named = hosts("containerd", true);
+    assert!(!named.is_empty() && named.iter().all(|file| !file.contents.contains("2001:db8")));
+    assert!(hosts("docker", false).is_empty());
+}
+
 #[test]
 fn the_lab_has_its_own_score_and_plugins() {
     let cluster = cluster("v1.20.2", "containerd");

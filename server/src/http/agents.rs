@@ -233,6 +233,7 @@ pub(super) struct OperationQuery {
 pub(super) async fn kubeadm(
     State(service): State<Arc<Service>>,
     Node(node): Node,
+    Extension(connection): Extension<Connection>,
     Query(query): Query<OperationQuery>,
 ) -> Result<Json<KubeadmOrder>> {
     if node.purpose != Purpose::Node {
@@ -242,7 +243,7 @@ pub(super) async fn kubeadm(
     if task::standing(&machine, node) != Standing::Current {
         return Err(ApiError::conflict(format!("this boot of {} is over: start it again", machine.name)));
     }
-    Ok(Json(order::order(&service, node, query.operation).await?))
+    Ok(Json(order::order(&service, node, query.operation, connection.local).await?))
 }
 
 #[derive(Deserialize)]
