@@ -11,6 +11,7 @@ mod http;
 mod lane;
 mod storm;
 mod tftp;
+mod updates;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::{apt, image, repository};
+use crate::{apt, build, image, repository};
 
 /// Packages of the peers.
 const PEERS: [&str; 5] = ["dnsmasq-base", "kea-admin", "kea-dhcp4-server", "nginx-light", "tftpd-hpa"];
@@ -36,6 +37,21 @@ enum Bench {
     Netboot(Netboot),
     /// Clusters of namespace machines beside a shell script with kubeadm, and a thousand nodes that only live
     Cluster(Cluster),
+    /// The channel's repository beside nginx, deltas, the graph for ten thousand nodes, and a rollout over a thousand
+    Updates(Updates),
+}
+
+#[derive(Args)]
+struct Updates {
+    /// Print one JSON object as the last line
+    #[arg(long)]
+    json: bool,
+    /// Rounds of each figure
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Take our programs from this folder instead of a release build
+    #[arg(long)]
+    programs: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -96,7 +112,21 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     match &arguments.bench {
         Bench::Netboot(netboot) => run_netboot(netboot),
         Bench::Cluster(cluster) => run_cluster(cluster),
+        Bench::Updates(updates) => run_updates(updates),
     }
+}
+
+fn run_updates(arguments: &Updates) -> Result<()> {
+    let programs = match &arguments.programs {
+        Some(folder) => Programs { examples: folder.clone(), binaries: folder.clone() },
+        None => Programs::build()?,
+    };
+    apt::ensure_stopped(&["nginx-light"], &image::logs()?)?;
+    build::packages(&["gnupg", "openssl", "ostree"])?;
+    let mut table = Table::default();
+    updates::measure(&programs, arguments.rounds, &mut table)?;
+    table.print(arguments.json);
+    Ok(())
 }
 
 fn run_cluster(arguments: &Cluster) -> Result<()> {

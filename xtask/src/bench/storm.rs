@@ -188,7 +188,7 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    fn of(pid: u32) -> Result<Self> {
+    pub fn of(pid: u32) -> Result<Self> {
         let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
         let (status, stat) = (read("status")?, read("stat")?);
         ensure!(status.starts_with("Name:\tnkd\n"), "process {pid} is not the service: run this as root, not by sudo");
