@@ -15,6 +15,7 @@ pub mod machine;
 pub mod profile;
 pub mod registry;
 pub mod update;
+pub mod upgrade;
 pub mod user;
 
 pub use digest::Sha256Digest;

@@ -280,6 +280,7 @@ pub struct Condition {
 
 /// A node of an update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct NodeStatus {
@@ -300,6 +301,7 @@ pub struct NodeStatus {
 
 /// How far a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub enum NodeState {
     /// It has not been told.
@@ -484,6 +486,14 @@ impl TryFrom<CountOrText> for MaxUnavailable {
         let share = text.strip_suffix('%').and_then(number).filter(|percent| (1..=100).contains(percent));
         let count = || number(&text).map(Self::Count);
         share.map(Self::Percent).or_else(count).ok_or(NotACount(text))
+    }
+}
+
+impl std::str::FromStr for MaxUnavailable {
+    type Err = NotACount;
+
+    fn from_str(text: &str) -> Result<Self, NotACount> {
+        Self::try_from(CountOrText::Text(text.to_owned()))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::bringup::Orders;
@@ -42,6 +43,8 @@ pub struct Service {
     pub agent_file: Option<AgentFile>,
     /// What nodes are to do for their clusters.
     pub orders: Orders,
+    /// An upgrade has begun, or was changed: it is looked at now.
+    pub upgrades: Notify,
     /// What was seen of clusters last.
     pub watches: Watches,
     /// The running DHCP service, once it is bound.

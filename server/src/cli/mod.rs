@@ -14,6 +14,7 @@ mod output;
 mod registry;
 mod rule;
 mod trust;
+mod upgrade;
 mod user;
 
 use std::path::PathBuf;
@@ -60,6 +61,9 @@ enum Command {
     /// Clusters: apply, list, status, events, kubeconfig; their files: schema, template, check, import
     #[command(subcommand, visible_alias = "clusters")]
     Cluster(cluster::ClusterCommand),
+    /// Upgrades of clusters: start, status, pause, resume, abort, retry, history, explain
+    #[command(subcommand, visible_alias = "upgrades")]
+    Upgrade(upgrade::UpgradeCommand),
     /// Users of the service and their roles
     #[command(subcommand, visible_alias = "users")]
     User(user::UserCommand),
@@ -141,6 +145,9 @@ pub enum CliError {
     /// A cluster file that cannot be read.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// What was watched has ended in another way than it should.
+    #[error("{0}")]
+    Ended(String),
     /// An input that is wrong on its face.
     #[error("{0}")]
     Usage(String),
@@ -202,6 +209,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Channel(command) => channel::run(command, &context).await,
         Command::Registry(command) => registry::run(command, &context).await,
         Command::Cluster(command) => cluster::run(command, &context).await,
+        Command::Upgrade(command) => upgrade::run(command, &context).await,
         Command::User(command) => user::run(command, &context).await,
         Command::Audit(args) => user::audit(args, &context).await,
         Command::Login(args) => context::login(args, &context).await,

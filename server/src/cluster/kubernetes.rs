@@ -95,6 +95,14 @@ impl Cluster {
         Ok(list.items.into_iter().map(node_seen).collect())
     }
 
+    /// Versions of the kubelets, by node.
+    pub async fn kubelets(&self) -> Result<BTreeMap<String, String>, KubeError> {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let list = nodes.list(&ListParams::default()).await.map_err(request("list nodes"))?;
+        let version = |node: Node| Some((node.metadata.name?, node.status?.node_info?.kubelet_version));
+        Ok(list.items.into_iter().filter_map(version).collect())
+    }
+
     /// When each node's kubelet renewed its lease last, as it is written there: the clock is the node's.
     pub async fn heartbeats(&self) -> Result<BTreeMap<String, String>, KubeError> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), "kube-node-lease");

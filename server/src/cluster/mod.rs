@@ -35,4 +35,5 @@ pub mod runtime;
 pub mod snippets;
 pub mod taints;
 pub mod template;
+pub mod upgrade;
 pub mod watch;

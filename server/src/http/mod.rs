@@ -21,6 +21,7 @@ mod registry_admin;
 mod system;
 mod tls;
 mod updates;
+mod upgrades;
 mod users;
 
 use std::sync::Arc;
@@ -83,6 +84,9 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(registry_admin::tags))
         .routes(routes!(registry_admin::collect_garbage))
         .routes(routes!(updates::explain))
+        .routes(routes!(upgrades::start, upgrades::list))
+        .routes(routes!(upgrades::show, upgrades::change))
+        .routes(routes!(upgrades::explain))
         .routes(routes!(clusters::list, cluster_changes::apply))
         .routes(routes!(clusters::show, cluster_changes::destroy))
         .routes(routes!(cluster_changes::diff))

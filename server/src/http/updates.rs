@@ -102,7 +102,7 @@ pub(super) async fn explain(
     Ok(super::extract::Json(explained(machine.name, &channel, commit, &asker, OffsetDateTime::now_utc())))
 }
 
-fn explained(
+pub(super) fn explained(
     machine: String,
     channel: &Channel,
     commit: Option<String>,

@@ -13,12 +13,14 @@ use std::time::Duration;
 use prometheus_client::registry::Registry as Metrics;
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use log::init as init_log;
 
 use crate::cluster::bringup::{self, Orders};
+use crate::cluster::upgrade::follow;
 use crate::cluster::watch::Watches;
 use crate::content::channel::{self, Channels};
 use crate::content::image::catalog::CatalogError;
@@ -121,6 +123,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         require_lease: settings.dhcp.mode == dhcp::Mode::Server && settings.dhcp.require_lease,
         agent_file: agent_file(&settings)?,
         orders: Orders::default(),
+        upgrades: Notify::new(),
         watches: Watches::default(),
         dhcp: OnceLock::new(),
         first_token: FirstToken::default(),
@@ -213,6 +216,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     tasks.spawn(tidy_registry(Arc::clone(&service), stop.clone()));
     tasks.spawn(look_for_silent(registry.clone(), stop.clone()));
     tasks.spawn(bringup::run(Arc::clone(&service), stop.clone()));
+    tasks.spawn(follow::run(Arc::clone(&service), stop.clone()));
     tasks.close();
 
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signal)?;

@@ -15,6 +15,7 @@ mod pulse;
 mod registry;
 mod seal;
 mod tokens;
+mod upgrades;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::harness::{Place, eventually, text};
 
-fn file(workers: &[u8], more: &str) -> String {
+pub(super) fn file(workers: &[u8], more: &str) -> String {
     let workers: String = workers
         .iter()
         .map(|n| format!("    - {{mac: '52:54:00:00:01:0{n}', hostname: w{n}, ip: 192.0.2.2{n}/24}}\n"))
@@ -15,13 +15,13 @@ fn file(workers: &[u8], more: &str) -> String {
     )
 }
 
-fn write(place: &Place, text: &str) -> String {
+pub(super) fn write(place: &Place, text: &str) -> String {
     let path = place.dir.path().join("cluster.yaml");
     std::fs::write(&path, text).unwrap();
     path.display().to_string()
 }
 
-fn refused(place: &Place, args: &[&str]) -> String {
+pub(super) fn refused(place: &Place, args: &[&str]) -> String {
     let out = place.cli(args);
     assert!(!out.status.success(), "nkd {args:?} went well: {}", text(&out.stdout));
     text(&out.stderr)

@@ -77,6 +77,7 @@ async fn bench_with(require_lease: bool) -> Bench {
         discovery_image: None,
         require_lease,
         orders: nkd_server::cluster::bringup::Orders::default(),
+        upgrades: tokio::sync::Notify::new(),
         watches: nkd_server::cluster::watch::Watches::default(),
         agent_file: None,
         dhcp: std::sync::OnceLock::new(),

@@ -22,3 +22,4 @@ mod protocol;
 mod registry;
 mod start;
 mod trace;
+mod upgrades;

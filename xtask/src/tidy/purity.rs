@@ -39,6 +39,8 @@ const PURE: [&str; 44] = [
     "server/src/cluster/recovery.rs",
     "server/src/cluster/renewal.rs",
     "server/src/cluster/taints.rs",
+    "server/src/cluster/upgrade/metrics.rs",
+    "server/src/cluster/upgrade/preflight.rs",
     "server/src/content/graph.rs",
     "server/src/content/image/profile.rs",
     "server/src/content/registry/spec/",

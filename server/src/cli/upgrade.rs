@@ -1,0 +1,290 @@
+//! `nkd upgrade ...`
+#![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use nkd_api::update::{MaxUnavailable, NodeStatus};
+use nkd_api::upgrade::{NodeExplained, Part, Planned, Upgrade, UpgradeChange, UpgradeOrder, UpgradeState, UpgradeVerb};
+use reqwest::Method;
+use time::OffsetDateTime;
+
+use super::CliError;
+use super::client::{Client, segment};
+use super::context::ContextArgs;
+use super::output::{OutputArgs, age, table};
+
+/// Between two looks of `--watch`.
+const LOOK: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum UpgradeCommand {
+    /// Upgrade a cluster to a release of a channel, node by node
+    Start(Box<StartArgs>),
+    /// How far the newest upgrade of a cluster is
+    Status {
+        /// Cluster
+        cluster: String,
+        /// Go on until it is over; the exit code is 0 when it is complete
+        #[arg(short, long)]
+        watch: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Begin no further node
+    Pause(ChangeArgs),
+    /// Go on after a pause
+    Resume(ChangeArgs),
+    /// Stop: nodes that have begun come to their end, others stay as they are
+    Abort(ChangeArgs),
+    /// Try nodes that have failed again
+    Retry(ChangeArgs),
+    /// All upgrades of a cluster, the newest first
+    History {
+        /// Cluster
+        cluster: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Why a node stands where it stands
+    Explain {
+        /// Machine: name, id, MAC, UUID or serial number
+        node: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StartArgs {
+    /// Cluster
+    cluster: String,
+    /// Channel [default: the one that the cluster's file names]
+    #[arg(long)]
+    channel: Option<String>,
+    /// Number of the release [default: the newest that is no dead end]
+    #[arg(long)]
+    release: Option<u32>,
+    /// Only the operating system
+    #[arg(long, conflicts_with = "kubernetes_only")]
+    os_only: bool,
+    /// Only Kubernetes, whose programs the nodes hold already
+    #[arg(long)]
+    kubernetes_only: bool,
+    /// Nodes that may be away at the same time, like 2 or 10% [default: what the cluster's file says]
+    #[arg(long, value_name = "NUMBER", value_parser = max_unavailable)]
+    max_unavailable: Option<MaxUnavailable>,
+    /// How long a node that is healthy again is watched before the next one begins, like 90s or 10m
+    #[arg(long, value_name = "TIME", value_parser = seconds, default_value = "0s")]
+    soak: u32,
+    /// How long the pods of a node may take to leave [default: 10m]
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    drain_timeout: Option<u32>,
+    /// Delete pods that do not leave in time, instead of leaving their node as it was
+    #[arg(long)]
+    force_drain: bool,
+    /// A check of kubeadm that may fail, like ImagePull
+    #[arg(long, value_name = "CHECK", value_delimiter = ',')]
+    ignore_preflight_errors: Vec<String>,
+    /// Only print the plan and what stands in its way
+    #[arg(long)]
+    dry_run: bool,
+    /// Go on until it is over; the exit code is 0 when it is complete
+    #[arg(short, long, conflicts_with = "dry_run")]
+    watch: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ChangeArgs {
+    /// Cluster
+    cluster: String,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Seconds, from `90s`, `10m` or `2h`.
+fn seconds(text: &str) -> Result<u32, String> {
+    let units = [('s', 1), ('m', 60), ('h', 3600)];
+    let read = |(unit, factor): (char, u32)| text.strip_suffix(unit)?.parse::<u32>().ok()?.checked_mul(factor);
+    units.into_iter().find_map(read).ok_or_else(|| "write it like 90s, 10m or 2h".to_owned())
+}
+
+fn max_unavailable(text: &str) -> Result<MaxUnavailable, String> {
+    let read: MaxUnavailable = text.parse().map_err(|error: nkd_api::update::NotACount| error.to_string())?;
+    if read == MaxUnavailable::Count(0) {
+        return Err("with 0 no node would ever begin".to_owned());
+    }
+    Ok(read)
+}
+
+pub(super) async fn run(command: UpgradeCommand, context: &ContextArgs) -> Result<(), CliError> {
+    let client = context.client()?;
+    match command {
+        UpgradeCommand::Start(args) => start(&client, *args).await,
+        UpgradeCommand::Status { cluster, watch: true, output } => watch(&client, &cluster, output).await,
+        UpgradeCommand::Status { cluster, watch: false, output } => {
+            let upgrade: Upgrade = client.get(&of(&cluster, "upgrade")).await?;
+            output.print(&upgrade, text);
+            Ok(())
+        }
+        UpgradeCommand::Pause(args) => change(&client, args, UpgradeVerb::Pause, "no further node begins").await,
+        UpgradeCommand::Resume(args) => change(&client, args, UpgradeVerb::Resume, "goes on").await,
+        UpgradeCommand::Abort(args) => {
+            change(&client, args, UpgradeVerb::Abort, "is to stop when nodes that have begun are done").await
+        }
+        UpgradeCommand::Retry(args) => change(&client, args, UpgradeVerb::Retry, "tries what failed again").await,
+        UpgradeCommand::History { cluster, output } => {
+            let upgrades: Vec<Upgrade> = client.get(&of(&cluster, "upgrades")).await?;
+            output.print(&upgrades, |upgrades| {
+                let now = OffsetDateTime::now_utc();
+                let row = |u: &Upgrade| {
+                    let kubernetes = u.kubernetes.clone().unwrap_or_else(|| "-".into());
+                    let end = u.ended_at.map_or_else(|| "-".into(), |at| age(at, now));
+                    let state = u.state.as_str().to_owned();
+                    vec![u.number.to_string(), release(u), kubernetes, state, age(u.started_at, now), end, u.by.clone()]
+                };
+                table(&["UPGRADE", "RELEASE", "KUBERNETES", "STATE", "BEGUN", "ENDED", "BY"], upgrades.iter().map(row))
+            });
+            Ok(())
+        }
+        UpgradeCommand::Explain { node, output } => {
+            let explained: NodeExplained = client.get(&format!("/api/v1/machines/{}/upgrade", segment(&node))).await?;
+            output.print(&explained, |e| {
+                let place = e.cluster.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
+                format!("{}{place}:\n  {}", e.machine, e.sentences.join("\n  "))
+            });
+            Ok(())
+        }
+    }
+}
+
+fn of(cluster: &str, what: &str) -> String {
+    format!("/api/v1/clusters/{}/{what}", segment(cluster))
+}
+
+async fn start(client: &Client, args: StartArgs) -> Result<(), CliError> {
+    let order = UpgradeOrder {
+        channel: args.channel,
+        release: args.release,
+        part: match (args.os_only, args.kubernetes_only) {
+            (true, _) => Part::Os,
+            (_, true) => Part::Kubernetes,
+            _ => Part::Both,
+        },
+        max_unavailable: args.max_unavailable,
+        drain_seconds: args.drain_timeout,
+        force_drain: args.force_drain,
+        soak_seconds: args.soak,
+        ignore_preflight_errors: args.ignore_preflight_errors,
+        dry_run: args.dry_run,
+    };
+    let planned: Planned = client.call(Method::POST, &of(&args.cluster, "upgrades"), Some(&order)).await?;
+    if !args.watch || args.output.is_table() {
+        let (cluster, dry_run) = (args.cluster.clone(), args.dry_run);
+        args.output.print(&planned, |planned| plan(planned, &cluster, dry_run));
+    }
+    let refused = planned.findings.iter().any(|finding| finding.refused);
+    if args.dry_run && refused {
+        return Err(CliError::Ended(format!("an upgrade of {} would not be begun", args.cluster)));
+    }
+    if args.watch { watch(client, &args.cluster, args.output).await } else { Ok(()) }
+}
+
+async fn change(client: &Client, args: ChangeArgs, verb: UpgradeVerb, said: &str) -> Result<(), CliError> {
+    let upgrade: Upgrade =
+        client.call(Method::PATCH, &of(&args.cluster, "upgrade"), Some(&UpgradeChange { verb })).await?;
+    args.output.print(&upgrade, |u| format!("upgrade {} of {} {said}", u.number, u.cluster));
+    Ok(())
+}
+
+/// Prints every change until nothing more happens by itself.
+async fn watch(client: &Client, cluster: &str, output: OutputArgs) -> Result<(), CliError> {
+    let path = of(cluster, "upgrade");
+    let mut last = None;
+    loop {
+        let upgrade: Upgrade = client.poll(&path).await?;
+        if last.as_ref() != Some(&upgrade) {
+            output.print(&upgrade, text);
+        }
+        let (number, detail) = (upgrade.number, upgrade.detail.clone());
+        match upgrade.state {
+            UpgradeState::Complete => return Ok(()),
+            UpgradeState::Aborted => {
+                return Err(CliError::Ended(format!("upgrade {number} of {cluster} was stopped")));
+            }
+            UpgradeState::Halted => {
+                let next =
+                    format!("put it right and run `nkd upgrade retry {cluster}`, or `nkd upgrade abort {cluster}`");
+                return Err(CliError::Ended(format!("upgrade {number} of {cluster} has halted: {detail}; {next}")));
+            }
+            _ => {}
+        }
+        last = Some(upgrade);
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// `stable 2 (24.03)`
+fn release(upgrade: &Upgrade) -> String {
+    let channel = upgrade.order.channel.as_deref().unwrap_or("?");
+    let number = upgrade.order.release.map_or_else(|| "?".to_owned(), |number| number.to_string());
+    format!("{channel} {number} ({})", upgrade.version)
+}
+
+fn plan(planned: &Planned, cluster: &str, dry_run: bool) -> String {
+    let upgrade = &planned.upgrade;
+    let os = upgrade
+        .commit
+        .as_ref()
+        .map(|commit| format!("system {} ({})", upgrade.version, &commit[..12.min(commit.len())]));
+    let kubernetes = upgrade.kubernetes.as_ref().map(|to| match *to == upgrade.from_kubernetes {
+        true => format!("Kubernetes stays {to}"),
+        false => format!("Kubernetes {} to {to}", upgrade.from_kubernetes),
+    });
+    let what: Vec<String> = [os, kubernetes].into_iter().flatten().collect();
+    let away = upgrade.order.max_unavailable.map_or_else(|| "1".to_owned(), |max| max.to_string());
+    let mut lines = vec![
+        format!("upgrade {} of {cluster} to {}: {}", upgrade.number, release(upgrade), what.join(", ")),
+        format!("nodes, at most {away} away at a time: {}", planned.order.join(", ")),
+    ];
+    for finding in &planned.findings {
+        let word = if finding.refused { "in the way" } else { "know" };
+        lines.push(format!("{word}: {}", finding.message));
+    }
+    lines.push(match dry_run {
+        true => "nothing was begun (--dry-run)".to_owned(),
+        false => format!("begun: `nkd upgrade status {cluster} --watch` shows how far it is"),
+    });
+    lines.join("\n")
+}
+
+fn text(upgrade: &Upgrade) -> String {
+    let now = OffsetDateTime::now_utc();
+    let row = |node: &NodeStatus| {
+        let reason = if node.reason.is_empty() { "-".to_owned() } else { node.reason.clone() };
+        vec![node.name.clone(), format!("{:?}", node.state), age(node.since, now), node.attempt.to_string(), reason]
+    };
+    let nodes = match upgrade.nodes.is_empty() {
+        true => "the operator in the cluster has not said anything yet".to_owned(),
+        false => table(&["NODE", "STATE", "SINCE", "ATTEMPT", "REASON"], upgrade.nodes.iter().map(row)),
+    };
+    let detail = if upgrade.detail.is_empty() { String::new() } else { format!(": {}", upgrade.detail) };
+    let (number, cluster, state) = (upgrade.number, &upgrade.cluster, upgrade.state.as_str());
+    format!("upgrade {number} of {cluster} to {} is {state}{detail}\n\n{nodes}\n", release(upgrade))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_and_shares_are_read() {
+        assert_eq!((seconds("90s"), seconds("10m"), seconds("2h")), (Ok(90), Ok(600), Ok(7200)));
+        assert!(["", "10", "m", "-1s", "99999999h"].into_iter().all(|text| seconds(text).is_err()));
+        assert_eq!(max_unavailable("10%"), Ok(MaxUnavailable::Percent(10)));
+        assert_eq!(max_unavailable("2"), Ok(MaxUnavailable::Count(2)));
+        assert!(["0", "0%", "101%", "x", ""].into_iter().all(|text| max_unavailable(text).is_err()));
+    }
+}

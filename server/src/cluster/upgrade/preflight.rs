@@ -1,0 +1,236 @@
+//! Whether an upgrade may begin, and what a person should know before (pure).
+
+use std::collections::BTreeMap;
+
+use nkd_api::channel::{Channel, Release};
+use nkd_api::cluster::{Health, MemberState, Role};
+use nkd_api::upgrade::{Finding, Part, Planned, Upgrade, UpgradeOrder, UpgradeState};
+use time::OffsetDateTime;
+
+use super::metrics::Deprecated;
+use crate::cluster::record::Record;
+
+/// A version of Kubernetes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Version {
+    minor: u64,
+    patch: u64,
+}
+
+/// What is seen of the cluster.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Versions of the kubelets by node; empty: the API did not answer.
+    pub kubelets: BTreeMap<String, String>,
+    /// Members of etcd that are not healthy, and why.
+    pub etcd: Vec<String>,
+    /// APIs in use that the new version does not have.
+    pub deprecated: Vec<Deprecated>,
+    /// Commit that each node runs, as far as its agent has said.
+    pub commits: BTreeMap<String, String>,
+    /// The operator runs.
+    pub operator: bool,
+}
+
+/// What is asked for cannot be at all.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotAsked {
+    /// The channel is empty, or all dead ends.
+    #[error("the channel `{0}` has no release to upgrade to: `nkd channel publish`")]
+    NoRelease(String),
+    /// There is no such release.
+    #[error("the channel `{channel}` has no release {number}: `nkd channel show {channel}` lists those there are")]
+    Missing {
+        /// Channel.
+        channel: String,
+        /// Number.
+        number: u32,
+    },
+}
+
+/// `v1.21.0`
+fn version(text: &str) -> Option<Version> {
+    let mut parts = text.strip_prefix('v')?.split(['.', '-', '+']);
+    let mut number = || parts.next()?.parse::<u64>().ok();
+    number().filter(|major| *major == 1)?;
+    Some(Version { minor: number()?, patch: number()? })
+}
+
+/// The release that is meant.
+///
+/// # Errors
+/// [`NotAsked`].
+pub fn release<'a>(channel: &'a Channel, order: &UpgradeOrder) -> Result<&'a Release, NotAsked> {
+    let name = channel.name.clone();
+    match order.release {
+        Some(number) => channel.release(number).ok_or(NotAsked::Missing { channel: name, number }),
+        None => channel.releases.iter().rfind(|release| release.dead_end.is_none()).ok_or(NotAsked::NoRelease(name)),
+    }
+}
+
+/// The upgrade as it would be, with everything that was found.
+///
+/// # Errors
+/// [`NotAsked`].
+pub fn plan(
+    record: &Record,
+    channel: &Channel,
+    order: &UpgradeOrder,
+    seen: &Seen,
+    number: u32,
+    by: &str,
+    now: OffsetDateTime,
+) -> Result<Planned, NotAsked> {
+    let release = release(channel, order)?;
+    let spec = &record.cluster.spec;
+    let max_unavailable =
+        order.max_unavailable.unwrap_or(nkd_api::update::MaxUnavailable::Count(spec.housekeeper.max_unavailable));
+    let order = UpgradeOrder {
+        channel: Some(channel.name.clone()),
+        release: Some(release.number),
+        max_unavailable: Some(max_unavailable),
+        drain_seconds: Some(order.drain_seconds.unwrap_or(600)),
+        ignore_preflight_errors: ignored(record, order),
+        ..order.clone()
+    };
+    let upgrade = Upgrade {
+        cluster: record.name().to_owned(),
+        number,
+        version: release.version.clone(),
+        commit: (order.part != Part::Kubernetes).then(|| release.commit.clone()),
+        kubernetes: release.kubernetes.clone().filter(|_| order.part != Part::Os),
+        from_kubernetes: spec.kubernetes.version.clone(),
+        order,
+        state: UpgradeState::Preparing,
+        detail: String::new(),
+        paused: false,
+        aborted: false,
+        retry: 0,
+        by: by.to_owned(),
+        started_at: now,
+        ended_at: None,
+        nodes: Vec::new(),
+    };
+    let mut names: Vec<(bool, &str)> =
+        record.members.iter().map(|m| (m.role != Role::ControlPlane, m.hostname.as_str())).collect();
+    names.sort_unstable();
+    let order = names.into_iter().map(|(_, name)| name.to_owned()).collect();
+    Ok(Planned { findings: findings(record, channel, release, &upgrade, seen), order, upgrade })
+}
+
+/// What kubeadm's checks may find: what was asked for, and its questions on a CoreDNS that the cluster's file leaves out.
+fn ignored(record: &Record, order: &UpgradeOrder) -> Vec<String> {
+    let mut ignored = order.ignore_preflight_errors.clone();
+    let phases = &record.cluster.spec.kubernetes.skip_phases;
+    if phases.iter().any(|phase| phase == "addon" || phase == "addon/coredns") {
+        ignored.extend(["CoreDNSUnsupportedPlugins", "CoreDNSMigration"].map(str::to_owned));
+    }
+    ignored.sort();
+    ignored.dedup();
+    ignored
+}
+
+fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upgrade, seen: &Seen) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let name = record.name();
+    let mut say = |refused: bool, message: String| found.push(Finding { refused, message });
+    if record.destroying {
+        say(true, format!("{name} is being taken apart"));
+    }
+    for member in &record.members {
+        if member.leaving.is_some() {
+            say(true, format!("{} is leaving: wait until it has left", member.hostname));
+        } else if member.state != MemberState::Ready {
+            let next = format!("`nkd cluster status {name}` says why");
+            say(true, format!("{} is not Ready: {next}", member.hostname));
+        }
+    }
+    match &record.health {
+        Health::Healthy => {}
+        Health::Unreachable { .. } => say(true, format!("the API of {name} does not answer")),
+        _ => say(false, format!("{name} is not healthy: `nkd cluster status {name}` says why")),
+    }
+    if !record.cluster.spec.housekeeper.enabled {
+        let next = "set `housekeeper: {enabled: true}` in the cluster's file and apply it";
+        say(true, format!("{name} has no housekeeper, which upgrades node by node: {next}"));
+    } else if !seen.operator {
+        say(true, format!("housekeeper does not run in {name}: `kubectl -n nkd-system get pods` says why"));
+    }
+    for why in &seen.etcd {
+        say(true, format!("etcd: {why}"));
+    }
+    if let Some(reason) = &release.dead_end {
+        say(true, format!("release {} is a dead end: {reason}", release.number));
+    }
+    let profile = &record.cluster.spec.os.profile;
+    if channel.profile != *profile {
+        say(true, format!("the channel `{}` is for {}, and {name} runs {profile}", channel.name, channel.profile));
+    }
+    if upgrade.order.part == Part::Kubernetes && release.kubernetes.is_none() {
+        say(true, format!("release {} does not say which Kubernetes it holds", release.number));
+    }
+    if upgrade.order.part == Part::Os && release.kubernetes.as_ref().is_some_and(|k| *k != upgrade.from_kubernetes) {
+        let holds = release.kubernetes.as_deref().unwrap_or_default();
+        let from = &upgrade.from_kubernetes;
+        say(true, format!("release {} holds Kubernetes {holds}, and {name} runs {from}: upgrade both", release.number));
+    }
+    barriers(channel, release, seen, &mut say);
+    if let Some(wanted) = &upgrade.kubernetes {
+        skew(&upgrade.from_kubernetes, wanted, seen, &mut say);
+        for api in &seen.deprecated {
+            let removed = api.removed_in;
+            say(true, format!("{} is in use, and Kubernetes 1.{removed} does not have it any more", api.name));
+        }
+    }
+    if record.members.iter().filter(|m| m.role == Role::ControlPlane).count() == 1 {
+        let why = "its API is away while its only control plane upgrades; what runs on workers goes on";
+        say(false, format!("{name} has one control plane: {why}"));
+    }
+    found
+}
+
+/// A system that is older than a barrier goes to it first.
+fn barriers(channel: &Channel, release: &Release, seen: &Seen, say: &mut impl FnMut(bool, String)) {
+    for (node, commit) in &seen.commits {
+        let Some(runs) = channel.releases.iter().rfind(|r| r.commit == *commit) else { continue };
+        if runs.number > release.number {
+            let older = format!("release {} is older than release {}, which {node} runs", release.number, runs.number);
+            say(false, older);
+        }
+        let between = |r: &&Release| r.barrier && r.number > runs.number && r.number < release.number;
+        if let Some(barrier) = channel.releases.iter().find(between) {
+            let number = barrier.number;
+            say(true, format!("{node} runs release {}, and has to go to the barrier {number} first", runs.number));
+        }
+    }
+}
+
+/// One minor at a time, never back, and no kubelet that the new API servers would leave behind.
+fn skew(from: &str, wanted: &str, seen: &Seen, say: &mut impl FnMut(bool, String)) {
+    let (Some(is), Some(to)) = (version(from), version(wanted)) else {
+        return say(true, format!("`{from}` or `{wanted}` is no version of Kubernetes"));
+    };
+    if to < is {
+        say(true, format!("Kubernetes goes from {from} to {wanted}: kubeadm does not go back"));
+    } else if to.minor > is.minor + 1 {
+        let next = is.minor + 1;
+        say(true, format!("Kubernetes goes from {from} to {wanted}: one minor at a time, 1.{next} comes first"));
+    }
+    let lag = if to.minor < 28 { 2 } else { 3 };
+    for (node, kubelet) in &seen.kubelets {
+        if let Some(kubelet) = version(kubelet).filter(|kubelet| kubelet.minor + lag < to.minor) {
+            let minor = kubelet.minor;
+            say(true, format!("the kubelet of {node} is 1.{minor}: it may be at most {lag} minors behind {wanted}"));
+        }
+    }
+}
+
+/// Nothing stands in the way.
+#[must_use]
+pub fn may_begin(findings: &[Finding]) -> bool {
+    !findings.iter().any(|finding| finding.refused)
+}
+
+#[cfg(test)]
+#[path = "preflight_tests.rs"]
+mod tests;

@@ -1,0 +1,183 @@
+//! What stands in the way of an upgrade, and what does not.
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::cluster::plan::tests::cluster;
+
+const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+fn release(number: u32, kubernetes: &str) -> Release {
+    Release {
+        number,
+        version: format!("{number}.0"),
+        commit: format!("c{number}"),
+        reference: "lab/x86_64/stable".into(),
+        kubernetes: Some(kubernetes.into()),
+        notes: String::new(),
+        published_at: NOW,
+        signed_by: None,
+        barrier: false,
+        dead_end: None,
+        rollout_minutes: 0,
+    }
+}
+
+/// A healthy cluster of three and two, all on the first of two releases.
+struct Scene {
+    record: Record,
+    channel: Channel,
+    order: UpgradeOrder,
+    seen: Seen,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let mut record = Record::new(Uuid::nil(), cluster(3, 2), NOW);
+        record.health = Health::Healthy;
+        record.cluster.spec.housekeeper.enabled = true;
+        record.cluster.spec.os.profile = "lab".into();
+        record.members.iter_mut().for_each(|member| member.state = MemberState::Ready);
+        let names: Vec<String> = record.members.iter().map(|member| member.hostname.clone()).collect();
+        let all = |value: &str| names.iter().map(|name| (name.clone(), value.to_owned())).collect();
+        let channel = Channel {
+            name: "stable".into(),
+            profile: "lab".into(),
+            architecture: "x86_64".into(),
+            releases: vec![release(1, "v1.20.2"), release(2, "v1.21.0")],
+        };
+        let seen = Seen { kubelets: all("v1.20.2"), commits: all("c1"), operator: true, ..Seen::default() };
+        Self { record, channel, order: UpgradeOrder::default(), seen }
+    }
+
+    fn plan(&self) -> Planned {
+        plan(&self.record, &self.channel, &self.order, &self.seen, 4, "ada", NOW).unwrap()
+    }
+
+    /// It is refused for this reason, and for no other.
+    fn refused(&self, why: &str) {
+        let planned = self.plan();
+        let refused: Vec<_> = planned.findings.iter().filter(|finding| finding.refused).collect();
+        assert!(refused.len() == 1 && refused[0].message.contains(why), "{why}: {refused:?}");
+        assert!(!may_begin(&planned.findings));
+    }
+
+    fn known(&self, what: &str) {
+        let planned = self.plan();
+        assert!(may_begin(&planned.findings), "{:?}", planned.findings);
+        assert!(planned.findings.iter().any(|finding| finding.message.contains(what)), "{:?}", planned.findings);
+    }
+}
+
+#[test]
+fn a_healthy_cluster_goes_to_the_newest_release_control_planes_first() {
+    let planned = Scene::new().plan();
+    assert_eq!(planned.findings, []);
+    assert_eq!(planned.order, ["cp1", "cp2", "cp3", "w1", "w2"]);
+    let upgrade = planned.upgrade;
+    assert_eq!((upgrade.number, upgrade.order.release, upgrade.state), (4, Some(2), UpgradeState::Preparing));
+    assert_eq!((upgrade.commit.as_deref(), upgrade.kubernetes.as_deref()), (Some("c2"), Some("v1.21.0")));
+    assert_eq!((upgrade.from_kubernetes.as_str(), upgrade.order.drain_seconds), ("v1.20.2", Some(600)));
+}
+
+#[test]
+fn halves_of_a_release() {
+    let mut scene = Scene::new();
+    scene.order.part = Part::Kubernetes;
+    assert_eq!(scene.plan().upgrade.commit, None);
+    scene.channel.releases[1].kubernetes = None;
+    scene.refused("does not say which Kubernetes it holds");
+    scene.order.part = Part::Os;
+    let planned = scene.plan();
+    assert!(may_begin(&planned.findings) && planned.upgrade.kubernetes.is_none() && planned.upgrade.commit.is_some());
+    scene.channel.releases[1].kubernetes = Some("v1.21.0".into());
+    scene.refused("upgrade both");
+}
+
+#[test]
+fn what_is_wrong_with_the_cluster_stands_in_the_way() {
+    let spoil: [(&str, fn(&mut Scene)); 9] = [
+        ("is being taken apart", |scene| scene.record.destroying = true),
+        ("cp1 is not Ready", |scene| {
+            scene.record.members.iter_mut().find(|m| m.hostname == "cp1").unwrap().state = MemberState::Joined;
+        }),
+        ("does not answer", |scene| {
+            scene.record.health = Health::Unreachable { since: NOW, reason: "no route".into() };
+        }),
+        ("has no housekeeper", |scene| scene.record.cluster.spec.housekeeper.enabled = false),
+        ("housekeeper does not run", |scene| scene.seen.operator = false),
+        ("etcd: cp2 has no leader", |scene| scene.seen.etcd = vec!["cp2 has no leader".into()]),
+        ("is a dead end: it eats disks", |scene| {
+            scene.order.release = Some(2);
+            scene.channel.releases[1].dead_end = Some("it eats disks".into());
+        }),
+        ("is for nestos", |scene| scene.channel.profile = "nestos".into()),
+        ("extensions/v1beta1 ingresses is in use", |scene| {
+            scene.seen.deprecated = vec![Deprecated { name: "extensions/v1beta1 ingresses".into(), removed_in: 21 }];
+        }),
+    ];
+    for (why, spoil) in spoil {
+        let mut scene = Scene::new();
+        spoil(&mut scene);
+        scene.refused(why);
+    }
+    let mut scene = Scene::new();
+    scene.record.health = Health::Degraded { reasons: vec!["x".into()] };
+    scene.known("is not healthy");
+}
+
+#[test]
+fn a_barrier_comes_first_and_an_older_release_is_told() {
+    let mut scene = Scene::new();
+    scene.channel.releases.push(release(3, "v1.21.0"));
+    scene.channel.releases[1].barrier = true;
+    for commit in scene.seen.commits.values_mut().skip(1) {
+        "c2".clone_into(commit);
+    }
+    scene.refused("has to go to the barrier 2 first");
+    scene.order.release = Some(2);
+    assert!(may_begin(&scene.plan().findings));
+    scene.seen.commits.values_mut().for_each(|commit| "c3".clone_into(commit));
+    scene.known("release 2 is older than release 3");
+}
+
+#[test]
+fn releases_that_are_not_there() {
+    let mut scene = Scene::new();
+    let asked = |scene: &Scene| super::release(&scene.channel, &scene.order).map(|release| release.number);
+    scene.order.release = Some(9);
+    assert_eq!(asked(&scene), Err(NotAsked::Missing { channel: "stable".into(), number: 9 }));
+    scene.order.release = None;
+    scene.channel.releases[1].dead_end = Some("x".into());
+    assert_eq!(asked(&scene), Ok(1));
+    scene.channel.releases.clear();
+    assert_eq!(asked(&scene), Err(NotAsked::NoRelease("stable".into())));
+}
+
+#[test]
+fn checks_on_a_coredns_that_is_left_out_are_ignored() {
+    let mut scene = Scene::new();
+    scene.order.ignore_preflight_errors = vec!["ImagePull".into()];
+    assert_eq!(scene.plan().upgrade.order.ignore_preflight_errors, ["ImagePull"]);
+    scene.record.cluster.spec.kubernetes.skip_phases = vec!["addon/coredns".into()];
+    let wanted = ["CoreDNSMigration", "CoreDNSUnsupportedPlugins", "ImagePull"];
+    assert_eq!(scene.plan().upgrade.order.ignore_preflight_errors, wanted);
+}
+
+proptest! {
+    /// One minor at a time, never back; and no kubelet falls out of the skew that Kubernetes allows.
+    #[test]
+    fn versions_go_up_by_one_minor_at_most(
+        from in 18u64..34, patch in 0u64..3, to in 18u64..36, to_patch in 0u64..3, kubelet in 16u64..34,
+    ) {
+        let mut scene = Scene::new();
+        scene.record.cluster.spec.kubernetes.version = format!("v1.{from}.{patch}");
+        scene.channel.releases[1].kubernetes = Some(format!("v1.{to}.{to_patch}"));
+        scene.seen.kubelets.values_mut().for_each(|version| *version = format!("v1.{kubelet}.0"));
+        let begins = may_begin(&scene.plan().findings);
+        let lag = if to < 28 { 2 } else { 3 };
+        let allowed = (to, to_patch) >= (from, patch) && to <= from + 1 && kubelet + lag >= to;
+        prop_assert_eq!(begins, allowed);
+    }
+}

@@ -1,0 +1,192 @@
+//! The Update resource in the cluster: what it is to say (pure), and how it is written and read.
+
+use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use nkd_api::update::{
+    self, Drain, DrainPolicy, MaxUnavailable, OsRelease, Phase, Release, Strategy, UpdateSpec, UpdateStatus,
+};
+use nkd_api::upgrade::{Upgrade, UpgradeState};
+use serde_json::json;
+
+use crate::cluster::kubernetes::{Cluster, KubeError, request};
+
+/// Who owns the fields that we apply.
+const MANAGER: &str = "nkd";
+
+/// Its name in the cluster.
+#[must_use]
+pub fn name(upgrade: &Upgrade) -> String {
+    format!("nkd-{}", upgrade.number)
+}
+
+/// What it says.
+#[must_use]
+pub fn spec(upgrade: &Upgrade) -> UpdateSpec {
+    let order = &upgrade.order;
+    let commit = upgrade.commit.clone();
+    let os =
+        commit.map(|commit| OsRelease { commit: Some(commit), image: None, version: Some(upgrade.version.clone()) });
+    let policy = if order.force_drain { DrainPolicy::Force } else { DrainPolicy::Evict };
+    let number = order.release.map_or_else(String::new, |number| format!("{number} ({})", upgrade.version));
+    UpdateSpec {
+        channel: order.channel.clone(),
+        release: Release { name: number, os, kubernetes: upgrade.kubernetes.clone() },
+        max_unavailable: order.max_unavailable.unwrap_or(MaxUnavailable::Count(1)),
+        window: None,
+        strategy: Strategy {
+            drain: Drain { timeout_seconds: order.drain_seconds.unwrap_or(600), policy },
+            soak_seconds: order.soak_seconds,
+            ignore_preflight_errors: order.ignore_preflight_errors.clone(),
+            ..Strategy::default()
+        },
+        paused: upgrade.paused,
+        abort: upgrade.aborted,
+        retry: upgrade.retry,
+        ..UpdateSpec::default()
+    }
+}
+
+/// The upgrade as the operator in the cluster says that it is.
+#[must_use]
+pub fn followed(upgrade: &Upgrade, status: &UpdateStatus) -> Upgrade {
+    let state = match status.phase {
+        // It was over, and a retry has been asked for: the operator has not looked yet.
+        Phase::Pending | Phase::Progressing => UpgradeState::Running,
+        Phase::Paused => UpgradeState::Paused,
+        Phase::Halted | Phase::Invalid => UpgradeState::Halted,
+        Phase::Aborting => UpgradeState::Aborting,
+        Phase::Aborted => UpgradeState::Aborted,
+        Phase::Complete => UpgradeState::Complete,
+    };
+    let of = |kind: &str| status.conditions.iter().find(|condition| condition.kind == kind);
+    let degraded = of("Degraded").filter(|condition| condition.status == "True");
+    let detail = degraded.or_else(|| of("Progressing")).map(|condition| condition.message.clone());
+    Upgrade { state, detail: detail.unwrap_or_default(), nodes: status.nodes.clone(), ..upgrade.clone() }
+}
+
+impl Cluster {
+    fn updates(&self) -> Api<DynamicObject> {
+        let kind = GroupVersionKind::gvk(update::GROUP, update::VERSION, update::KIND);
+        Api::all_with(self.client(), &ApiResource::from_gvk_with_plural(&kind, update::PLURAL))
+    }
+
+    /// Says what the resource is to say.
+    pub async fn apply_update(&self, name: &str, spec: &UpdateSpec) -> Result<(), KubeError> {
+        let object = json!({
+            "apiVersion": format!("{}/{}", update::GROUP, update::VERSION), "kind": update::KIND,
+            "metadata": {"name": name}, "spec": spec,
+        });
+        let apply = PatchParams::apply(MANAGER).force();
+        let done = self.updates().patch(name, &apply, &Patch::Apply(&object)).await;
+        done.map(drop).map_err(request(format!("apply the update {name}")))
+    }
+
+    /// What the resource says, and what the operator says of it. None: it is not there.
+    pub async fn update(&self, name: &str) -> Result<Option<(UpdateSpec, UpdateStatus)>, KubeError> {
+        let what = format!("look at the update {name}");
+        let found = self.updates().get_opt(name).await.map_err(request(what.clone()))?;
+        let Some(mut found) = found else { return Ok(None) };
+        let observed = found.data["status"]["observedGeneration"].as_i64();
+        let spec: UpdateSpec = read(&what, found.data["spec"].take())?;
+        let mut status: UpdateStatus = match found.data["status"].take() {
+            serde_json::Value::Null => UpdateStatus::default(),
+            status => read(&what, status)?,
+        };
+        // What it says of an earlier wish is not said of this one.
+        if observed != found.metadata.generation {
+            status.phase = Phase::Pending;
+        }
+        Ok(Some((spec, status)))
+    }
+
+    /// The API server's metrics, in the text format of Prometheus.
+    pub async fn metrics(&self) -> Result<String, KubeError> {
+        let question = http::Request::get("/metrics").body(Vec::new()).map_err(|e| KubeError::Config(e.into()))?;
+        self.client().request_text(question).await.map_err(request("read its metrics"))
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(what: &str, value: serde_json::Value) -> Result<T, KubeError> {
+    serde_json::from_value(value).map_err(|error| KubeError::Manifest {
+        what: what.to_owned(),
+        number: 1,
+        reason: error.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use nkd_api::update::{Condition, NodeState, NodeStatus};
+    use nkd_api::upgrade::UpgradeOrder;
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    fn upgrade() -> Upgrade {
+        Upgrade {
+            cluster: "rack7".into(),
+            number: 3,
+            order: UpgradeOrder {
+                channel: Some("stable".into()),
+                release: Some(2),
+                max_unavailable: Some(MaxUnavailable::Percent(10)),
+                force_drain: true,
+                soak_seconds: 30,
+                ignore_preflight_errors: vec!["ImagePull".into()],
+                ..UpgradeOrder::default()
+            },
+            version: "2.0".into(),
+            commit: Some("c".into()),
+            kubernetes: None,
+            from_kubernetes: "v1.20.2".into(),
+            state: UpgradeState::Preparing,
+            detail: String::new(),
+            paused: true,
+            aborted: false,
+            retry: 1,
+            by: "a".into(),
+            started_at: OffsetDateTime::UNIX_EPOCH,
+            ended_at: None,
+            nodes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_resource_says_what_was_asked_for() {
+        let spec = spec(&upgrade());
+        assert_eq!(spec.release.os.unwrap().commit.as_deref(), Some("c"));
+        assert_eq!((spec.release.kubernetes, spec.paused, spec.retry), (None, true, 1));
+        assert_eq!((spec.strategy.soak_seconds, spec.strategy.drain.policy), (30, DrainPolicy::Force));
+        assert_eq!(spec.strategy.ignore_preflight_errors, ["ImagePull"]);
+        assert_eq!(name(&upgrade()), "nkd-3");
+    }
+
+    #[test]
+    fn what_the_operator_says_is_told() {
+        let condition = |kind: &str, status: &str, message: &str| Condition {
+            kind: kind.into(),
+            status: status.into(),
+            reason: "X".into(),
+            message: message.into(),
+            observed_generation: 1,
+            last_transition_time: OffsetDateTime::UNIX_EPOCH,
+        };
+        let node = NodeStatus {
+            name: "w1".into(),
+            state: NodeState::Failed,
+            since: OffsetDateTime::UNIX_EPOCH,
+            reason: "rolled back: x".into(),
+            attempt: 1,
+        };
+        let status = UpdateStatus {
+            phase: Phase::Halted,
+            conditions: vec![condition("Progressing", "False", "halted"), condition("Degraded", "True", "w1 failed")],
+            nodes: vec![node],
+            ..UpdateStatus::default()
+        };
+        let followed = followed(&upgrade(), &status);
+        assert_eq!((followed.state, followed.detail.as_str()), (UpgradeState::Halted, "w1 failed"));
+        assert_eq!(followed.nodes[0].reason, "rolled back: x");
+        assert!(!followed.state.is_end());
+    }
+}

@@ -1,0 +1,40 @@
+//! Upgrades of clusters and their history.
+
+use nkd_api::upgrade::Upgrade;
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::{Store, StoreError, conflict};
+
+impl Store {
+    /// The upgrades of a cluster, the newest first.
+    pub async fn upgrades(&self, cluster: Uuid) -> Result<Vec<Upgrade>, StoreError> {
+        let rows =
+            sqlx::query("SELECT doc FROM upgrade WHERE cluster = ? ORDER BY number DESC").bind(cluster.to_string());
+        let rows = rows.fetch_all(&self.read).await?;
+        rows.iter().map(|row| self.seal.decode("upgrade", row.get(0))).collect()
+    }
+
+    /// The newest upgrade of a cluster, and the revision to save it with.
+    pub async fn newest_upgrade(&self, cluster: Uuid) -> Result<Option<(Upgrade, i64)>, StoreError> {
+        let row = sqlx::query("SELECT doc, revision FROM upgrade WHERE cluster = ? ORDER BY number DESC LIMIT 1");
+        let row = row.bind(cluster.to_string()).fetch_optional(&self.read).await?;
+        row.map(|row| Ok((self.seal.decode("upgrade", row.get(0))?, row.get(1)))).transpose()
+    }
+
+    /// Writes an upgrade. `revision` is the one that was read; 0: it is new.
+    pub async fn save_upgrade(&self, cluster: Uuid, upgrade: &Upgrade, revision: i64) -> Result<i64, StoreError> {
+        let (id, number) = (cluster.to_string(), i64::from(upgrade.number));
+        let doc = self.seal.encode("upgrade", upgrade)?;
+        if revision == 0 {
+            let insert = sqlx::query("INSERT INTO upgrade (cluster, number, doc, revision) VALUES (?, ?, ?, 1)");
+            let done = insert.bind(id).bind(number).bind(doc).execute(&self.write).await;
+            done.map_err(|error| conflict(error, || "another upgrade has begun in this moment".to_owned()))?;
+            return Ok(1);
+        }
+        let update =
+            "UPDATE upgrade SET doc = ?, revision = revision + 1 WHERE cluster = ? AND number = ? AND revision = ?";
+        let done = sqlx::query(update).bind(doc).bind(id).bind(number).bind(revision).execute(&self.write).await?;
+        if done.rows_affected() == 1 { Ok(revision + 1) } else { Err(StoreError::Stale) }
+    }
+}
