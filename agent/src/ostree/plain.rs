@@ -152,7 +152,8 @@ fn listed(text: &str) -> Vec<Listed> {
         let mut words = line.trim_start_matches(['*', '!', ' ']).split_whitespace();
         let (stateroot, name) = (words.next()?.to_owned(), words.next()?.to_owned());
         let id = name.split_once('.').filter(|(id, _)| id.len() == 64)?.0.to_owned();
-        let staged = words.any(|word| word.starts_with("(staged"));
+        // A staged one that is locked is called by its lock alone.
+        let staged = words.any(|word| ["(staged", "(finalization"].iter().any(|begin| word.starts_with(begin)));
         Some(Listed { stateroot, name, deployment: Deployment { id, booted, staged } })
     };
     text.lines().filter(|line| !line.starts_with("    ")).filter_map(one).collect()
@@ -166,7 +167,7 @@ mod tests {
     fn the_status_of_ostree_reads() {
         let (a, b) = ("a".repeat(64), "b".repeat(64));
         let text = format!(
-            "  lab {a}.1 (staged) (finalization locked)\n    Version: 2\n    origin: <unknown origin type>\n* lab {b}.0\n    \
+            "  lab {a}.1 (finalization locked)\n    Version: 2\n    origin: <unknown origin type>\n* lab {b}.0\n    \
              Version: 1\n    origin refspec: lab:x\n  lab {a}.0 (rollback)\n    Version: 2\n"
         );
         let found: Vec<_> =
@@ -174,6 +175,8 @@ mod tests {
         let expected =
             [(format!("{a}.1"), false, true), (format!("{b}.0"), true, false), (format!("{a}.0"), false, false)];
         assert_eq!(found, expected);
+        let unlocked = listed(&text.replace("finalization locked", "staged"));
+        assert!(unlocked[0].deployment.staged && !unlocked[1].deployment.staged);
         assert!(listed("No deployments.\n").is_empty());
     }
 }
