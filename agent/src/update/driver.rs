@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use super::gate;
-use super::kubernetes::{Place, fits, kubelet_version};
+use super::kubernetes::{Place, fits, kubelet_version, prepare};
 use super::node::NodeClient;
 use super::state::{Action, Event, Failure, Job, Journal, Now, Settings, State, System, Tree, id_of};
 use crate::client::{Client, chain};
@@ -247,6 +247,9 @@ impl Shared {
             None => self.options.root.clone(),
         };
         fits(&tree, desired)?;
+        if desired.kubernetes.is_some() {
+            prepare(&tree)?;
+        }
         let wanted = desired.os.as_ref().and_then(id_of);
         let booted = self.os.deployments().map_err(|reason| Failure { retry: true, reason })?;
         let booted = booted.into_iter().find(|deployment| deployment.booted).map(|deployment| deployment.id);

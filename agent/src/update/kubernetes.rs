@@ -9,8 +9,8 @@ use super::state::Failure;
 use crate::kubeadm;
 use crate::ostree::{ask, tell};
 
-/// A program of the release that is run before its kubeadm, with the release's tree as its argument; the image may bring
-/// its container images so.
+/// A program of the release that is run with the release's tree as its argument when that is laid out, ahead of the node's
+/// turn, and again before its kubeadm; the image may bring its container images so.
 const BEFORE: &str = "usr/libexec/nkd/before-upgrade";
 /// What kubeadm writes for the kubelet, and an older kubelet may not understand.
 const CONFIGURATION: [&str; 2] = ["config.yaml", "kubeadm-flags.env"];
@@ -50,6 +50,20 @@ pub fn fits(tree: &Path, desired: &Desired) -> Result<(), Failure> {
     }
 }
 
+/// Lets the release prepare its upgrade; what it has done before costs nothing.
+///
+/// # Errors
+/// What its program said.
+pub fn prepare(tree: &Path) -> Result<(), Failure> {
+    let before = tree.join(BEFORE);
+    if !before.exists() {
+        return Ok(());
+    }
+    let tree = tree.display().to_string();
+    let told = tell(&before.display().to_string(), &[&tree]);
+    told.map_err(|error| Failure { retry: true, reason: error.into() })
+}
+
 fn program(tree: &Path) -> String {
     let program = tree.join("usr/bin/kubeadm");
     if program.exists() { program.display().to_string() } else { "kubeadm".to_owned() }
@@ -79,11 +93,7 @@ impl Place {
         let Some(version) = &desired.kubernetes else { return Ok(()) };
         let again = |reason: String| Failure { retry: true, reason };
         self.keep(desired).map_err(again)?;
-        let before = tree.join(BEFORE);
-        if before.exists() {
-            let tree = tree.display().to_string();
-            tell(&before.display().to_string(), &[&tree]).map_err(String::from).map_err(again)?;
-        }
+        prepare(tree)?;
         let ignore = format!("--ignore-preflight-errors={}", desired.ignore_preflight_errors.join(","));
         let mut words = match desired.first {
             true => vec!["upgrade", "apply", version.as_str(), "--yes"],

@@ -22,4 +22,4 @@ for ((i = 0; i < 100; i++)); do
     ctr version >/dev/null 2>&1 && break
     sleep 0.1
 done
-"$work/kubernetes/usr/lib/nestos/container-images" "$store"
+IMPORT_OPTIONS=--compress-blobs "$work/kubernetes/usr/lib/nestos/container-images" "$store"
