@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nkd_api::cluster::Role;
+use nkd_api::update::NodeState;
 use nkd_api::upgrade::{Planned, Upgrade, UpgradeOrder, UpgradeState, UpgradeVerb};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
@@ -162,10 +163,14 @@ pub async fn change(service: &Service, record: &Record, verb: UpgradeVerb) -> Re
             UpgradeVerb::Pause => upgrade.paused = true,
             UpgradeVerb::Resume => upgrade.paused = false,
             UpgradeVerb::Abort => upgrade.aborted = true,
-            UpgradeVerb::Retry if state == UpgradeState::Halted => upgrade.retry += 1,
+            UpgradeVerb::Retry if upgrade.nodes.iter().any(|node| node.state == NodeState::Failed) => {
+                upgrade.retry += 1
+            }
             UpgradeVerb::Retry => {
                 let state = state.as_str();
-                return Err(UpgradeError::Nothing(format!("{cluster}: no node waits for a retry, it is {state}")));
+                return Err(UpgradeError::Nothing(format!(
+                    "no node of {cluster} has failed in its upgrade, which is {state}"
+                )));
             }
         }
         match store.save_upgrade(record.id, &upgrade, revision).await {
