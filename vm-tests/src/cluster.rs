@@ -39,12 +39,23 @@ impl LabCluster {
     pub const NAME: &'static str = "lab";
     /// Its version of Kubernetes, which its image holds.
     pub const KUBERNETES: &'static str = "v1.20.2";
+    /// The version that it is upgraded to.
+    pub const NEWER: &'static str = "v1.21.0";
     /// Its machines, the control plane first.
     pub const MACHINES: [&'static str; 2] = ["bios-1", "uefi-1"];
 
     /// Writes the cluster file with what it names into the network's folder. `kubernetes` is a folder that
     /// `cargo xtask image kubernetes` makes.
     pub fn create(net: &Network, kubernetes: &Path) -> Result<Self, Error> {
+        Self::create_with(net, kubernetes, "")
+    }
+
+    /// The same with the operator in it, whose image comes from the service's registry.
+    pub fn with_housekeeper(net: &Network, kubernetes: &Path) -> Result<Self, Error> {
+        Self::create_with(net, kubernetes, "  housekeeper: {enabled: true}\n")
+    }
+
+    fn create_with(net: &Network, kubernetes: &Path, more: &str) -> Result<Self, Error> {
         let write = |name: &str, text: &str| {
             let path = net.folder().join(name);
             std::fs::write(&path, text).map_err(Error::io(format!("writing {}", path.display())))?;
@@ -52,7 +63,7 @@ impl LabCluster {
         };
         write("network.yaml", NETWORK)?;
         Ok(Self {
-            file: write("cluster.yaml", &CLUSTER.replace("KUBERNETES_VERSION", Self::KUBERNETES))?,
+            file: write("cluster.yaml", &(CLUSTER.replace("KUBERNETES_VERSION", Self::KUBERNETES) + more))?,
             kubectl: kubernetes.join("versions").join(Self::KUBERNETES).join("kubectl"),
             kubeconfig: net.folder().join("kubeconfig"),
         })

@@ -60,6 +60,7 @@ mod network;
 mod node;
 mod process;
 mod programs;
+mod rollout;
 mod service;
 
 use std::time::Duration;
@@ -81,6 +82,7 @@ pub use node::containerd::{Images, bridge_pods, bridge_pods_in, kubernetes_folde
 pub use node::spec::NodeSpec;
 pub use node::{Ending, Node};
 pub use process::{Output, Service};
+pub use rollout::{Answers, Probe, Rollout};
 pub use service::{Builds, Clock, DhcpMode, Nkd};
 
 /// A limit in seconds for a wait, as in `console.expect("login:", within(300))`. `NKD_VM_PATIENCE=3` makes all of them

@@ -87,12 +87,17 @@ pub fn housekeeper() -> Result<PathBuf> {
 
 /// Builds the lab image, or finds the one that the same inputs made earlier.
 pub fn lab_image() -> Result<PathBuf> {
-    image::lab(None)
+    image::lab("1", None)
 }
 
 /// The same with Kubernetes in it.
 pub fn cluster_image() -> Result<PathBuf> {
-    image::lab(Some(nkd_vm_tests::LabCluster::KUBERNETES))
+    image::lab("1", Some(nkd_vm_tests::LabCluster::KUBERNETES))
+}
+
+/// The release after that one: another version of the image with a newer Kubernetes.
+pub fn newer_image() -> Result<PathBuf> {
+    image::lab("2", Some(nkd_vm_tests::LabCluster::NEWER))
 }
 
 /// The installer that the lab image carries.

@@ -1,11 +1,12 @@
 //! `cargo xtask lab`: two blank machines, one with BIOS and one with UEFI, from network boot to a Ready cluster, watched.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use nkd_vm_tests::{Builds, DhcpMode, LabCluster, Machine, Network, Nkd, within};
+use nkd_vm_tests::{Builds, DhcpMode, LabCluster, Machine, Network, Nkd, Rollout, within};
 use serde_json::Value;
 
 use crate::build;
@@ -17,6 +18,9 @@ pub struct Arguments {
     /// Leave machines and service running at the end, until Enter is pressed
     #[arg(long)]
     keep: bool,
+    /// Upgrade the cluster at the end: a release with a newer Kubernetes, node by node, while pods answer
+    #[arg(long)]
+    upgrade: bool,
     /// Minutes that both machines together may take until they are a cluster
     #[arg(long, default_value_t = 40)]
     minutes: u64,
@@ -26,13 +30,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     build::packages(&build::VM_PACKAGES)?;
     let builds = Builds { program: build::nkd()?, image: build::cluster_image()? };
     let kubernetes = build::kubernetes()?;
+    let releases = arguments.upgrade.then(Releases::build).transpose()?;
     let started = Instant::now();
     let net = Network::create("lab").context("the lab's network cannot be made")?;
     let nkd = Nkd::start(&net, &builds, DhcpMode::Server, &[])?;
     say(&started, &format!("nkd serves in the network namespace {}", net.name()));
     nkd.nkd(&net, &["image", "import", &builds.image.display().to_string(), "--name", IMAGE])?;
     say(&started, "the lab image is imported");
-    let cluster = LabCluster::create(&net, &kubernetes)?;
+    let cluster = match &releases {
+        None => LabCluster::create(&net, &kubernetes)?,
+        Some(_) => LabCluster::with_housekeeper(&net, &kubernetes)?,
+    };
+    let rollout = Rollout { cluster: &cluster, net: &net, nkd: &nkd };
+    if let Some(releases) = &releases {
+        rollout.push_housekeeper(&releases.housekeeper)?;
+        say(&started, "the operator's image is in the service's registry");
+    }
     let file = cluster.file().display().to_string();
     print!("\n$ nkd cluster apply -f {file}\n{}\n", nkd.nkd(&net, &["cluster", "apply", "-f", &file])?);
     let machines = LabCluster::machines().into_iter().map(|spec| spec.start(&net));
@@ -43,12 +56,22 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     cluster.access(&net, &nkd)?;
     show(&net, &nkd, &cluster)?;
 
-    say(&started, "power cycle: both machines must boot their disks, install nothing, and be the cluster again");
-    cluster.cycle_power(&net, &nkd, &mut machines, within(900))?;
-    say(&started, "both are back from their own disks, and the cluster is Ready");
-    show(&net, &nkd, &cluster)?;
+    // An upgrade restarts both as well.
+    if releases.is_none() {
+        say(&started, "power cycle: both machines must boot their disks, install nothing, and be the cluster again");
+        cluster.cycle_power(&net, &nkd, &mut machines, within(900))?;
+        say(&started, "both are back from their own disks, and the cluster is Ready");
+        show(&net, &nkd, &cluster)?;
+    }
     for name in LabCluster::MACHINES {
         println!("\n$ nkd machine show {name}\n{}", nkd.nkd(&net, &["machine", "show", name])?);
+    }
+    if let Some(releases) = &releases {
+        let upgraded = upgrade(&rollout, &builds, releases, &mut machines, &started);
+        match upgraded {
+            Err(error) if arguments.keep => println!("{error:#}"),
+            upgraded => upgraded?,
+        }
     }
     if arguments.keep {
         let environment: Vec<String> = nkd.environment().iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -63,6 +86,45 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
     }
     say(&started, &format!("done; logs and kubeconfig are in {}", net.folder().display()));
+    Ok(())
+}
+
+/// What an upgrade needs beside the first image.
+struct Releases {
+    /// Folder of the lab image with the newer Kubernetes.
+    newer: PathBuf,
+    /// The operator's image, an archive.
+    housekeeper: PathBuf,
+}
+
+impl Releases {
+    fn build() -> Result<Self> {
+        build::packages(&["ostree", "gnupg"])?;
+        build::stopped_packages(&build::REGISTRY_CLIENTS)?;
+        Ok(Self { newer: build::newer_image()?, housekeeper: build::housekeeper()? })
+    }
+}
+
+/// Publishes two releases, the one that runs and a newer one, and brings the cluster from one to the other.
+fn upgrade(
+    rollout: &Rollout<'_>,
+    builds: &Builds,
+    releases: &Releases,
+    machines: &mut [Machine],
+    started: &Instant,
+) -> Result<()> {
+    let probe = rollout.run_workload()?;
+    say(started, "two pods of a workload answer on both nodes");
+    for (image, version) in [(&builds.image, LabCluster::KUBERNETES), (&releases.newer, LabCluster::NEWER)] {
+        println!("\n$ nkd channel publish stable --ostree {}/repo --kubernetes {version}", image.display());
+        println!("{}", rollout.publish(&image.join("repo"), version)?);
+    }
+    println!("$ nkd upgrade start {} --release 2\n{}", LabCluster::NAME, rollout.start(2)?);
+    rollout.wait_for("complete", machines, within(2400), |line| say(started, line))?;
+    let answers = probe.end();
+    show(rollout.net, rollout.nkd, rollout.cluster)?;
+    let gap = answers.gap.as_secs_f32();
+    say(started, &format!("upgraded; the workload answered {} times, at most {gap:.0} s apart", answers.good));
     Ok(())
 }
 

@@ -57,10 +57,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The lab image of this checkout, with the workspace's own agent, and with a version of Kubernetes if one is given.
-pub fn lab(kubernetes: Option<&str>) -> Result<PathBuf> {
+/// The lab image of this checkout in a version, with the workspace's own agent, and with Kubernetes if one is given.
+pub fn lab(version: &str, kubernetes: Option<&str>) -> Result<PathBuf> {
     let kubernetes = kubernetes.map(str::to_owned);
-    let (version, kind) = ("1".to_owned(), Kind::Lab);
+    let (version, kind) = (version.to_owned(), Kind::Lab);
     lab::image(&Arguments { kind, version, agent: None, agent_units: None, housekeeper: None, kubernetes })
 }
 
