@@ -97,7 +97,8 @@ fn halves_of_a_release() {
 
 #[test]
 fn what_is_wrong_with_the_cluster_stands_in_the_way() {
-    let spoil: [(&str, fn(&mut Scene)); 9] = [
+    type Spoil = (&'static str, fn(&mut Scene));
+    let spoil: [Spoil; 9] = [
         ("is being taken apart", |scene| scene.record.destroying = true),
         ("cp1 is not Ready", |scene| {
             scene.record.members.iter_mut().find(|m| m.hostname == "cp1").unwrap().state = MemberState::Joined;
