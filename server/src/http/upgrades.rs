@@ -49,6 +49,11 @@ pub(super) async fn start(
 ) -> Result<Json<Planned>> {
     caller.require(if order.dry_run { Role::Viewer } else { Role::Operator })?;
     let record = clusters::find(&service, &cluster).await?;
+    let is_check = |name: &str| name != "all" && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    if let Some(name) = order.ignore_preflight_errors.iter().find(|name| name.is_empty() || !is_check(name)) {
+        let message = format!("ignorePreflightErrors: {name:?} is not the name of one check, like ImagePull");
+        return Err(ApiError::invalid(message));
+    }
     if !order.dry_run {
         let detail = serde_json::to_string(&order).unwrap_or_default();
         caller.audit(&service, "cluster.upgrade", &cluster, &detail).await?;

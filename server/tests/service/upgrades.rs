@@ -27,6 +27,10 @@ async fn what_cannot_be_upgraded_is_refused_with_a_next_step() {
     for words in [&["--max-unavailable", "0"][..], &["--soak", "1 hour"], &["--os-only", "--kubernetes-only"]] {
         refused(&place, &[&start[..], words].concat());
     }
+    for check in ["all", "a b"] {
+        let told = refused(&place, &[&start[..], &["--ignore-preflight-errors", check]].concat());
+        assert!(told.contains("is not the name of one check"), "{told}");
+    }
     let told = place.ok(&["upgrade", "explain", "w1"]);
     assert!(told.contains("w1 in rack7") && told.contains("rack7 was never upgraded"), "{told}");
 

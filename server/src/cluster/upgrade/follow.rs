@@ -162,9 +162,14 @@ pub async fn change(service: &Service, record: &Record, verb: UpgradeVerb) -> Re
         match verb {
             UpgradeVerb::Pause => upgrade.paused = true,
             UpgradeVerb::Resume => upgrade.paused = false,
-            UpgradeVerb::Abort => upgrade.aborted = true,
+            // What was said of it before is over: who watches must not take it for the end of this.
+            UpgradeVerb::Abort => {
+                (upgrade.aborted, upgrade.state) = (true, UpgradeState::Aborting);
+                upgrade.detail.clear();
+            }
             UpgradeVerb::Retry if upgrade.nodes.iter().any(|node| node.state == NodeState::Failed) => {
-                upgrade.retry += 1
+                (upgrade.retry, upgrade.state) = (upgrade.retry + 1, UpgradeState::Running);
+                upgrade.detail.clear();
             }
             UpgradeVerb::Retry => {
                 let state = state.as_str();
