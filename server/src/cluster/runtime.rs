@@ -162,7 +162,12 @@ fn certs_d(registry: &Registry) -> Result<Vec<NodeFile>, KubeadmError> {
     let folder = format!("{CERTS_D}/{}", if registry.host == "*" { "_default" } else { &registry.host });
     let ca = ca(registry)?.map(|text| file(&format!("{folder}/ca.crt"), text.to_owned()));
     let mut hosts = HEAD.to_owned();
-    for mirror in mirrors(registry)? {
+    let mirrors = mirrors(registry)?;
+    if let Some(first) = mirrors.first().filter(|_| registry.host == OWN_HOST) {
+        // What the mirrors do not have is nowhere: a host of that name in the world is none of ours.
+        hosts.push_str(&format!("server = \"{}://{}\"\n", first.scheme(), first.host));
+    }
+    for mirror in mirrors {
         // Each one alone: containerd asks them in the order of the file, and a map would sort them.
         let (url, override_path) = match &mirror.path {
             Some(path) => (format!("{}://{}/v2/{path}", mirror.scheme(), mirror.host), true),
@@ -236,7 +241,11 @@ fn crio(cluster: &Cluster) -> Result<Vec<NodeFile>, KubeadmError> {
         files.extend(mirror_cas("/etc/containers/certs.d", registry, &mirrors)?);
         registries.registry.push(CrioRegistry {
             prefix: registry.host.clone(),
-            location: registry.host.clone(),
+            // What the mirrors do not have is looked for there; of our own host nothing is anywhere else.
+            location: mirrors
+                .first()
+                .filter(|_| registry.host == OWN_HOST)
+                .map_or_else(|| registry.host.clone(), Mirror::location),
             mirror: mirrors
                 .iter()
                 .map(|mirror| CrioMirror { location: mirror.location(), insecure: mirror.plain })

@@ -47,6 +47,13 @@ fn containerd_asks_mirrors_in_the_order_of_the_file() {
     assert_eq!(parsed["host"].as_table().unwrap().len(), 3);
 }
 
+fn crio_registries() -> String {
+    let own =
+        with_own_registry(&cluster("v1.31.4", "cri-o"), "https://[2001:db8::1]:8443", "-----BEGIN CERTIFICATE-----\n");
+    let files = files(&own, false).unwrap();
+    files.into_iter().find(|file| file.path.contains("registries.conf.d")).unwrap().contents
+}
+
 /// Unless the file says where they come from.
 #[test]
 fn images_of_our_own_host_come_from_the_service() {
@@ -65,6 +72,11 @@ fn images_of_our_own_host_come_from_the_service() {
     );
     let parsed: toml::Table = toml::from_str(&found[0].contents).unwrap();
     assert_eq!(parsed["host"]["https://[2001:db8::1]:8443"]["ca"], found[1].path.clone().into());
+    // Nothing is asked of whoever has that name in the world.
+    assert_eq!(parsed["server"], "https://[2001:db8::1]:8443".into());
+    let crio: toml::Table = toml::from_str(&crio_registries()).unwrap();
+    let own = crio["registry"].as_array().unwrap().iter().find(|r| r["prefix"] == "nkd.io".into()).unwrap();
+    assert_eq!(own["location"], "[2001:db8::1]:8443".into());
     let named = hosts("containerd", true);
     assert!(!named.is_empty() && named.iter().all(|file| !file.contents.contains("2001:db8")));
     assert!(hosts("docker", false).is_empty());
