@@ -7,6 +7,9 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use nkd_api::agent::Purpose;
 use nkd_api::machine::{AcceptRule, Identity, MatchFields};
+use nkd_api::upgrade::{Upgrade, UpgradeState};
+use nkd_server::cluster::record::Record;
+use nkd_server::cluster::upgrade::follow;
 use nkd_server::content::image::ImageStore;
 use nkd_server::content::registry::OciRegistry;
 use nkd_server::fleet::pki::Pki;
@@ -20,10 +23,12 @@ use nkd_server::netboot::dhcp::{Lease, LeaseChange, LeaseState, LeaseStore};
 use nkd_server::netboot::leases::Leases;
 use nkd_server::netboot::plane::{BootPlane, NetbootFiles};
 use nkd_server::service::{Addresses, Service};
-use nkd_server::store::{Boot, Change, NewToken, RowEffects, Scope, Seal, Store, TokenUse};
+use nkd_server::store::{Boot, Change, NewToken, RowEffects, Scope, Seal, Store, StoreError, TokenUse};
 use rcgen::KeyPair;
+use serde_json::json;
 use tempfile::TempDir;
 use time::{Duration, OffsetDateTime};
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
 
@@ -257,4 +262,36 @@ async fn only_the_newest_events_are_kept() {
     let next = store.events(None, Some(kept[0].id), 10).await.unwrap();
     assert_eq!(next[0].id, kept[1].id);
     assert_eq!(store.events(None, None, 1).await.unwrap()[0].kind, "accepted");
+}
+
+/// Two that begin at once get one number, and one of them is refused; while the cluster's API does not answer, that is said.
+#[tokio::test]
+async fn an_upgrade_is_begun_once_and_a_cluster_that_is_silent_is_told() {
+    let bench = bench().await;
+    let store = bench.service.registry.store();
+    let now = OffsetDateTime::now_utc();
+    let cluster = json!({"apiVersion": "nkd.io/v1alpha1", "kind": "Cluster", "metadata": {"name": "rack7"},
+        "spec": {"kubernetes": {"version": "v1.20.2"}, "pools": []}});
+    let record = Record::new(Uuid::new_v4(), serde_json::from_value(cluster).unwrap(), now);
+    store.save_cluster(&record, 0, &["applied".into()], "test", now).await.unwrap();
+    let upgrade = json!({"cluster": "rack7", "number": 1, "order": {}, "version": "2", "fromKubernetes": "v1.20.2",
+        "state": "running", "paused": false, "aborted": false, "retry": 0, "by": "test",
+        "startedAt": "2026-01-01T00:00:00Z", "nodes": []});
+    let upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
+    store.save_upgrade(record.id, &upgrade, 0).await.unwrap();
+    let second = store.save_upgrade(record.id, &upgrade, 0).await;
+    assert!(matches!(second, Err(StoreError::Conflict(_))), "{second:?}");
+
+    let stop = CancellationToken::new();
+    let follower = tokio::spawn(follow::run(Arc::clone(&bench.service), stop.clone()));
+    bench.service.upgrades.notify_one();
+    let told = harness::eventually("it is told", async || {
+        let (told, _) = store.newest_upgrade(record.id).await.unwrap().unwrap();
+        (!told.detail.is_empty()).then_some(told)
+    })
+    .await;
+    stop.cancel();
+    follower.await.unwrap();
+    assert!(told.detail.contains("the API of rack7 does not answer now"), "{told:?}");
+    assert_eq!((told.state, told.ended_at), (UpgradeState::Running, None));
 }

@@ -204,15 +204,38 @@ pub async fn run(service: Arc<Service>, stop: CancellationToken) {
                 continue;
             }
         };
-        for (record, _) in clusters {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                followed = follow(&service, &record) => if let Err(error) = followed {
-                    let why = crate::http::chain(&error);
-                    tracing::debug!(cluster = record.name(), why, "an upgrade cannot be looked at");
-                },
-            }
+        // One that does not answer holds up no other.
+        let looks = clusters.iter().map(|(record, _)| look_after(&service, record));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = futures_util::future::join_all(looks) => {}
         }
+    }
+}
+
+/// A look, and what is said when it fails.
+async fn look_after(service: &Service, record: &Record) {
+    let Err(error) = follow(service, record).await else { return };
+    let why = crate::http::chain(&error);
+    tracing::debug!(cluster = record.name(), why, "an upgrade cannot be looked at");
+    if matches!(error, UpgradeError::Reach(_) | UpgradeError::Kube(_))
+        && let Err(error) = say_away(service, record).await
+    {
+        tracing::error!(error = &error as &dyn std::error::Error, cluster = record.name(), "an upgrade is not kept");
+    }
+}
+
+/// Who asks is to know that what the upgrade says is old.
+async fn say_away(service: &Service, record: &Record) -> Result<(), StoreError> {
+    let store = service.registry.store();
+    let Some((upgrade, revision)) = store.newest_upgrade(record.id).await? else { return Ok(()) };
+    let detail = format!("the API of {} does not answer now; what goes on in it goes on", record.name());
+    if upgrade.state.is_end() || upgrade.detail == detail {
+        return Ok(());
+    }
+    match store.save_upgrade(record.id, &Upgrade { detail, ..upgrade }, revision).await {
+        Err(StoreError::Stale) => Ok(()),
+        saved => saved.map(drop),
     }
 }
 
@@ -232,7 +255,7 @@ async fn follow(service: &Service, record: &Record) -> Result<(), UpgradeError> 
         _ => {
             api.apply_update(&name, &wanted).await?;
             let state = if upgrade.state == UpgradeState::Preparing { UpgradeState::Running } else { upgrade.state };
-            Upgrade { state, ..upgrade.clone() }
+            Upgrade { state, detail: String::new(), ..upgrade.clone() }
         }
     };
     let followed = Upgrade { ended_at: followed.state.is_end().then_some(now), ..followed };
