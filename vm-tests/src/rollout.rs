@@ -185,17 +185,17 @@ impl Probe {
         let stop = Arc::new(AtomicBool::new(false));
         let asked = Arc::clone(&stop);
         let asks = std::thread::spawn(move || {
-            let (mut answers_, mut last) = (Answers::default(), Instant::now());
+            let (mut seen, mut last) = (Answers::default(), Instant::now());
             while !asked.load(Ordering::Relaxed) {
                 if ADDRESSES.iter().any(|address| answers(&space, address)) {
-                    answers_.good += 1;
-                    answers_.gap = answers_.gap.max(last.elapsed());
+                    seen.good += 1;
+                    seen.gap = seen.gap.max(last.elapsed());
                     last = Instant::now();
                 }
                 std::thread::sleep(Duration::from_secs(1));
             }
-            answers_.gap = answers_.gap.max(last.elapsed());
-            answers_
+            seen.gap = seen.gap.max(last.elapsed());
+            seen
         });
         Self { stop, asks: Some(asks) }
     }
