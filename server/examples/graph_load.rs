@@ -39,6 +39,8 @@ struct Options {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
+    // A process has one; nobody was before us.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let options = Options::parse();
     let ca = std::fs::read(&options.ca).with_context(|| format!("cannot read {}", options.ca.display()))?;
     let client = reqwest::Client::builder().tls_certs_only([reqwest::Certificate::from_pem(&ca)?]).build()?;

@@ -104,7 +104,8 @@ impl Stage {
                     self.lane.measure(command)
                 };
                 std::fs::create_dir(&client)?;
-                ostree(&["init", "--mode=archive"])?;
+                // As on a node: deltas are not for archives.
+                ostree(&["init", "--mode=bare-user"])?;
                 let ca = self.folder.path().join(if server == OURS { "state/ca.pem" } else { "nginx.pem" });
                 let ca = format!("--set=tls-ca-path={}", ca.display());
                 let url = format!("https://127.0.0.1:{port}/ostree/lab");
