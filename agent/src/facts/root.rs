@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "reads files")]
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A root directory. Whatever is missing or cannot be read is simply not there.
@@ -56,6 +57,13 @@ impl Root {
     #[must_use]
     pub fn link(&self, path: &str) -> Option<String> {
         fs::read_link(self.path(path)).ok()?.into_os_string().into_string().ok()
+    }
+
+    /// File system and inode of what is there, links followed: the same for two places that are one.
+    #[must_use]
+    pub fn identity(&self, path: &str) -> Option<(u64, u64)> {
+        let metadata = fs::metadata(self.path(path)).ok()?;
+        Some((metadata.dev(), metadata.ino()))
     }
 
     /// True when something is there.

@@ -109,14 +109,28 @@ fn in_memory(root: &Root) -> bool {
     kind.next_back().is_some_and(|kind| matches!(kind, "overlay" | "squashfs" | "tmpfs" | "ramfs" | "rootfs" | "erofs"))
 }
 
-/// Checksum of the booted deployment: `ostree=/ostree/boot.1/OS/BOOTCSUM/0` is a link to
-/// `../../../deploy/OS/deploy/CHECKSUM.SERIAL`.
+/// Checksum of the booted deployment: the folder `/sysroot/ostree/deploy/OS/deploy/CHECKSUM.SERIAL` that `/` is.
+///
+/// A root that is mounted in another way (composefs) is none of them. Then it is where the kernel's
+/// `ostree=/ostree/boot.1/OS/BOOTCSUM/0` leads, a link to such a folder; ostree renames those links whenever it writes its
+/// deployments anew, so they do not tell for the whole life of a system.
 pub(super) fn deployment(root: &Root) -> Option<String> {
+    let checksum = |folder: &str| {
+        let checksum = folder.split('.').next()?;
+        (checksum.len() == 64 && checksum.bytes().all(|b| b.is_ascii_hexdigit())).then(|| checksum.to_owned())
+    };
+    let running = root.identity("/");
+    for system in root.list("/sysroot/ostree/deploy") {
+        let folder = format!("/sysroot/ostree/deploy/{system}/deploy");
+        let is_root = |name: &String| running.is_some() && root.identity(&format!("{folder}/{name}")) == running;
+        if let Some(found) = root.list(&folder).into_iter().find(is_root).and_then(|name| checksum(&name)) {
+            return Some(found);
+        }
+    }
     let cmdline = root.text("/proc/cmdline")?;
     let place = argument(&cmdline, "ostree")?;
     let target = root.link(&format!("/sysroot{place}")).or_else(|| root.link(place))?;
-    let checksum = target.trim_end_matches('/').rsplit('/').next()?.split('.').next()?;
-    (checksum.len() == 64 && checksum.bytes().all(|b| b.is_ascii_hexdigit())).then(|| checksum.to_owned())
+    checksum(target.trim_end_matches('/').rsplit('/').next()?)
 }
 
 fn argument<'a>(cmdline: &'a str, name: &str) -> Option<&'a str> {

@@ -94,6 +94,18 @@ fn an_installed_machine_tells_everything() {
 }
 
 #[test]
+fn the_deployment_is_told_after_ostree_has_renamed_its_links() {
+    let tree = Tree::new(&[("proc/cmdline", "root=LABEL=root ostree=/ostree/boot.0/lab/aa/0 rw")]);
+    let (other, deploy) = ("1".repeat(64), "sysroot/ostree/deploy/lab/deploy");
+    fs::create_dir_all(tree.0.path().join(deploy).join(format!("{other}.0"))).unwrap();
+    tree.link(&format!("{deploy}/{DEPLOYMENT}.0"), "../../../../..");
+    tree.file(&format!("{deploy}/{DEPLOYMENT}.0.origin"), b"[origin]");
+    // A deployment was taken away: `boot.0` is `boot.1` now.
+    tree.link("sysroot/ostree/boot.1/lab/aa/0", &format!("../../../deploy/lab/deploy/{other}.0"));
+    assert_eq!(tree.gather().booted_deployment.as_deref(), Some(DEPLOYMENT));
+}
+
+#[test]
 fn a_live_system_says_so() {
     for (cmdline, mounts) in [
         ("nestos.live.rootfs_url=http://192.0.2.1/root", "1 0 0:2 / / rw - ext4 x rw"),
