@@ -10,6 +10,7 @@ pub mod digest;
 pub mod error;
 pub mod facts;
 pub mod image;
+pub mod lock;
 pub mod mac;
 pub mod machine;
 pub mod profile;

@@ -12,6 +12,7 @@ use crate::content::channel::Channels;
 use crate::content::image::ImageStore;
 use crate::content::registry::OciRegistry;
 use crate::fleet::pki::Pki;
+use crate::fleet::reboots::Reboots;
 use crate::http::FirstToken;
 use crate::ignition::TemplateSet;
 use crate::machine::Registry;
@@ -23,6 +24,8 @@ pub struct Service {
     pub registry: Registry,
     /// Images.
     pub images: Arc<ImageStore>,
+    /// Who may restart.
+    pub reboots: Reboots,
     /// Channels of releases.
     pub channels: Arc<Channels>,
     /// The registry of container images.

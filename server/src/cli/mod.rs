@@ -9,6 +9,7 @@ mod cluster_retry;
 mod cluster_service;
 mod context;
 mod image;
+mod lock;
 mod machine;
 mod output;
 mod registry;
@@ -55,6 +56,9 @@ enum Command {
     /// Channels of releases that nodes are updated to: publish, list, show, mark, explain
     #[command(subcommand, visible_alias = "channels")]
     Channel(channel::ChannelCommand),
+    /// Nodes that may restart now, having asked by the FleetLock protocol: list, release
+    #[command(subcommand, visible_alias = "locks")]
+    Lock(lock::LockCommand),
     /// Container images that nodes pull: list, tags, delete, gc; podman and skopeo push them
     #[command(subcommand)]
     Registry(registry::RegistryCommand),
@@ -207,6 +211,7 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Rule(command) => rule::run(command, &context).await,
         Command::Image(command) => image::run(command, &context).await,
         Command::Channel(command) => channel::run(command, &context).await,
+        Command::Lock(command) => lock::run(command, &context).await,
         Command::Registry(command) => registry::run(command, &context).await,
         Command::Cluster(command) => cluster::run(command, &context).await,
         Command::Upgrade(command) => upgrade::run(command, &context).await,

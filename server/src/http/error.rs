@@ -209,6 +209,11 @@ impl From<PlaneError> for ApiError {
     }
 }
 
+/// An error as Cincinnati and FleetLock have it: `{"kind", "value"}`.
+pub(super) fn kind_and_value(status: StatusCode, kind: &str, value: String) -> Response {
+    (status, axum::Json(serde_json::json!({"kind": kind, "value": value}))).into_response()
+}
+
 /// An error with its causes, in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

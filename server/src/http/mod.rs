@@ -13,6 +13,7 @@ mod error;
 mod extract;
 mod first_token;
 mod images;
+mod locks;
 mod machines;
 mod read_to_end;
 mod refusals;
@@ -27,6 +28,7 @@ mod users;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -50,6 +52,7 @@ const BODY_LIMIT: usize = 1 << 20;
         (name = "machines", description = "Machines and the rules that let them in"),
         (name = "images", description = "Node images"),
         (name = "channels", description = "Releases that nodes are updated to"),
+        (name = "locks", description = "Nodes that may restart now, by the FleetLock protocol"),
         (name = "registry", description = "Container images; tools push and pull below /v2/"),
         (name = "users", description = "Users, roles, audit trail"),
         (name = "system", description = "The service itself"),
@@ -84,6 +87,8 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(registry_admin::tags))
         .routes(routes!(registry_admin::collect_garbage))
         .routes(routes!(updates::explain))
+        .routes(routes!(locks::list))
+        .routes(routes!(locks::release))
         .routes(routes!(upgrades::start, upgrades::list))
         .routes(routes!(upgrades::show, upgrades::change))
         .routes(routes!(upgrades::explain))
@@ -127,6 +132,8 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/agent/v1/release", get(agents::release))
         .route("/ignition/v1/config", get(agents::ignition_config))
         .route("/v1/graph", get(updates::graph))
+        .route("/v1/pre-reboot", post(locks::pre_reboot).layer(DefaultBodyLimit::max(locks::LIMIT)))
+        .route("/v1/steady-state", post(locks::steady_state).layer(DefaultBodyLimit::max(locks::LIMIT)))
         .route("/ostree/key.asc", get(channels::key))
         .route("/ostree/{profile}/{*path}", get(channels::repository))
         .route(

@@ -10,11 +10,11 @@ use nkd_api::ErrorBody;
 use nkd_api::channel::{Channel, Explained, ExplainedRelease};
 use nkd_api::user::Role;
 use serde::Deserialize;
-use serde_json::json;
 use time::OffsetDateTime;
 
 use super::ApiError;
 use super::auth::Caller;
+use super::error::kind_and_value;
 use super::extract::{Path, Query};
 use crate::content::graph::{self, Asker};
 use crate::machine::Selector;
@@ -41,20 +41,21 @@ pub(super) async fn graph(
     headers: HeaderMap,
     query: Result<axum::extract::Query<Zincati>, axum::extract::rejection::QueryRejection>,
 ) -> Response {
-    let refused = |status: StatusCode, kind: &str, value: String| {
-        (status, axum::Json(json!({"kind": kind, "value": value}))).into_response()
-    };
     let accepts = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("*/*");
     if !["application/json", "application/*", "*/*"].iter().any(|kind| accepts.contains(kind)) {
-        return refused(StatusCode::NOT_ACCEPTABLE, "invalid_content_type", "the graph is application/json".into());
+        return kind_and_value(
+            StatusCode::NOT_ACCEPTABLE,
+            "invalid_content_type",
+            "the graph is application/json".into(),
+        );
     }
     let asked = match query {
         Ok(query) => query.0,
-        Err(error) => return refused(StatusCode::BAD_REQUEST, "invalid_params", error.body_text()),
+        Err(error) => return kind_and_value(StatusCode::BAD_REQUEST, "invalid_params", error.body_text()),
     };
     if asked.stream.is_empty() || asked.basearch.is_empty() {
         let value = "the parameters stream (a channel) and basearch are needed".to_owned();
-        return refused(StatusCode::BAD_REQUEST, "missing_params", value);
+        return kind_and_value(StatusCode::BAD_REQUEST, "missing_params", value);
     }
     match service.channels.asked(&asked.stream, &asked.basearch, &asked.os_checksum).await {
         Ok(Some(channel)) => {
@@ -63,12 +64,12 @@ pub(super) async fn graph(
         }
         Ok(None) => {
             let value = format!("there is no channel {} for {}", asked.stream, asked.basearch);
-            refused(StatusCode::NOT_FOUND, "no_graph", value)
+            kind_and_value(StatusCode::NOT_FOUND, "no_graph", value)
         }
         Err(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, "the graph cannot be given");
             let value = "the service cannot do this now; its log says why".to_owned();
-            refused(StatusCode::SERVICE_UNAVAILABLE, "internal", value)
+            kind_and_value(StatusCode::SERVICE_UNAVAILABLE, "internal", value)
         }
     }
 }

@@ -27,7 +27,9 @@ use crate::content::image::catalog::CatalogError;
 use crate::content::image::{self, ImageStore};
 use crate::content::registry::{GRACE, GarbageOrder, OciError, OciRegistry};
 use crate::fleet::fingerprint::Fingerprint;
+use crate::fleet::lock;
 use crate::fleet::pki::{Pki, PkiError};
+use crate::fleet::reboots::Reboots;
 use crate::http::{self, FirstToken, TlsServer};
 use crate::ignition::TemplateSet;
 use crate::machine::Registry;
@@ -90,6 +92,11 @@ pub enum ServeError {
     Signal(#[source] std::io::Error),
 }
 
+fn reboot_rules(settings: &Settings) -> lock::Rules {
+    let minutes = i64::from(settings.fleet_lock.lease_minutes);
+    lock::Rules { slots: settings.fleet_lock.slots, lease: time::Duration::minutes(minutes) }
+}
+
 /// Runs the service until SIGTERM or SIGINT.
 #[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 pub async fn serve(settings: Settings) -> Result<(), ServeError> {
@@ -109,6 +116,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let service = Arc::new(Service {
         registry: registry.clone(),
         images,
+        reboots: Reboots::new(store.clone(), reboot_rules(&settings)),
         channels: Arc::new(Channels::new(store.clone(), &settings.state_dir).with_metrics(channel_metrics)),
         oci: Arc::clone(&oci),
         anonymous_pull: settings.registry.anonymous_pull,

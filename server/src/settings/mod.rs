@@ -46,6 +46,8 @@ pub struct Settings {
     pub netboot: NetbootSettings,
     /// Registry of container images.
     pub registry: RegistrySettings,
+    /// The right to restart, for nodes that ask for it.
+    pub fleet_lock: FleetLockSettings,
 }
 
 impl Settings {
@@ -143,6 +145,15 @@ pub struct NetbootSettings {
 pub struct RegistrySettings {
     /// Anybody may pull.
     pub anonymous_pull: bool,
+}
+
+/// The right to restart, by the FleetLock protocol.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FleetLockSettings {
+    /// So many nodes of a group may restart at a time.
+    pub slots: usize,
+    /// So many minutes a node keeps that right after it has asked last.
+    pub lease_minutes: u32,
 }
 
 fn format_name<S: Serializer>(json: &bool, serializer: S) -> Result<S::Ok, S::Error> {

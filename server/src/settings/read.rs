@@ -11,8 +11,8 @@ use nkd_api::MacAddr;
 use toml::{Table, Value};
 
 use super::{
-    DhcpInterface, DhcpSettings, HttpSettings, Inputs, LogSettings, NetbootSettings, RegistrySettings, SettingProblem,
-    Settings, SettingsError, TftpSettings,
+    DhcpInterface, DhcpSettings, FleetLockSettings, HttpSettings, Inputs, LogSettings, NetbootSettings,
+    RegistrySettings, SettingProblem, Settings, SettingsError, TftpSettings,
 };
 use crate::netboot::dhcp::{Mode, Reservation};
 
@@ -71,6 +71,10 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
     let registry = root.section("registry", |registry| RegistrySettings {
         anonymous_pull: registry.flag("anonymous_pull").unwrap_or(true),
     });
+    let fleet_lock = root.section("fleet_lock", |lock| FleetLockSettings {
+        slots: lock.integer("slots", 1..=1000).and_then(|slots| usize::try_from(slots).ok()).unwrap_or(1),
+        lease_minutes: lock.integer("lease_minutes", 1..=10_080).and_then(|n| u32::try_from(n).ok()).unwrap_or(60),
+    });
     if dhcp.mode == Mode::Server {
         for (i, interface) in dhcp.interfaces.iter().enumerate() {
             if interface.pool.is_none() && dhcp.reservations.is_empty() {
@@ -103,6 +107,7 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
             http,
             netboot,
             registry,
+            fleet_lock,
         };
         return (known, Ok(settings));
     }

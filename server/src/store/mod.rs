@@ -9,6 +9,7 @@ mod backup;
 mod channels;
 mod clusters;
 mod conceal;
+mod fleet_lock;
 mod group;
 mod machines;
 mod pulse;

@@ -70,7 +70,9 @@ async fn bench_with(require_lease: bool) -> Bench {
     let channels = Arc::new(nkd_server::content::channel::Channels::new(registry.store().clone(), dir.path()));
     let images = Arc::new(ImageStore::open(dir.path()).unwrap());
     let oci = OciRegistry::open(registry.store().clone(), images.blobs().clone(), dir.path()).unwrap();
+    let rules = nkd_server::fleet::lock::Rules { slots: 1, lease: time::Duration::HOUR };
     let service = Arc::new(Service {
+        reboots: nkd_server::fleet::reboots::Reboots::new(registry.store().clone(), rules),
         registry,
         channels,
         images,

@@ -10,6 +10,7 @@ mod channels;
 mod cluster;
 mod command_line;
 mod crash;
+mod fleet_lock;
 mod full_disk;
 mod harness;
 mod in_process;
