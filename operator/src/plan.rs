@@ -378,6 +378,9 @@ impl<'a> Planner<'a> {
         let mut busy = self.seen.nodes.iter().filter(|node| node.busy_for().is_some()).count();
         for node in waiting {
             if let Some(why) = self.not_yet(node) {
+                if why.code == "ControlPlanes" {
+                    self.give_back(node);
+                }
                 self.say(node, NodeState::Staged, why.text.clone());
                 self.hold(why.code, why.text);
                 continue;
@@ -440,6 +443,18 @@ impl<'a> Planner<'a> {
         let other = self.planes.iter().find(behind)?;
         let text = format!("the control plane {} runs {}: a worker may not be newer", other.name, other.kubelet);
         why("ControlPlanes", text)
+    }
+
+    /// A worker that had failed, and is tried again, opens while control planes come before it: one of them may be new, and
+    /// could not begin as long as the worker is the one that may be away.
+    fn give_back(&mut self, node: &'a NodeSeen) {
+        let ours = node.cordoned_by.as_ref() == Some(&self.wish.uid);
+        if ours && node.ready && !node.control_plane {
+            let mut change = Change::default();
+            change.uncordon();
+            let message = "takes pods until its next attempt: control planes come first".to_owned();
+            self.steps.push(write(node, change, "GivenBack", message));
+        }
     }
 
     fn begin_node(&mut self, node: &'a NodeSeen) {

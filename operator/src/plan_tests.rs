@@ -446,6 +446,22 @@ fn a_node_that_broke_stays_closed_and_is_tried_again_in_its_place() {
 }
 
 #[test]
+fn a_worker_that_broke_does_not_hold_up_a_control_plane_that_has_come_since() {
+    let mut world = World::of(&["w1", "w2"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w1").report().is_some_and(|s| s.state == ReportedState::Upgrading));
+    world.agent("w1", 0);
+    world.settle();
+    world.join("cp1");
+    world.settle();
+    assert!(world.get("w1").unschedulable, "closed until somebody says that it is well again");
+    world.edit(0, |spec| spec.retry = 1);
+    world.settle();
+    assert_eq!((world.began(), world.phase(0)), (vec!["w1", "cp1", "w1", "w2"], Phase::Complete));
+    assert!(!world.get("w1").unschedulable);
+}
+
+#[test]
 fn the_first_control_plane_has_to_end_what_it_began() {
     let mut world = World::of(&["cp1", "cp2", "cp3", "w1"]);
     world.ask(spec(1, 2));
