@@ -378,9 +378,7 @@ impl<'a> Planner<'a> {
         let mut busy = self.seen.nodes.iter().filter(|node| node.busy_for().is_some()).count();
         for node in waiting {
             if let Some(why) = self.not_yet(node) {
-                if why.code == "ControlPlanes" {
-                    self.give_back(node);
-                }
+                self.give_back(node);
                 self.say(node, NodeState::Staged, why.text.clone());
                 self.hold(why.code, why.text);
                 continue;
@@ -445,8 +443,8 @@ impl<'a> Planner<'a> {
         why("ControlPlanes", text)
     }
 
-    /// A worker that had failed, and is tried again, opens while control planes come before it: one of them may be new, and
-    /// could not begin as long as the worker is the one that may be away.
+    /// A worker that had failed, and is tried again, opens as long as control planes keep it waiting: one of them may be
+    /// new, and could not begin while the worker is the one that may be away.
     fn give_back(&mut self, node: &'a NodeSeen) {
         let ours = node.cordoned_by.as_ref() == Some(&self.wish.uid);
         if ours && node.ready && !node.control_plane {
