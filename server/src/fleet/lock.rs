@@ -79,8 +79,8 @@ impl Locks {
         if lasting >= MOST {
             return Err(Refused::Full);
         }
-        // Not only greater than the last one: greater than any that was given after a backup which was put back.
-        let clock = u64::try_from(now.unix_timestamp()).unwrap_or(0);
+        // Milliseconds: a backup that is put back knows nothing of the numbers that were given after it was made.
+        let clock = u64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
         self.fencing = clock.max(self.fencing.saturating_add(1));
         let lease = Lease { group: group.into(), id: id.into(), fencing: self.fencing, since: now, expires };
         self.leases.retain(|lease| lease.expires > now);
@@ -182,6 +182,15 @@ mod tests {
         assert!(second.fencing > first.fencing);
         assert!(locks.lock("rack", "a", &rules, now + rules.lease).is_err(), "it comes too late");
         assert!(locks.unlock("rack", "b") && !locks.unlock("rack", "b"));
+    }
+
+    #[test]
+    fn a_backup_that_is_put_back_gives_no_number_twice() {
+        let (mut locks, now) = (Locks::default(), datetime!(2026-01-01 12:00 UTC));
+        let backup = locks.clone();
+        let given = (0..100).map(|n| locks.lock(&n.to_string(), "a", &RULES, now).unwrap().fencing).max().unwrap();
+        locks = backup;
+        assert!(locks.lock("0", "a", &RULES, now + Duration::SECOND).unwrap().fencing > given);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::State;
+use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use nkd_api::ErrorBody;
@@ -24,6 +25,9 @@ use crate::store::StoreError;
 type Result<T> = std::result::Result<T, ApiError>;
 type App = State<Arc<Service>>;
 
+/// What a node sent, or why it could not be read.
+type Sent = std::result::Result<Bytes, BytesRejection>;
+
 /// Every request of the protocol has it.
 const HEADER: &str = "fleet-lock-protocol";
 /// Largest body.
@@ -41,8 +45,8 @@ struct Client {
 }
 
 /// A node wants to restart. 200: it may. It asks again until it has restarted, and holds what it has.
-pub(super) async fn pre_reboot(State(service): App, headers: HeaderMap, body: Bytes) -> Response {
-    let Client { id, group } = match asked(&headers, &body) {
+pub(super) async fn pre_reboot(State(service): App, headers: HeaderMap, body: Sent) -> Response {
+    let Client { id, group } = match asked(&headers, body) {
         Ok(client) => client,
         Err(refused) => return *refused,
     };
@@ -57,8 +61,8 @@ pub(super) async fn pre_reboot(State(service): App, headers: HeaderMap, body: By
 }
 
 /// A node runs as it should. 200: it holds nothing now, whether it did or not.
-pub(super) async fn steady_state(State(service): App, headers: HeaderMap, body: Bytes) -> Response {
-    let Client { id, group } = match asked(&headers, &body) {
+pub(super) async fn steady_state(State(service): App, headers: HeaderMap, body: Sent) -> Response {
+    let Client { id, group } = match asked(&headers, body) {
         Ok(client) => client,
         Err(refused) => return *refused,
     };
@@ -74,12 +78,14 @@ pub(super) async fn steady_state(State(service): App, headers: HeaderMap, body: 
 }
 
 /// Clients send no type of content: whatever comes is read as JSON.
-fn asked(headers: &HeaderMap, body: &[u8]) -> std::result::Result<Client, Box<Response>> {
+fn asked(headers: &HeaderMap, body: Sent) -> std::result::Result<Client, Box<Response>> {
     let wrong = |kind, value: String| Err(Box::new(kind_and_value(StatusCode::BAD_REQUEST, kind, value)));
+    let body =
+        body.map_err(|error| Box::new(kind_and_value(error.status(), "invalid_client_params", error.body_text())))?;
     if headers.get(HEADER).is_none_or(|value| value.as_bytes() != b"true") {
         return wrong("missing_fleet_lock_header", format!("the header `{HEADER}: true` is needed"));
     }
-    let client = match serde_json::from_slice::<Ask>(body) {
+    let client = match serde_json::from_slice::<Ask>(&body) {
         Ok(ask) => ask.client_params,
         Err(error) => return wrong("invalid_client_params", error.to_string()),
     };
