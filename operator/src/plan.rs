@@ -443,11 +443,11 @@ impl<'a> Planner<'a> {
         why("ControlPlanes", text)
     }
 
-    /// A worker that had failed, and is tried again, opens as long as control planes keep it waiting: one of them may be
-    /// new, and could not begin while the worker is the one that may be away.
+    /// A worker that had failed, in this update or in one that was called off, opens as long as control planes keep it
+    /// waiting: they could not begin while the worker is the one that may be away. It is Ready, and its agent has staged.
     fn give_back(&mut self, node: &'a NodeSeen) {
-        let ours = node.cordoned_by.as_ref() == Some(&self.wish.uid);
-        if ours && node.ready && !node.control_plane {
+        let closed = node.cordoned_by.is_some() && node.busy_for().is_none();
+        if closed && node.ready && !node.control_plane {
             let mut change = Change::default();
             change.uncordon();
             let message = "takes pods until its next attempt: control planes come first".to_owned();

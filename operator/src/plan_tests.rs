@@ -462,6 +462,21 @@ fn a_worker_that_broke_does_not_hold_up_a_control_plane_that_has_come_since() {
 }
 
 #[test]
+fn what_an_update_that_was_called_off_left_closed_does_not_hold_up_the_next_one() {
+    let mut world = World::of(&["cp1", "w1", "w2"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w1").report().is_some_and(|s| s.state == ReportedState::Upgrading));
+    world.agent("w1", 0);
+    world.edit(0, |spec| spec.abort = true);
+    world.settle();
+    assert!(world.phase(0) == Phase::Aborted && world.get("w1").unschedulable);
+    world.ask(spec(2, 1));
+    world.settle();
+    assert_eq!((world.began(), world.phase(1)), (vec!["cp1", "w1", "cp1", "w1", "w2"], Phase::Complete));
+    assert!(world.nodes.iter().all(|node| !node.unschedulable));
+}
+
+#[test]
 fn the_first_control_plane_has_to_end_what_it_began() {
     let mut world = World::of(&["cp1", "cp2", "cp3", "w1"]);
     world.ask(spec(1, 2));
