@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use nkd_agent::update::state::{Action, Deployment, Event, Failure, Journal, Now, Settings, State, System, Tree};
+use nkd_agent::update::state::{
+    Action, Deployment, Event, Failure, Journal, Now, Retry, Settings, State, System, Tree,
+};
 use nkd_api::update::{
     Drain, MaxUnavailable, NodeState, OsRelease, Phase, Release, Strategy, UpdateSpec, UpdateStatus,
 };
@@ -409,7 +411,7 @@ impl Machine {
                 Action::Confirm | Action::Settle => (EFFECT, ends(Event::Ended(Ok(None)))),
                 Action::Revert if self.booted == OLD => {
                     let reason = "nothing else is there".to_owned();
-                    (EFFECT, ends(Event::Ended(Err(Failure { retry: false, reason }))))
+                    (EFFECT, ends(Event::Ended(Err(Failure { retry: Retry::Never, reason }))))
                 }
                 Action::Revert => (EFFECT, Due::Reverted),
                 Action::Restart => {

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use nkd_api::update::OsRelease;
 
-use crate::update::state::{Deployment, Failure};
+use crate::update::state::{Deployment, Failure, Retry};
 
 pub use boot::BootCounter;
 pub use plain::Plain;
@@ -54,7 +54,7 @@ pub trait Backend: Send + Sync {
     ///
     /// # Errors
     /// With a word on whether another try may fare better.
-    fn stage(&self, os: &OsRelease, source: Result<&Source, &str>) -> Result<PathBuf, Failure>;
+    fn stage(&self, os: &OsRelease, source: Result<&Source, &Failure>) -> Result<PathBuf, Failure>;
 
     /// From now on a restart makes the staged deployment the next system, and the boot loader counts.
     ///
@@ -105,9 +105,9 @@ impl Backend for Fixed {
         None
     }
 
-    fn stage(&self, _: &OsRelease, _: Result<&Source, &str>) -> Result<PathBuf, Failure> {
+    fn stage(&self, _: &OsRelease, _: Result<&Source, &Failure>) -> Result<PathBuf, Failure> {
         let reason = "this system is not made of images (there is no /run/ostree-booted): ask for Kubernetes alone";
-        Err(Failure { retry: false, reason: reason.to_owned() })
+        Err(Failure { retry: Retry::Never, reason: reason.to_owned() })
     }
 
     fn arm(&self) -> Result<(), Failure> {
@@ -127,17 +127,12 @@ impl Backend for Fixed {
     }
 }
 
-/// The release has to be fetched, and nobody knows from where.
-fn unknown(reason: &str) -> Failure {
-    again(format!("the service does not say where the release is: {reason}"))
-}
-
 /// Another try may fare better.
 fn again(reason: impl Into<String>) -> Failure {
-    Failure { retry: true, reason: reason.into() }
+    Failure { retry: Retry::Few, reason: reason.into() }
 }
 
 /// No further try will fare better.
 fn never(reason: impl Into<String>) -> Failure {
-    Failure { retry: false, reason: reason.into() }
+    Failure { retry: Retry::Never, reason: reason.into() }
 }

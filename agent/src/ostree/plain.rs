@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use nkd_api::update::OsRelease;
 
 use super::program::{ask, tell};
-use super::{Backend, BootCounter, Source, again, never, unknown};
+use super::{Backend, BootCounter, Source, again, never};
 use crate::files;
 use crate::update::state::{Deployment, Failure};
 
@@ -83,7 +83,7 @@ impl Backend for Plain {
         Some(format!("the deployment was not made when the system went down: {}", stamp.trim()))
     }
 
-    fn stage(&self, os: &OsRelease, source: Result<&Source, &str>) -> Result<PathBuf, Failure> {
+    fn stage(&self, os: &OsRelease, source: Result<&Source, &Failure>) -> Result<PathBuf, Failure> {
         let Some(commit) = &os.commit else {
             return Err(never("this system takes ostree commits, and the release is an image".to_owned()));
         };
@@ -97,7 +97,7 @@ impl Backend for Plain {
             self.discard(commit)?;
         }
         self.disarm()?;
-        let source = source.map_err(unknown)?;
+        let source = source.map_err(Failure::clone)?;
         self.remote(source).map_err(again)?;
         tell("ostree", &["pull", REMOTE, commit]).map_err(again)?;
         tell("ostree", &["admin", "deploy", "--stage", "--lock-finalization", commit]).map_err(again)?;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::plain::write_remote;
 use super::program::{ask, tell};
-use super::{Backend, BootCounter, Source, again, never, unknown};
+use super::{Backend, BootCounter, Source, again, never};
 use crate::update::state::{Deployment, Failure, id_of};
 
 /// `rpm-ostree`.
@@ -84,7 +84,7 @@ impl Backend for Rpm {
         Some(format!("the deployment was not made when the system went down: {}", stamp.trim()))
     }
 
-    fn stage(&self, os: &OsRelease, source: Result<&Source, &str>) -> Result<PathBuf, Failure> {
+    fn stage(&self, os: &OsRelease, source: Result<&Source, &Failure>) -> Result<PathBuf, Failure> {
         let Some(id) = id_of(os) else { return Err(never("the release names neither commit nor image".to_owned())) };
         let find = |staged: bool| -> Result<Option<PathBuf>, Failure> {
             let list = self.list().map_err(again)?;
@@ -97,7 +97,7 @@ impl Backend for Rpm {
         self.disarm()?;
         match (&os.commit, &os.image) {
             (Some(commit), _) => {
-                let source = source.map_err(unknown)?;
+                let source = source.map_err(Failure::clone)?;
                 write_remote(&self.root, source).map_err(again)?;
                 // By the commit, whatever ref the system follows.
                 let target = format!("nkd:{commit}");

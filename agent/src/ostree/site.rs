@@ -63,7 +63,7 @@ impl Backend for Site {
         None
     }
 
-    fn stage(&self, os: &OsRelease, _: Result<&Source, &str>) -> Result<PathBuf, Failure> {
+    fn stage(&self, os: &OsRelease, _: Result<&Source, &Failure>) -> Result<PathBuf, Failure> {
         let id = id_of(os).ok_or_else(|| never("the release names neither commit nor image".to_owned()))?;
         let tree = ask(&self.program, &["stage", id]).map_err(judged)?;
         Ok(PathBuf::from(tree.trim()))
@@ -92,6 +92,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use crate::update::state::Retry;
 
     #[test]
     fn its_exit_code_says_whether_another_try_may_fare_better() {
@@ -105,10 +106,10 @@ mod tests {
         assert_eq!(site.deployments(), Ok(vec![running]));
         let stage = |code: &str| {
             let os = OsRelease { commit: Some(code.into()), ..OsRelease::default() };
-            site.stage(&os, Err("")).unwrap_err()
+            site.stage(&os, Err(&never("nobody asks"))).unwrap_err()
         };
-        assert!(!stage("65").retry && stage("1").retry && stage("64").retry);
+        assert_eq!(["65", "1", "64"].map(|code| stage(code).retry), [Retry::Never, Retry::Few, Retry::Few]);
         assert!(stage("1").reason.contains("no room"), "{}", stage("1").reason);
-        assert!(!site.arm().unwrap_err().retry);
+        assert_eq!(site.arm().unwrap_err().retry, Retry::Never);
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::gate;
 use super::kubernetes::{Place, fits, kubelet_version, prepare};
 use super::node::NodeClient;
-use super::state::{Action, Event, Failure, Job, Journal, Now, Settings, State, System, Tree, id_of};
+use super::state::{Action, Event, Failure, Job, Journal, Now, Retry, Settings, State, System, Tree, id_of};
 use crate::client::{Client, chain};
 use crate::clock::Clock;
 use crate::console;
@@ -164,12 +164,9 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
             let source = match desired.os.as_ref().and_then(|os| os.commit.as_deref()) {
                 // What runs or is staged needs no source: the service may be away.
                 Some(commit) => shared.source(commit).await,
-                None => Err("the release names no commit".to_owned()),
+                None => Err(not_known(Retry::Never, "the release names no commit")),
             };
-            let stage = move |shared: &Shared| {
-                let source = source.as_ref().map_err(String::as_str);
-                shared.stage(&desired, source).map(Some)
-            };
+            let stage = move |shared: &Shared| shared.stage(&desired, source.as_ref()).map(Some);
             Event::Ended(blocking(shared, stage).await)
         }
         Action::Kubeadm(desired) => {
@@ -180,7 +177,7 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
         Action::Confirm => Event::Ended(
             blocking(shared, |shared| {
                 shared.os.confirm()?;
-                shared.place.forget().map_err(|reason| Failure { retry: true, reason })?;
+                shared.place.forget().map_err(|reason| Failure { retry: Retry::Few, reason })?;
                 Ok(None)
             })
             .await,
@@ -190,10 +187,15 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
         Action::Restart => {
             console::say("the machine restarts for its update");
             let reason = shared.options.reboot.run().await;
-            Event::Ended(Err(Failure { retry: true, reason }))
+            Event::Ended(Err(Failure { retry: Retry::Few, reason }))
         }
         Action::Remember(_) | Action::Say(_) | Action::Tell(_) => Event::Tick,
     }
+}
+
+/// The release has to be fetched, and nobody says from where.
+fn not_known(retry: Retry, reason: &str) -> Failure {
+    Failure { retry, reason: format!("the service does not say where the release is: {reason}") }
 }
 
 /// Programs are waited for on a thread of their own.
@@ -203,7 +205,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Failure> {
     let shared = Arc::clone(shared);
     let ended = tokio::task::spawn_blocking(move || work(&shared)).await;
-    ended.unwrap_or_else(|error| Err(Failure { retry: true, reason: error.to_string() }))
+    ended.unwrap_or_else(|error| Err(Failure { retry: Retry::Few, reason: error.to_string() }))
 }
 
 impl Shared {
@@ -212,7 +214,7 @@ impl Shared {
     }
 
     fn system(&self) -> Result<System, Failure> {
-        let again = |reason: String| Failure { retry: true, reason };
+        let again = |reason: String| Failure { retry: Retry::Few, reason };
         let failed = ask("systemctl", &["list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"]);
         let failed = failed.map_err(String::from).map_err(again)?;
         Ok(System {
@@ -228,20 +230,26 @@ impl Shared {
         self.tree.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Where the release is, by the word of the service.
-    async fn source(&self, commit: &str) -> Result<Source, String> {
-        let store = Store::open(&self.options.config, &self.options.state).map_err(|error| chain(&error))?;
-        let identity = store.identity().map_err(|error| chain(&error))?.ok_or("this machine has not enrolled")?;
-        let config = store.config().map_err(|error| chain(&error))?.ok_or("agent.json is gone")?;
+    /// Where the release is, by the word of the service. While the service is away, the release waits.
+    async fn source(&self, commit: &str) -> Result<Source, Failure> {
+        let here = |reason: String| not_known(Retry::Few, &reason);
+        let store = Store::open(&self.options.config, &self.options.state).map_err(|error| here(chain(&error)))?;
+        let identity = store.identity().map_err(|error| here(chain(&error)))?;
+        let identity = identity.ok_or_else(|| here("this machine has not enrolled".to_owned()))?;
+        let config = store.config().map_err(|error| here(chain(&error)))?;
+        let config = config.ok_or_else(|| here("agent.json is gone".to_owned()))?;
         let clock = Clock::new(Duration::ZERO);
-        let tls = tls::client_config(&identity.ca, Some((&identity).into()), &clock).map_err(|e| chain(&e))?;
-        let client = Client::new(&config.server, tls).map_err(|error| chain(&error))?;
-        let found = client.release(commit).await.map_err(|error| chain(&error))?;
+        let tls = tls::client_config(&identity.ca, Some((&identity).into()), &clock).map_err(|e| here(chain(&e)))?;
+        let client = Client::new(&config.server, tls).map_err(|error| here(chain(&error)))?;
+        let found = client.release(commit).await.map_err(|error| {
+            let retry = if error.retry() { Retry::Patiently } else { Retry::Few };
+            not_known(retry, &chain(&error))
+        })?;
         let url = format!("{}{}", config.server.trim_end_matches('/'), found.repository);
         Ok(Source { url, ca: identity.ca, key: found.key })
     }
 
-    fn stage(&self, desired: &Desired, source: Result<&Source, &str>) -> Result<Tree, Failure> {
+    fn stage(&self, desired: &Desired, source: Result<&Source, &Failure>) -> Result<Tree, Failure> {
         let tree = match &desired.os {
             Some(os) => self.os.stage(os, source)?,
             None => self.options.root.clone(),
@@ -251,14 +259,15 @@ impl Shared {
             prepare(&tree)?;
         }
         let wanted = desired.os.as_ref().and_then(id_of);
-        let booted = self.os.deployments().map_err(|reason| Failure { retry: true, reason })?;
+        let booted = self.os.deployments().map_err(|reason| Failure { retry: Retry::Few, reason })?;
         let booted = booted.into_iter().find(|deployment| deployment.booted).map(|deployment| deployment.id);
         *self.tree.lock().unwrap_or_else(PoisonError::into_inner) = Some(tree);
         Ok(Tree { restart: wanted.is_some() && booted.as_deref() != wanted })
     }
 
     fn kubeadm(&self, desired: &Desired) -> Result<(), Failure> {
-        let tree = self.tree().ok_or_else(|| Failure { retry: false, reason: "the release is not laid out".into() })?;
+        let tree =
+            self.tree().ok_or_else(|| Failure { retry: Retry::Never, reason: "the release is not laid out".into() })?;
         let stays = tree == self.options.root || desired.os.is_none();
         self.place.upgrade(&tree, desired, stays)
     }
@@ -276,22 +285,23 @@ impl Shared {
     fn job(&self) -> Result<Job, Failure> {
         let path = self.options.state.join("update.json");
         let journal: Option<Journal> =
-            files::read_json(&path).map_err(|error| Failure { retry: true, reason: chain(&error) })?;
-        let none = || Failure { retry: false, reason: "the journal holds no update".to_owned() };
+            files::read_json(&path).map_err(|error| Failure { retry: Retry::Few, reason: chain(&error) })?;
+        let none = || Failure { retry: Retry::Never, reason: "the journal holds no update".to_owned() };
         journal.and_then(|journal| journal.job).ok_or_else(none)
     }
 
     fn revert(&self) -> Result<(), Failure> {
         let job = self.job()?;
-        let from = job.from.ok_or_else(|| Failure { retry: false, reason: "nothing ran here before".to_owned() })?;
+        let from =
+            job.from.ok_or_else(|| Failure { retry: Retry::Never, reason: "nothing ran here before".to_owned() })?;
         self.os.revert(&from)?;
         // The older kubelet starts with what it had.
-        self.place.restore(&job.desired).map_err(|reason| Failure { retry: true, reason })
+        self.place.restore(&job.desired).map_err(|reason| Failure { retry: Retry::Few, reason })
     }
 
     fn settle(&self) -> Result<(), Failure> {
         let job = self.job()?;
-        self.place.restore(&job.desired).map_err(|reason| Failure { retry: true, reason })?;
+        self.place.restore(&job.desired).map_err(|reason| Failure { retry: Retry::Few, reason })?;
         match job.desired.os.as_ref().and_then(id_of) {
             Some(id) => self.os.discard(id),
             None => Ok(()),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nkd_api::update::Desired;
 
-use super::state::Failure;
+use super::state::{Failure, Retry};
 use crate::kubeadm;
 use crate::ostree::{ask, tell};
 
@@ -44,9 +44,9 @@ pub fn fits(tree: &Path, desired: &Desired) -> Result<(), Failure> {
         Ok(is) if is == *wanted => Ok(()),
         Ok(is) => {
             let reason = format!("the release says Kubernetes {wanted}, and its kubeadm is {is}");
-            Err(Failure { retry: false, reason })
+            Err(Failure { retry: Retry::Never, reason })
         }
-        Err(reason) => Err(Failure { retry: false, reason: format!("the release has no kubeadm: {reason}") }),
+        Err(reason) => Err(Failure { retry: Retry::Never, reason: format!("the release has no kubeadm: {reason}") }),
     }
 }
 
@@ -61,7 +61,7 @@ pub fn prepare(tree: &Path) -> Result<(), Failure> {
     }
     let tree = tree.display().to_string();
     let told = tell(&before.display().to_string(), &[&tree]);
-    told.map_err(|error| Failure { retry: true, reason: error.into() })
+    told.map_err(|error| Failure { retry: Retry::Few, reason: error.into() })
 }
 
 fn program(tree: &Path) -> String {
@@ -91,7 +91,7 @@ impl Place {
     /// With a word on whether another try may fare better.
     pub fn upgrade(&self, tree: &Path, desired: &Desired, restart: bool) -> Result<(), Failure> {
         let Some(version) = &desired.kubernetes else { return Ok(()) };
-        let again = |reason: String| Failure { retry: true, reason };
+        let again = |reason: String| Failure { retry: Retry::Few, reason };
         self.keep(desired).map_err(again)?;
         prepare(tree)?;
         let ignore = format!("--ignore-preflight-errors={}", desired.ignore_preflight_errors.join(","));

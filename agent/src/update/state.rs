@@ -209,11 +209,23 @@ pub struct Tree {
     pub restart: bool,
 }
 
+/// Whether an effect that has failed is worth another try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retry {
+    /// No further try will fare better.
+    Never,
+    /// A few.
+    Few,
+    /// As long as it takes: nothing is wrong here, and somebody else is away. Only of a release that is being laid out,
+    /// which harms nothing; the cluster is told why it waits, and may call it off.
+    Patiently,
+}
+
 /// An effect has failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
-    /// Another try may fare better.
-    pub retry: bool,
+    /// Whether another try may fare better.
+    pub retry: Retry,
     /// One sentence.
     pub reason: String,
 }
@@ -276,6 +288,8 @@ pub struct State {
     looking: bool,
     /// Failures one after the other, in this stage.
     failures: u32,
+    /// Tries that could not begin, because somebody else is away, in this stage.
+    waits: u32,
     /// Nothing is begun before this.
     not_before: Duration,
     /// Since when the gate looks, and since when it lets pass.
@@ -300,6 +314,7 @@ impl State {
             busy: false,
             looking: false,
             failures: 0,
+            waits: 0,
             not_before: Duration::ZERO,
             gate: None,
             why: String::new(),
@@ -418,7 +433,7 @@ impl State {
                 job.reason = reason;
             }
         }
-        (self.failures, self.not_before, self.gate) = (0, Duration::ZERO, None);
+        (self.failures, self.waits, self.not_before, self.gate) = (0, 0, Duration::ZERO, None);
         self.why.clear();
     }
 
@@ -629,11 +644,22 @@ impl State {
     }
 
     fn failed(&mut self, stage: Stage, failure: Failure, now: Now, said: &mut Vec<Action>) {
+        let harmless = matches!(stage, Stage::Stage | Stage::Staged);
+        let tries = if harmless { STAGE_TRIES } else { EFFECT_TRIES };
+        if harmless && failure.retry == Retry::Patiently {
+            // What is wrong is said once. The tries that are counted are kept for what can be tried.
+            if self.why != failure.reason {
+                said.push(Action::Say(format!("{}: {}", word(stage), failure.reason)));
+            }
+            self.not_before = now.uptime + wait(self.waits.min(tries - 1));
+            self.waits = self.waits.saturating_add(1);
+            self.why = failure.reason;
+            return;
+        }
         said.push(Action::Say(format!("{}: {}", word(stage), failure.reason)));
         self.failures += 1;
-        let tries = if matches!(stage, Stage::Stage | Stage::Staged) { STAGE_TRIES } else { EFFECT_TRIES };
-        if failure.retry && self.failures < tries {
-            self.not_before = now.uptime + FIRST_WAIT * 2_u32.pow(self.failures - 1);
+        if failure.retry != Retry::Never && self.failures < tries {
+            self.not_before = now.uptime + wait(self.failures - 1);
             self.why = failure.reason;
             return;
         }
@@ -724,6 +750,11 @@ impl State {
             kubernetes: system.kubernetes.clone(),
         })
     }
+}
+
+/// The wait before another try, after so many others.
+fn wait(others: u32) -> Duration {
+    FIRST_WAIT * 2_u32.pow(others)
 }
 
 /// What a stage does, for people.

@@ -31,7 +31,7 @@ enum Fault {
     Power(bool),
     /// The effect says no.
     Fails {
-        retry: bool,
+        retry: Retry,
     },
     /// The cluster does not answer.
     Away,
@@ -42,7 +42,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         12 => Just(Fault::None),
         2 => any::<bool>().prop_map(Fault::Kill),
         2 => any::<bool>().prop_map(Fault::Power),
-        1 => any::<bool>().prop_map(|retry| Fault::Fails { retry }),
+        1 => prop_oneof![Just(Retry::Never), Just(Retry::Few), Just(Retry::Patiently)].prop_map(|retry| Fault::Fails { retry }),
         1 => Just(Fault::Away),
     ]
 }
@@ -428,4 +428,38 @@ fn an_image_is_known_by_its_digest() {
     assert_eq!(id_of(&image("registry.example/os@sha256:ab")), Some("sha256:ab"));
     assert_eq!(id_of(&image("sha256:ab")), Some("sha256:ab"));
     assert_eq!(id_of(&OsRelease::default()), None);
+}
+
+#[test]
+fn a_release_waits_for_a_service_that_is_away_and_its_tries_are_kept() {
+    let mut world = World::new(Release::Good, desired(1));
+    let state = State::new(Settings::default(), Journal::default());
+    let (state, _) = state.step(Event::Seen(Ok(world.system())), world.now());
+    let (mut state, actions) = state.step(Event::Desired(Some(desired(1)), None), world.now());
+    assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
+    let mut fails = |mut state: State, retry: Retry| {
+        let failure = Failure { retry, reason: "away".into() };
+        (state, _) = state.step(Event::Ended(Err(failure)), world.now());
+        let next = state.deadline().unwrap_or(world.uptime);
+        let waited = next - world.uptime;
+        world.uptime = next;
+        let (state, actions) = state.step(Event::Tick, world.now());
+        (state, waited, actions)
+    };
+    // A day of it.
+    let mut waited = Duration::ZERO;
+    while waited < Duration::from_secs(86_400) {
+        let (next, wait, actions) = fails(state, Retry::Patiently);
+        assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
+        assert!(wait <= Duration::from_secs(160), "{wait:?}");
+        (state, waited) = (next, waited + wait);
+    }
+    assert!(state.report().unwrap().detail.contains("away"));
+    for _ in 1..STAGE_TRIES {
+        let (next, _, actions) = fails(state, Retry::Few);
+        assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
+        state = next;
+    }
+    let (state, _, _) = fails(state, Retry::Few);
+    assert_eq!(state.journal().job.as_ref().unwrap().stage, Stage::Settle);
 }
