@@ -108,3 +108,5 @@ pub const AGENT_UNIT: &str = include_str!("../../agent/dist/nkd-agent.service");
 pub const BALANCER_UNIT: &str = include_str!("../../agent/dist/nkd-balancer.service");
 /// The unit of its updates, likewise.
 pub const UPDATER_UNIT: &str = include_str!("../../agent/dist/nkd-updater.service");
+/// The unit that restarts a node whose new release is not confirmed, likewise.
+pub const DEADLINE_UNIT: &str = include_str!("../../agent/dist/nkd-boot-deadline.service");

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::secret::{self, NoRandomness};
 use crate::ignition::{self, AgentFiles, FirstStage, IgnitionError, MachineFacts, ProfileFacts, Variables, overlay};
-use crate::service::{AGENT_UNIT, BALANCER_UNIT, Service, UPDATER_UNIT};
+use crate::service::{AGENT_UNIT, BALANCER_UNIT, DEADLINE_UNIT, Service, UPDATER_UNIT};
 use crate::store::{Boot, NewToken, Scope};
 
 /// Life of the tokens of a live boot: firmware, kernel and root file system have to be fetched before.
@@ -156,6 +156,7 @@ fn variables(
             unit: file.map(|_| in_usr_local(AGENT_UNIT)),
             balancer_unit: file.map(|_| in_usr_local(BALANCER_UNIT)),
             updater_unit: file.map(|_| in_usr_local(UPDATER_UNIT)),
+            deadline_unit: file.map(|_| DEADLINE_UNIT.to_owned()),
         },
         ssh_authorized_keys: assignment.map(|a| a.ssh_authorized_keys.clone()).unwrap_or_default(),
         installer_config: None,

@@ -67,6 +67,8 @@ pub struct AgentFiles {
     pub balancer_unit: Option<String>,
     /// The unit of its updates, likewise.
     pub updater_unit: Option<String>,
+    /// The unit that restarts a node whose release is not confirmed, likewise.
+    pub deadline_unit: Option<String>,
 }
 
 impl std::fmt::Debug for AgentFiles {

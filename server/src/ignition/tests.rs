@@ -42,6 +42,7 @@ pub(crate) fn example(agent_in_image: bool) -> Variables {
             unit: (!agent_in_image).then(|| "[Service]\nExecStart=/usr/local/bin/nkd-agent run\n".into()),
             balancer_unit: (!agent_in_image).then(|| "[Service]\nExecStart=/usr/local/bin/nkd-agent balance\n".into()),
             updater_unit: (!agent_in_image).then(|| "[Service]\nExecStart=/usr/local/bin/nkd-agent update\n".into()),
+            deadline_unit: (!agent_in_image).then(|| "[Service]\nExecStart=/bin/true\n".into()),
         },
         ssh_authorized_keys: vec!["ssh-ed25519 AAAAC3Nza example".into()],
         installer_config: Some(InstallerConfig {
@@ -123,7 +124,10 @@ fn snippets_merge_by_key_and_win() {
     assert!(files.iter().any(|f| f["path"] == "/etc/motd"));
     let units = value["systemd"]["units"].as_array().unwrap();
     let names: Vec<_> = units.iter().map(|unit| unit["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["nkd-agent.service", "nkd-balancer.service", "nkd-updater.service"]);
+    assert_eq!(
+        names,
+        ["nkd-agent.service", "nkd-balancer.service", "nkd-updater.service", "nkd-boot-deadline.service"]
+    );
     assert_eq!(units[0]["enabled"], true);
     assert_eq!(units[0]["dropins"][0]["name"], "10-slow.conf");
 }

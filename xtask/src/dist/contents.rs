@@ -90,6 +90,10 @@ pub fn agent(built: &Built) -> Result<Package> {
         Entry::data("/usr/lib/systemd/system/nkd-agent.service", read(&dist.join("nkd-agent.service"))?),
         Entry::data("/usr/lib/systemd/system/nkd-balancer.service", read(&dist.join("nkd-balancer.service"))?),
         Entry::data("/usr/lib/systemd/system/nkd-updater.service", read(&dist.join("nkd-updater.service"))?),
+        Entry::data(
+            "/usr/lib/systemd/system/nkd-boot-deadline.service",
+            read(&dist.join("nkd-boot-deadline.service"))?,
+        ),
         Entry::data("/usr/lib/systemd/system-preset/90-nkd-agent.preset", read(&dist.join("90-nkd-agent.preset"))?),
         Entry::data("/usr/share/doc/nkd-agent/README.md", read(&dist.join("README.md"))?),
     ];

@@ -76,6 +76,7 @@ fn the_agent_package_needs_no_library_and_is_the_same_each_time() {
     assert_eq!(mode(folder.path(), "usr/lib/systemd/system/nkd-agent.service"), 0o644);
     assert_eq!(mode(folder.path(), "usr/lib/systemd/system/nkd-balancer.service"), 0o644);
     assert_eq!(mode(folder.path(), "usr/lib/systemd/system/nkd-updater.service"), 0o644);
+    assert_eq!(mode(folder.path(), "usr/lib/systemd/system/nkd-boot-deadline.service"), 0o644);
     assert_eq!(mode(folder.path(), "usr/lib/systemd/system-preset/90-nkd-agent.preset"), 0o644);
     let control = fs::read_to_string(folder.path().join("control/control")).unwrap();
     assert!(!control.contains("libc6"), "{control}");

@@ -64,7 +64,7 @@ fn the_installer_trap_is_avoided_by_a_file() {
          ignition-url: \"https://10.0.0.1:8443/v1/ignition/52:54:00:00:00:01\"\n\
          ignition-hash: \"sha256-abababababababababababababababababababababababababababababababab\"\n\
          console: [\"ttyS0,115200\"]\n\
-         append-karg: [\"nkd.generation=1\"]\n"
+         append-karg: [\"panic=30\", \"nkd.generation=1\"]\n"
     );
     let image = url("http://10.0.0.1:8080/images/x/disk");
     config.image = InstallerImage::Url { url: &image, insecure: true };
@@ -79,7 +79,8 @@ fn the_installer_trap_is_avoided_by_a_file() {
          insecure: true\n\
          dest-device: \"/dev/vda\"\n\
          ignition-url: \"https://10.0.0.1:8443/v1/ignition/52:54:00:00:00:01\"\n\
-         ignition-hash: \"sha256-abababababababababababababababababababababababababababababababab\"\n"
+         ignition-hash: \"sha256-abababababababababababababababababababababababababababababababab\"\n\
+         append-karg: [\"panic=30\"]\n"
     );
 }
 
@@ -175,7 +176,8 @@ proptest! {
         if let Ok(file) = installer_config(&by_name("lab").unwrap(), &config) {
             let read: serde_json::Value = serde_saphyr::from_str(&file.contents).unwrap();
             let said: Option<Vec<String>> = read.get("append-karg").map(|k| serde_json::from_value(k.clone()).unwrap());
-            prop_assert_eq!(said.unwrap_or_default(), kargs);
+            let wanted: Vec<String> = by_name("lab").unwrap().installed_args.into_iter().chain(kargs).collect();
+            prop_assert_eq!(said.unwrap_or_default(), wanted);
         }
     }
 }
