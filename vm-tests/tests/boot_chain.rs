@@ -1,4 +1,5 @@
-//! From a blank disk to an enrolled node, on real machines, and what must not happen on the way.
+//! From a blank disk to an enrolled node, on real machines, and what must not happen on the way. What takes longest runs in
+//! soak; the way itself is seen in every run, by BIOS and by UEFI, in `whole_chain.rs`.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, of processes and files")]
 
@@ -57,6 +58,7 @@ fn phase(machine: &Value) -> &str {
 /// Installed again only when the generation was raised, through power cuts. That it is installed once and boots its disk ever
 /// after is seen in the whole chain.
 #[test]
+#[ignore = "takes minutes: cargo xtask soak"]
 fn a_bios_machine_is_installed_again_only_by_generation() -> Result {
     let net = Network::create("bios")?;
     let nkd = service(&net, DhcpMode::Server)?;
@@ -95,6 +97,7 @@ fn a_bios_machine_is_installed_again_only_by_generation() -> Result {
 /// The firmware's own PXE, so that our TFTP is used; another server hands out the addresses; and the service dies while
 /// the disk is written.
 #[test]
+#[ignore = "takes minutes: cargo xtask soak"]
 fn a_uefi_machine_enrolls_beside_another_dhcp_server_though_the_service_is_killed() -> Result {
     let net = Network::create("uefi-proxy")?;
     let _dnsmasq = other_dhcp(&net)?;
@@ -236,6 +239,7 @@ fn a_stolen_first_stage_raises_an_alarm() -> Result {
 /// The machine's way is cut off where it is weakest: its token is too old when Ignition comes with it, and power fails
 /// between the configuration and the enrollment. Each time it begins again by itself, and nobody is accused.
 #[test]
+#[ignore = "takes minutes: cargo xtask soak"]
 fn an_old_token_and_a_power_cut_before_enrollment_only_cost_time() -> Result {
     let net = Network::create("late")?;
     let builds = Builds::from_environment()?;
