@@ -47,15 +47,16 @@ impl LabCluster {
     /// Writes the cluster file with what it names into the network's folder. `kubernetes` is a folder that
     /// `cargo xtask image kubernetes` makes.
     pub fn create(net: &Network, kubernetes: &Path) -> Result<Self, Error> {
-        Self::create_with(net, kubernetes, "")
+        Self::with(net, kubernetes, "")
     }
 
     /// The same with the operator in it, whose image comes from the service's registry.
     pub fn with_housekeeper(net: &Network, kubernetes: &Path) -> Result<Self, Error> {
-        Self::create_with(net, kubernetes, "  housekeeper: {enabled: true}\n")
+        Self::with(net, kubernetes, "  housekeeper: {enabled: true}\n")
     }
 
-    fn create_with(net: &Network, kubernetes: &Path, more: &str) -> Result<Self, Error> {
+    /// The same with further lines of its file's `spec`, which are indented by two.
+    pub fn with(net: &Network, kubernetes: &Path, more: &str) -> Result<Self, Error> {
         let write = |name: &str, text: &str| {
             let path = net.folder().join(name);
             std::fs::write(&path, text).map_err(Error::io(format!("writing {}", path.display())))?;

@@ -53,6 +53,7 @@
 mod by_hand;
 mod cluster;
 mod error;
+mod faults;
 mod folder;
 mod lab_cluster;
 mod machine;
@@ -60,6 +61,7 @@ mod network;
 mod node;
 mod process;
 mod programs;
+mod remote;
 mod rollout;
 mod service;
 
@@ -68,6 +70,7 @@ use std::time::Duration;
 pub use by_hand::install_by_hand;
 pub use cluster::LabCluster;
 pub use error::{ConsoleFailure, Error};
+pub use faults::{Harm, Saboteur};
 pub use lab_cluster::{ClusterFile, ClusterLab, KUBERNETES, LabMember, LabPrograms};
 pub use machine::Machine;
 pub use machine::accel::Accelerator;
@@ -82,6 +85,7 @@ pub use node::containerd::{Images, bridge_pods, bridge_pods_in, kubernetes_folde
 pub use node::spec::NodeSpec;
 pub use node::{Ending, Node};
 pub use process::{Output, Service};
+pub use remote::{Remote, SshKey};
 pub use rollout::{Answers, Probe, Rollout};
 pub use service::{Builds, Clock, DhcpMode, Nkd};
 

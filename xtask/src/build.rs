@@ -25,7 +25,7 @@ pub const VM_PACKAGES: [&str; 11] = [
 ];
 
 /// Packages that the tests need beside [`VM_PACKAGES`].
-pub const TEST_PACKAGES: [&str; 17] = [
+pub const TEST_PACKAGES: [&str; 18] = [
     "atftp",
     "busybox",
     "faketime",
@@ -34,6 +34,7 @@ pub const TEST_PACKAGES: [&str; 17] = [
     "gpgv",
     "isc-dhcp-client",
     "libcap2-bin",
+    "openssh-client",
     "openssl",
     "ostree",
     "python3",
