@@ -238,7 +238,7 @@ impl Shared {
         let client = Client::new(&config.server, tls).map_err(|error| chain(&error))?;
         let found = client.release(commit).await.map_err(|error| chain(&error))?;
         let url = format!("{}{}", config.server.trim_end_matches('/'), found.repository);
-        Ok(Source { url, ca: identity.ca, key: found.key })
+        Ok(Source { url, ca: identity.ca, key: found.key, ed25519_key: found.ed25519_key })
     }
 
     fn stage(&self, desired: &Desired, source: Result<&Source, &str>) -> Result<Tree, Failure> {
