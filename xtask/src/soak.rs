@@ -15,16 +15,26 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let (program, agent, kubernetes) = (build::nkd()?, build::agent()?, build::kubernetes()?);
     build::stopped_packages(&build::REGISTRY_CLIENTS)?;
     let housekeeper = build::housekeeper()?;
+    let ostree = build::ostree_ed25519()?;
     let (image, newer) = (build::cluster_image()?, build::newer_image()?);
     let environment = [
         ("NKD_PROGRAM", program.as_os_str()),
         ("NKD_AGENT", agent.as_os_str()),
         ("NKD_KUBERNETES", kubernetes.as_os_str()),
         ("NKD_HOUSEKEEPER", housekeeper.as_os_str()),
+        ("NKD_OSTREE_ED25519", ostree.as_os_str()),
         ("NKD_CLUSTER_IMAGE", image.as_os_str()),
         ("NKD_NEWER_IMAGE", newer.as_os_str()),
     ];
-    let tests = ["control_planes", "certificates", "cluster_faults", "housekeeper", "updates", "whole_upgrade"];
+    let tests = [
+        "control_planes",
+        "certificates",
+        "cluster_faults",
+        "housekeeper",
+        "ostree_ed25519",
+        "updates",
+        "whole_upgrade",
+    ];
     let tests = tests.map(|test| ["--test", test]).concat();
     let words = [&["test", "--package", "nkd-vm-tests", "--no-fail-fast"], &tests[..], &["--"]].concat();
     let only = ["--ignored", "--test-threads=1", "--nocapture"];
