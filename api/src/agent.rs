@@ -298,6 +298,9 @@ pub struct ReleaseSource {
     pub repository: String,
     /// The OpenPGP key that its commits and its summary are signed with, armored.
     pub key: String,
+    /// The ed25519 key that they are signed with too, in base64. None: they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ed25519_key: Option<String>,
 }
 
 /// How a run of kubeadm goes.
@@ -455,4 +458,20 @@ pub struct ReportAnswer {
     /// The clock of the service.
     #[serde(with = "time::serde::rfc3339")]
     pub server_time: OffsetDateTime,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_release_comes_from_reads_from_older_and_newer_services() {
+        let text = |more: &str| format!(r#"{{"repository": "/ostree/lab", "key": "armored"{more}}}"#);
+        let read = |more: &str| serde_json::from_str::<ReleaseSource>(&text(more)).unwrap();
+        assert_eq!(read("").ed25519_key, None);
+        assert_eq!(read(r#", "ed25519Key": "AAAA""#).ed25519_key.as_deref(), Some("AAAA"));
+        assert_eq!(read(r#", "somethingLater": {}"#), read(""), "what an agent does not know is no error to it");
+        let written = serde_json::to_value(read("")).unwrap();
+        assert!(written.get("ed25519Key").is_none(), "{written}");
+    }
 }

@@ -101,6 +101,10 @@ pub struct PublishOrder {
     /// File of OpenPGP public keys, on the service's host; then the commit must be signed with one of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// File of ed25519 public keys, base64, one a line, on the service's host; then the commit must be signed with one of
+    /// them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ed25519_key: Option<String>,
     /// What people should know of it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub notes: String,

@@ -86,6 +86,11 @@ pub fn housekeeper() -> Result<PathBuf> {
     image::housekeeper()
 }
 
+/// Builds an ostree that checks ed25519 signatures, or finds the one that was built earlier.
+pub fn ostree_ed25519() -> Result<PathBuf> {
+    Ok(image::ostree()?.join("bin/ostree"))
+}
+
 /// Builds the lab image, or finds the one that the same inputs made earlier.
 pub fn lab_image() -> Result<PathBuf> {
     image::lab("1", None)

@@ -16,12 +16,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     build::stopped_packages(&build::REGISTRY_CLIENTS)?;
     let housekeeper = build::housekeeper()?;
     let (bare, image, newer) = (build::lab_image()?, build::cluster_image()?, build::newer_image()?);
+    let ostree = build::ostree_ed25519()?;
     let environment = [
         ("NKD_PROGRAM", program.as_os_str()),
         ("NKD_AGENT", agent.as_os_str()),
         ("NKD_KUBERNETES", kubernetes.as_os_str()),
         ("NKD_HOUSEKEEPER", housekeeper.as_os_str()),
         ("NKD_LAB_IMAGE", bare.as_os_str()),
+        ("NKD_OSTREE_ED25519", ostree.as_os_str()),
         ("NKD_CLUSTER_IMAGE", image.as_os_str()),
         ("NKD_NEWER_IMAGE", newer.as_os_str()),
     ];
@@ -34,6 +36,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "updates",
         "whole_upgrade",
         "machine_faults",
+        "ostree_ed25519",
     ];
     let tests = tests.map(|test| ["--test", test]).concat();
     let words = [&["test", "--package", "nkd-vm-tests", "--no-fail-fast"], &tests[..], &["--"]].concat();

@@ -5,6 +5,7 @@
 //! | `plain` | ostree without rpm-ostree: `ostree admin` |
 //! | `rpm` | rpm-ostree: NestOS, Fedora CoreOS; commits and images by their digests |
 //! | `site` | anything else: a program of the site's own |
+//! | `remote` | which signatures are asked for |
 //! | `boot` | the boot loader's counter |
 //!
 //! Every operation may be begun again after it was broken off anywhere.
@@ -12,6 +13,7 @@
 mod boot;
 mod plain;
 mod program;
+pub mod remote;
 mod rpm;
 mod site;
 
@@ -36,6 +38,8 @@ pub struct Source {
     pub ca: String,
     /// The OpenPGP key that its commits are signed with, armored.
     pub key: String,
+    /// The ed25519 key that they are signed with too, in base64. None: they are not.
+    pub ed25519_key: Option<String>,
 }
 
 /// What a kind of system can do.

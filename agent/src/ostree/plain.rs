@@ -6,12 +6,10 @@ use std::path::{Path, PathBuf};
 use nkd_api::update::OsRelease;
 
 use super::program::{ask, tell};
+use super::remote::{self, Checks};
 use super::{Backend, BootCounter, Source, again, never};
 use crate::files;
 use crate::update::state::{Deployment, Failure};
-
-/// The remote that belongs to the service.
-const REMOTE: &str = "nkd";
 
 /// `ostree admin`.
 pub struct Plain {
@@ -53,23 +51,18 @@ impl Plain {
     }
 }
 
-/// Writes the remote: its address, its authority, and the key whose signatures are asked for, on commits and summary.
+/// Writes the remote with the files that it names: its authority, and the OpenPGP key.
 pub(super) fn write_remote(root: &Path, source: &Source) -> Result<(), String> {
-    let folder = root.join("etc/ostree/remotes.d");
-    std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let checks = Checks::of(&ask("ostree", &["--version"])?);
     let place = root.join("etc/nkd");
     let (ca, key) = (place.join("service-ca.pem"), place.join("channel-key.asc"));
-    let text = format!(
-        "# Written by nkd-agent; changes are lost.\n[remote \"{REMOTE}\"]\nurl={}\ntls-ca-path={}\ngpg-verify=true\n\
-         gpg-verify-summary=true\ngpgkeypath={}\n",
-        source.url,
-        ca.display(),
-        key.display()
-    );
+    let text = remote::text(source, checks, &ca, &key)?;
+    let folder = root.join("etc/ostree/remotes.d");
+    std::fs::create_dir_all(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let write = |path: &Path, text: &str| files::write_public(path, text.as_bytes());
     write(&ca, &source.ca)
         .and_then(|()| write(&key, &source.key))
-        .and_then(|()| write(&folder.join(format!("{REMOTE}.conf")), &text))
+        .and_then(|()| write(&folder.join(format!("{}.conf", remote::NAME)), &text))
         .map_err(|error| crate::client::chain(&error))
 }
 
@@ -99,7 +92,7 @@ impl Backend for Plain {
         self.disarm()?;
         let source = source.map_err(Failure::clone)?;
         self.remote(source).map_err(again)?;
-        tell("ostree", &["pull", REMOTE, commit]).map_err(again)?;
+        tell("ostree", &["pull", remote::NAME, commit]).map_err(again)?;
         tell("ostree", &["admin", "deploy", "--stage", "--lock-finalization", commit]).map_err(again)?;
         let after = self.list().map_err(again)?;
         let staged = after.iter().find(|listed| listed.deployment.id == *commit && listed.deployment.staged);

@@ -246,7 +246,7 @@ impl Shared {
             not_known(retry, &chain(&error))
         })?;
         let url = format!("{}{}", config.server.trim_end_matches('/'), found.repository);
-        Ok(Source { url, ca: identity.ca, key: found.key })
+        Ok(Source { url, ca: identity.ca, key: found.key, ed25519_key: found.ed25519_key })
     }
 
     fn stage(&self, desired: &Desired, source: Result<&Source, &Failure>) -> Result<Tree, Failure> {

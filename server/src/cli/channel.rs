@@ -65,6 +65,9 @@ pub(super) struct PublishArgs {
     /// File of OpenPGP public keys, on the service's host; then the commit must be signed with one of them
     #[arg(long, value_name = "FILE")]
     key: Option<String>,
+    /// File of ed25519 public keys (base64, one a line), on the service's host; then the commit must be signed with one of them
+    #[arg(long, value_name = "FILE")]
+    ed25519_key: Option<String>,
     /// What people should know of it
     #[arg(long, value_name = "TEXT", default_value = "")]
     notes: String,
@@ -117,6 +120,7 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
                 profile: args.profile,
                 architecture: args.architecture,
                 key: args.key.map(absolute),
+                ed25519_key: args.ed25519_key.map(absolute),
                 notes: args.notes,
                 barrier: args.barrier,
                 rollout_minutes: args.rollout.unwrap_or(0),

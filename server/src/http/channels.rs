@@ -94,9 +94,14 @@ pub(super) async fn mark(
     }
 }
 
-/// The key that commits and summaries are signed with.
+/// The OpenPGP key that commits and summaries are signed with.
 pub(super) async fn key(State(service): App, request: Request) -> Response {
     file(ServeFile::new(service.channels.key_file()).oneshot(request).await, "no-cache")
+}
+
+/// The ed25519 key that they are signed with, as a file of keys.
+pub(super) async fn ed25519_key(State(service): App, request: Request) -> Response {
+    file(ServeFile::new(service.channels.ed25519_key_file()).oneshot(request).await, "no-cache")
 }
 
 /// A file of a repository, for nodes: what is there is signed, and no secret.
@@ -111,8 +116,10 @@ pub(super) async fn repository(
         return Err(nothing());
     }
     *request.uri_mut() = Uri::try_from(format!("/{path}")).map_err(|_| nothing())?;
-    // Objects and deltas are named by their content.
-    let cache = if ["objects", "deltas"].contains(&first) { "public, max-age=31536000, immutable" } else { "no-cache" };
+    // Objects are named by their content, except for the signatures beside a commit, to which one may be added. Deltas are
+    // named by their ends, and carry those signatures.
+    let is_fixed = first == "objects" && !path.ends_with(".commitmeta");
+    let cache = if is_fixed { "public, max-age=31536000, immutable" } else { "no-cache" };
     let folder = service.channels.folder().join(profile);
     Ok(file(ServeDir::new(folder).append_index_html_on_directories(false).oneshot(request).await, cache))
 }

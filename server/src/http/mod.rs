@@ -135,6 +135,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/v1/pre-reboot", post(locks::pre_reboot).layer(DefaultBodyLimit::max(locks::LIMIT)))
         .route("/v1/steady-state", post(locks::steady_state).layer(DefaultBodyLimit::max(locks::LIMIT)))
         .route("/ostree/key.asc", get(channels::key))
+        .route("/ostree/key.ed25519", get(channels::ed25519_key))
         .route("/ostree/{profile}/{*path}", get(channels::repository))
         .route(
             "/openapi.json",

@@ -1,9 +1,15 @@
 //! Channels, with the real ostree as builder and as client.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use zgvariant::serialized::{Context, Data};
+use zgvariant::{LE, OwnedVariant, Variant, to_bytes};
 
 use super::harness::Place;
 use super::node;
@@ -71,6 +77,25 @@ impl Builder {
         good("gpgconf", &["--homedir", &home, "--kill", "gpg-agent"]);
         (home, fingerprint.to_owned(), public)
     }
+}
+
+const ED25519_ENTRY: &str = "ostree.sign.ed25519";
+
+/// An object of a repository.
+fn object(repository: &Path, commit: &str, kind: &str) -> PathBuf {
+    let (first, rest) = commit.split_at(2);
+    repository.join("objects").join(first).join(format!("{rest}.{kind}"))
+}
+
+/// Whether the file of signatures holds an ed25519 one of this key for these bytes, and OpenPGP ones too.
+fn bears_both(key: &str, data: &Path, signatures: &Path) -> bool {
+    let (Ok(data), Ok(signatures)) = (std::fs::read(data), std::fs::read(signatures)) else { return false };
+    let data_of = Data::new(&signatures[..], Context::new(LE, 0));
+    let mut entries: HashMap<String, OwnedVariant> = data_of.deserialize().unwrap().0;
+    let openpgp = entries.contains_key("ostree.gpgsigs");
+    let ours = entries.remove(ED25519_ENTRY).map(|entry| Vec::<Vec<u8>>::try_from(entry).unwrap());
+    let key = UnparsedPublicKey::new(&ED25519, STANDARD.decode(key).unwrap());
+    openpgp && ours.unwrap_or_default().iter().any(|signature| key.verify(&data, signature).is_ok())
 }
 
 /// A system's repository, which trusts the service's CA and the channels' key.
@@ -184,6 +209,113 @@ async fn what_is_not_signed_as_asked_is_not_published() {
     assert_eq!(place.ok(&["channel", "list", "-o", "json"]).trim(), "[]", "nothing was published");
     let release = publish(&place, &builder, &["--key", &ours]);
     assert_eq!((&release["number"], &release["signedBy"]), (&1.into(), &"builder".into()));
+}
+
+#[tokio::test]
+async fn what_bears_no_ed25519_signature_of_a_given_key_is_not_published() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    let repo = builder.path("repo");
+    let (ours, theirs) = ([1, 2].map(|seed| Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap())).into();
+    let (home, openpgp_id, openpgp) = builder.key("builder");
+    let file = |name: &str, text: &str| {
+        std::fs::write(builder.folder.join(name), text).unwrap();
+        builder.path(name)
+    };
+    let public = |key: &Ed25519KeyPair| STANDARD.encode(key.public_key());
+    let trusted = file("trusted", &format!("{}\n{}\n", STANDARD.encode([9; 32]), public(&ours)));
+    let strangers = file("strangers", &public(&theirs));
+    let commit = builder.build("1", b"one", &[]);
+    let order = |key: &str| place.cli(&["channel", "publish", "stable", "--ostree", &repo, "--ed25519-key", key]);
+    refused(&order(&trusted), "none of its 0 ed25519 signatures is by a key of");
+
+    // As a builder leaves it: a signature that is none, and one over the commit.
+    let (repository, place_of) =
+        (builder.folder.join("repo"), |kind| object(&builder.folder.join("repo"), &commit, kind));
+    let signature = ours.sign(&std::fs::read(object(&repository, &commit, "commit")).unwrap());
+    let list = vec![vec![7; 3], signature.as_ref().to_vec()];
+    let entries = HashMap::from([(ED25519_ENTRY, Variant::from(list))]);
+    let sign = |entries| to_bytes(Context::new(LE, 0), entries).unwrap().bytes().to_vec();
+    std::fs::write(place_of("commitmeta"), sign(&entries)).unwrap();
+    good("ostree", &["gpg-sign", &builder.repo(), &format!("--gpg-homedir={home}"), &commit, &openpgp_id]);
+    good("gpgconf", &["--homedir", &home, "--kill", "gpg-agent"]);
+    refused(&order(&strangers), "none of its 2 ed25519 signatures is by a key of");
+    refused(&order(&file("empty", "\n")), "there is no key; write public keys in base64");
+    refused(&order(&openpgp), "line 1 is no ed25519 key");
+    refused(&order("/nowhere"), "cannot read /nowhere");
+    assert_eq!(place.ok(&["channel", "list", "-o", "json"]).trim(), "[]", "nothing was published");
+
+    let release = publish(&place, &builder, &["--ed25519-key", &trusted, "--key", &openpgp]);
+    let signed_by = format!("builder, ed25519 {}", &public(&ours)[..16]);
+    assert_eq!((&release["number"], &release["signedBy"]), (&1.into(), &signed_by.into()));
+    let served = place.state().join("ostree/lab");
+    let bears =
+        |key: &str| bears_both(key, &object(&served, &commit, "commit"), &object(&served, &commit, "commitmeta"));
+    assert!(bears(&public(&ours)), "the builder's signature stays");
+    assert!(bears(std::fs::read_to_string(place.state().join("ostree/key.ed25519")).unwrap().trim()), "beside ours");
+}
+
+#[tokio::test]
+async fn releases_bear_both_kinds_of_signatures_and_a_start_signs_those_that_do_not() {
+    let place = Place::new();
+    let service = place.start().await;
+    let builder = Builder::new(&place);
+    place.import().await;
+    place.admin().declare("n1", MAC).await;
+    let commits: Vec<String> = ["1", "2"]
+        .map(|version| {
+            let commit = builder.build(version, version.as_bytes(), &[]);
+            publish(&place, &builder, &[]);
+            commit
+        })
+        .into();
+    let http = place.https().build().unwrap();
+    let get = async |path: &str| http.get(place.api_url(path)).send().await.unwrap();
+    let key = get("/ostree/key.ed25519").await.text().await.unwrap().trim().to_owned();
+    let (_, _, node) = node::install(&place, MAC).await;
+    let path = format!("/agent/v1/release?commit={}", commits[1]);
+    let source: Value = node.http.get(place.api_url(&path)).send().await.unwrap().json().await.unwrap();
+    assert_eq!(source["ed25519Key"], key);
+    assert!(source["key"].as_str().unwrap().starts_with("-----BEGIN PGP PUBLIC KEY"), "{source}");
+
+    let served = place.state().join("ostree/lab");
+    let signatures = |commit: &str| object(&served, commit, "commitmeta");
+    let (summary, summary_sig) = (served.join("summary"), served.join("summary.sig"));
+    let complete = |key: &str| {
+        let bears = |commit: &String| bears_both(key, &object(&served, commit, "commit"), &signatures(commit));
+        commits.iter().all(bears) && bears_both(key, &summary, &summary_sig)
+    };
+    assert!(complete(&key));
+    assert!(!complete(&STANDARD.encode([9; 32])), "by no other key");
+    // What may change is asked for again.
+    let (first, rest) = commits[1].split_at(2);
+    for (kind, cache) in [("commit", "public, max-age=31536000, immutable"), ("commitmeta", "no-cache")] {
+        let answer = get(&format!("/ostree/lab/objects/{first}/{rest}.{kind}")).await;
+        assert_eq!(answer.headers()["cache-control"], cache, "{kind}");
+    }
+
+    // As a service left it that had no such key, or was killed: commits and the difference without its signatures.
+    drop(service);
+    let before = std::fs::read(signatures(&commits[1])).unwrap();
+    commits.iter().for_each(|commit| std::fs::remove_file(signatures(commit)).unwrap());
+    let (from, to) = (format!("--from={}", commits[0]), format!("--to={}", commits[1]));
+    good("ostree", &["static-delta", "generate", &format!("--repo={}", served.display()), &from, &to]);
+    std::fs::remove_file(&summary_sig).unwrap();
+    std::fs::remove_file(place.state().join("ostree/key.ed25519")).unwrap();
+    let _service = place.start().await;
+    super::harness::eventually("all is signed again", async || complete(&key).then_some(())).await;
+    assert_eq!(get("/ostree/key.ed25519").await.text().await.unwrap().trim(), key, "the key is the same");
+    let ours = &before[before.windows(64).position(|w| bears_alone(&key, &served, &commits[1], w)).unwrap()..][..64];
+    let superblock = good("find", &[served.join("deltas").to_str().unwrap(), "-name", "superblock"]);
+    let superblock = std::fs::read(superblock.trim()).unwrap();
+    assert!(superblock.windows(64).any(|w| w == ours), "the difference carries the signature");
+}
+
+/// Whether these bytes are a signature of this key over this commit.
+fn bears_alone(key: &str, repository: &Path, commit: &str, signature: &[u8]) -> bool {
+    let data = std::fs::read(object(repository, commit, "commit")).unwrap();
+    UnparsedPublicKey::new(&ED25519, STANDARD.decode(key).unwrap()).verify(&data, signature).is_ok()
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod inputs;
 mod kubernetes;
 mod lab;
 mod nestos;
+mod ostree;
 
 use std::path::PathBuf;
 
@@ -43,6 +44,8 @@ enum Kind {
     Kubernetes,
     /// The operator's program as a container image, an archive
     Housekeeper,
+    /// An ostree that checks ed25519 signatures, for the tests
+    Ostree,
     /// The real thing: its recipe is checked, its base is needed to build it
     Nestos,
 }
@@ -52,6 +55,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Kind::Lab => println!("{}", lab::image(arguments)?.display()),
         Kind::Kubernetes => println!("{}", kubernetes::image()?.display()),
         Kind::Housekeeper => println!("{}", housekeeper::image(arguments.housekeeper.as_deref())?.display()),
+        Kind::Ostree => println!("{}", ostree::image()?.display()),
         Kind::Nestos => nestos::check()?,
     }
     Ok(())
@@ -72,6 +76,11 @@ pub fn housekeeper() -> Result<PathBuf> {
 /// Kubernetes for the tests.
 pub fn kubernetes() -> Result<PathBuf> {
     kubernetes::image()
+}
+
+/// The directory of an ostree that checks ed25519 signatures.
+pub fn ostree() -> Result<PathBuf> {
+    ostree::image()
 }
 
 /// The installer of the lab image.

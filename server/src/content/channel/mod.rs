@@ -5,6 +5,8 @@
 //! again at every start. The ref `nkd/<channel>/<number>` stands for each release; the ref that it came from stands for
 //! the newest one.
 
+mod detached;
+mod ed25519;
 pub mod metrics;
 mod program;
 mod repository;
@@ -23,16 +25,20 @@ use tokio::sync::Mutex;
 
 use self::metrics::Metrics;
 pub use self::program::ProgramError;
+use self::repository::Keys;
 pub use self::repository::Repository;
 use self::signer::Signer;
 use super::image::profile;
 use crate::machine::lifecycle::{NAME_RULE, valid_name};
 use crate::store::{Store, StoreError};
 
-/// Name of the sealed key.
+/// Name of the sealed OpenPGP key.
 const SIGNING_KEY: &str = "channel/signing-key";
-/// The public half, beside the repositories.
+/// Name of the sealed ed25519 key.
+const ED25519_KEY: &str = "channel/ed25519-key";
+/// The public halves, beside the repositories.
 const KEY_FILE: &str = "key.asc";
+const ED25519_KEY_FILE: &str = "key.ed25519";
 
 /// Why nothing was published.
 #[derive(Debug, thiserror::Error)]
@@ -82,9 +88,46 @@ pub enum ChannelError {
         #[source]
         source: Box<Self>,
     },
+    /// Keys were given, and the commit bears no ed25519 signature by one of them.
+    #[error("commit {commit} is not taken, because none of its {count} ed25519 signatures is by a key of {}", path.display())]
+    NotSignedEd25519 {
+        /// Which.
+        commit: String,
+        /// So many it bears.
+        count: usize,
+        /// The file of keys.
+        path: PathBuf,
+    },
+    /// The file of ed25519 keys cannot be used.
+    #[error(
+        "{}: {}; write public keys in base64 (32 bytes each), one a line",
+        path.display(),
+        if *line == 0 { "there is no key".to_owned() } else { format!("line {line} is no ed25519 key") }
+    )]
+    Ed25519KeyFile {
+        /// Which.
+        path: PathBuf,
+        /// The line that is none; 0: there is no key at all.
+        line: usize,
+    },
+    /// A file of signatures does not read.
+    #[error("{}: the signatures do not read; sign it again with `ostree`, or remove the file", path.display())]
+    Detached {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: zgvariant::Error,
+    },
+    /// An object was changed.
+    #[error("{} is not what its name says: somebody changed it, or the disk is ill", .0.display())]
+    Damaged(PathBuf),
     /// The signing key is damaged.
     #[error("the signing key of the channels does not read: restore a backup")]
     Key,
+    /// No key could be made.
+    #[error("the operating system gives no random numbers")]
+    Random,
     /// A program failed.
     #[error(transparent)]
     Program(ProgramError),
@@ -157,10 +200,17 @@ impl Channels {
         self.state_dir.join("ostree")
     }
 
-    /// The key that everything here is signed with, as everybody may have it. None: nothing was ever published.
+    /// The OpenPGP key that everything here is signed with, as everybody may have it. It is there once something was
+    /// published.
     #[must_use]
     pub fn key_file(&self) -> PathBuf {
         self.folder().join(KEY_FILE)
+    }
+
+    /// The ed25519 key, likewise.
+    #[must_use]
+    pub fn ed25519_key_file(&self) -> PathBuf {
+        self.folder().join(ED25519_KEY_FILE)
     }
 
     /// Where a node finds this commit. None: no release is this commit.
@@ -171,9 +221,11 @@ impl Channels {
         let channels = self.store.channels().await?;
         let has = |channel: &&Channel| channel.releases.iter().any(|release| release.commit == commit);
         let Some(channel) = channels.iter().find(has) else { return Ok(None) };
-        let path = self.key_file();
-        let key = blocking(move || signer::public_key(&path)).await?;
-        Ok(Some(ReleaseSource { repository: format!("/ostree/{}", channel.profile), key }))
+        let (openpgp, ed25519) = (self.key_file(), self.ed25519_key_file());
+        let keys = move || Ok((signer::public_key(&openpgp)?, signer::public_key_if_any(&ed25519)?));
+        let (key, ed25519) = blocking(keys).await?;
+        let ed25519_key = ed25519.map(|key| key.trim().to_owned());
+        Ok(Some(ReleaseSource { repository: format!("/ostree/{}", channel.profile), key, ed25519_key }))
     }
 
     /// Makes refs and summaries say what the list of releases says: a service that was killed may not have come so far.
@@ -233,11 +285,12 @@ impl Channels {
 
         step("taking the commit, and verifying it");
         let signer = Arc::new(self.signer().await?);
-        let key = order.key.clone().map(PathBuf::from);
+        let (openpgp, ed25519) = (order.key.clone(), order.ed25519_key.clone());
+        let keys = Keys { openpgp: openpgp.map(PathBuf::from), ed25519: ed25519.map(PathBuf::from) };
         let (from, commit) = (found.repository.clone(), found.commit.clone());
         let (repository, signed_by) = blocking(move || {
             let repository = Repository::open(&folder)?;
-            let signed_by = repository.take(&from, &commit, key.as_deref())?;
+            let signed_by = repository.take(&from, &commit, &keys)?;
             Ok((repository, signed_by))
         })
         .await?;
@@ -306,27 +359,36 @@ impl Channels {
         Ok(release)
     }
 
-    /// The key, made when it is first needed. Its public half lies beside the repositories.
+    /// The keys, made when they are first needed. Their public halves lie beside the repositories.
     async fn signer(&self) -> Result<Signer, ChannelError> {
         let sealed = self.store.secret(SIGNING_KEY).await?;
-        let is_new = sealed.is_none();
-        let (state_dir, folder, path) = (self.state_dir.clone(), self.folder(), self.key_file());
+        let sealed_seed = self.store.secret(ED25519_KEY).await?;
+        let is_new = sealed.is_none() || sealed_seed.is_none();
+        let state_dir = self.state_dir.clone();
         let made = blocking(move || {
+            let seed = sealed_seed.map_or_else(signer::new_seed, Ok)?;
             let signer = match sealed {
-                Some(secret) => Signer::restore(&state_dir, &secret)?,
-                None => Signer::generate(&state_dir)?,
+                Some(secret) => Signer::restore(&state_dir, &secret, &seed)?,
+                None => Signer::generate(&state_dir, &seed)?,
             };
-            let (secret, public) = (signer.secret()?, signer.public()?);
-            std::fs::create_dir_all(&folder)
-                .and_then(|()| write(&folder, &path, &public))
-                .map_err(|source| ChannelError::Io { action: "write", path, source })?;
-            Ok((signer, secret))
+            let secret = signer.secret()?;
+            Ok((signer, secret, seed))
         });
-        let (signer, secret) = made.await?;
+        let (signer, secret, seed) = made.await?;
         if is_new {
-            self.store.save_secrets(&[(SIGNING_KEY, &secret)]).await?;
+            self.store.save_secrets(&[(SIGNING_KEY, &secret), (ED25519_KEY, &seed)]).await?;
         }
-        Ok(signer)
+        // Nobody is told to trust a key that a kill could lose.
+        let (folder, files) = (self.folder(), [self.key_file(), self.ed25519_key_file()]);
+        blocking(move || {
+            let ed25519 = format!("{}\n", signer.ed25519().public());
+            std::fs::create_dir_all(&folder).map_err(repository::io("make", &folder))?;
+            for (path, public) in files.iter().zip([signer.public()?, ed25519.into_bytes()]) {
+                write(&folder, path, &public).map_err(repository::io("write", path))?;
+            }
+            Ok(signer)
+        })
+        .await
     }
 }
 
@@ -394,12 +456,22 @@ fn fits(channel: &Channel, order: &PublishOrder) -> Result<(), ChannelError> {
 
 fn settle(repository: &Repository, channels: &[Channel], profile: &str, signer: &Signer) -> Result<(), ChannelError> {
     let mut newest: BTreeMap<&str, &Release> = BTreeMap::new();
+    let mut commits = Vec::new();
     for channel in channels.iter().filter(|channel| channel.profile == profile) {
         for release in &channel.releases {
             if !repository.has(&release.commit) {
                 let (channel, number) = (&channel.name, release.number);
                 tracing::warn!(channel, number, "the commit of a release is not here: publish it again");
                 continue;
+            }
+            // Published before the service had its ed25519 key, or taken once more by a service that was killed then.
+            match repository.sign_if_not(&release.commit, signer) {
+                Ok(()) => commits.push(release.commit.as_str()),
+                Err(error @ (ChannelError::Damaged(_) | ChannelError::Detached { .. })) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, channel = channel.name, number = release.number, "a release is not signed");
+                }
+                Err(error) => return Err(error),
             }
             repository.point(&format!("nkd/{}/{}", channel.name, release.number), &release.commit)?;
             let held = newest.entry(&release.reference).or_insert(release);
@@ -411,6 +483,7 @@ fn settle(repository: &Repository, channels: &[Channel], profile: &str, signer: 
     for (reference, release) in newest.into_iter().filter(|(reference, _)| !reference.is_empty()) {
         repository.point(reference, &release.commit)?;
     }
+    repository.renew_deltas(&commits, signer.ed25519())?;
     repository.summarize(signer)
 }
 

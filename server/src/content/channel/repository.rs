@@ -7,6 +7,15 @@ use super::ChannelError;
 use super::program::{ProgramError, run};
 use super::signer::Signer;
 
+/// Files of keys; a commit must be signed by one of each file that is given.
+#[derive(Debug, Default)]
+pub(super) struct Keys {
+    /// OpenPGP.
+    pub openpgp: Option<PathBuf>,
+    /// ed25519, base64, one a line.
+    pub ed25519: Option<PathBuf>,
+}
+
 /// A repository in a folder.
 #[derive(Debug, Clone)]
 pub struct Repository {
@@ -53,8 +62,13 @@ impl Repository {
 
     /// Whether the commit itself is there.
     pub(super) fn has(&self, commit: &str) -> bool {
-        let name = commit.split_at_checked(2).map(|(first, rest)| format!("objects/{first}/{rest}.commit"));
-        name.is_some_and(|name| self.path.join(name).is_file())
+        self.object(commit, "commit").is_file()
+    }
+
+    /// Where an object of this kind is, if it is there.
+    pub(super) fn object(&self, checksum: &str, kind: &str) -> PathBuf {
+        let (first, rest) = checksum.split_at_checked(2).unwrap_or((checksum, ""));
+        self.path.join("objects").join(first).join(format!("{rest}.{kind}"))
     }
 
     /// The version in a commit's metadata.
@@ -66,9 +80,17 @@ impl Repository {
         }
     }
 
-    /// Takes a commit with everything in it, every checksum computed anew. With a key, the commit must be signed by it;
-    /// whose signature it was.
-    pub(super) fn take(&self, from: &Self, commit: &str, key: Option<&Path>) -> Result<Option<String>, ChannelError> {
+    /// Takes a commit with everything in it, every checksum computed anew. With keys, the commit must be signed by one of
+    /// each kind; whose signatures they were.
+    pub(super) fn take(&self, from: &Self, commit: &str, keys: &Keys) -> Result<Option<String>, ChannelError> {
+        // What was signed is what its checksum says, so it may be looked at where it comes from.
+        let ed25519 = keys.ed25519.as_deref().map(|file| from.signer_ed25519(commit, file)).transpose()?;
+        let openpgp = self.take_openpgp(from, commit, keys.openpgp.as_deref())?;
+        let signers: Vec<String> = openpgp.into_iter().chain(ed25519).collect();
+        Ok((!signers.is_empty()).then(|| signers.join(", ")))
+    }
+
+    fn take_openpgp(&self, from: &Self, commit: &str, key: Option<&Path>) -> Result<Option<String>, ChannelError> {
         let Some(key) = key else {
             self.ostree("pull-local", &[OsStr::new("--untrusted"), from.path.as_os_str(), OsStr::new(commit)])?;
             return Ok(None);
@@ -103,9 +125,16 @@ impl Repository {
     pub(super) fn sign(&self, commit: &str, signer: &Signer) -> Result<(), ChannelError> {
         let words = [homedir(signer), commit.into(), signer.fingerprint().into()];
         match self.ostree::<OsString>("gpg-sign", &words) {
-            Err(ChannelError::Program(error)) if error.says("already signed") => Ok(()),
-            other => other.map(drop),
+            Err(ChannelError::Program(error)) if error.says("already signed") => {}
+            other => drop(other?),
         }
+        // The last one: who sees it knows that the other is there.
+        self.sign_ed25519(commit, signer.ed25519())
+    }
+
+    /// The same for a commit that may be signed by both keys already.
+    pub(super) fn sign_if_not(&self, commit: &str, signer: &Signer) -> Result<(), ChannelError> {
+        if self.bears(commit, signer.ed25519())? { Ok(()) } else { self.sign(commit, signer) }
     }
 
     /// Makes what a node that runs `from` needs for `to`, in one file, if it is not there.
@@ -114,11 +143,25 @@ impl Repository {
         self.ostree("static-delta", &words).map(drop)
     }
 
+    /// Makes it anew.
+    pub(super) fn replace_delta(&self, from: &str, to: &str) -> Result<(), ChannelError> {
+        let words = ["generate", &format!("--from={from}"), &format!("--to={to}")];
+        self.ostree("static-delta", &words).map(drop)
+    }
+
+    /// What there is of that: from which commit, and to which.
+    pub(super) fn deltas(&self) -> Result<Vec<(String, String)>, ChannelError> {
+        let list = self.ostree("static-delta", &["list"])?;
+        let pair = |line: &str| line.trim().split_once('-').map(|(from, to)| (from.to_owned(), to.to_owned()));
+        Ok(list.lines().filter_map(pair).collect())
+    }
+
     /// Writes the signed list of refs and deltas.
     pub(super) fn summarize(&self, signer: &Signer) -> Result<(), ChannelError> {
         let mut key = OsString::from("--gpg-sign=");
         key.push(signer.fingerprint());
-        self.ostree::<OsString>("summary", &["--update".into(), homedir(signer), key]).map(drop)
+        self.ostree::<OsString>("summary", &["--update".into(), homedir(signer), key])?;
+        self.sign_summary(signer.ed25519())
     }
 
     fn ostree<S: AsRef<OsStr>>(&self, verb: &str, words: &[S]) -> Result<String, ChannelError> {
@@ -137,7 +180,7 @@ fn homedir(signer: &Signer) -> OsString {
     word
 }
 
-fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ChannelError {
+pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ChannelError {
     let path = path.to_path_buf();
     move |source| ChannelError::Io { action, path, source }
 }

@@ -1,15 +1,18 @@
-//! The OpenPGP key that the service signs commits and summaries with.
+//! The keys that the service signs commits and summaries with: an OpenPGP key, which every ostree with gpgme knows, and an
+//! ed25519 key.
 //!
-//! At rest it lies sealed in the store. For the moments of a signature it is in a folder of its own, in memory where the
-//! system has such a folder.
-#![expect(clippy::disallowed_methods, reason = "reads the public half")]
+//! At rest they lie sealed in the store. For the moments of a signature the OpenPGP key is in a folder of its own, in memory
+//! where the system has such a folder.
+#![expect(clippy::disallowed_methods, reason = "makes keys, and reads their public halves")]
 
 use std::ffi::OsString;
+use std::io;
 use std::path::Path;
 
 use tempfile::TempDir;
 
 use super::ChannelError;
+use super::ed25519::{KEY_LENGTH, Key};
 use super::program::{ProgramError, run};
 
 /// Folders in memory that are there on usual systems.
@@ -17,41 +20,58 @@ const IN_MEMORY: [&str; 2] = ["/dev/shm", "/run/shm"];
 /// Of the key: people see it when they look at a signature.
 const OWNER: &str = "nkd channels";
 
-/// The public half, as it lies beside the repositories.
+/// A public half, as it lies beside the repositories.
 pub(super) fn public_key(path: &Path) -> Result<String, ChannelError> {
     std::fs::read_to_string(path).map_err(|source| ChannelError::Io { action: "read", path: path.into(), source })
 }
 
-/// A key that is ready to sign.
+/// The same of a key that may not have been made.
+pub(super) fn public_key_if_any(path: &Path) -> Result<Option<String>, ChannelError> {
+    match public_key(path) {
+        Err(ChannelError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// A new ed25519 key, for the seal.
+pub(super) fn new_seed() -> Result<Vec<u8>, ChannelError> {
+    let mut seed = [0; KEY_LENGTH];
+    aws_lc_rs::rand::fill(&mut seed).map_err(|_| ChannelError::Random)?;
+    Ok(seed.to_vec())
+}
+
+/// Keys that are ready to sign.
 pub(super) struct Signer {
     home: TempDir,
     fingerprint: String,
+    ed25519: Key,
 }
 
 impl Signer {
-    /// A new key.
-    pub fn generate(state_dir: &Path) -> Result<Self, ChannelError> {
+    /// With a new OpenPGP key.
+    pub fn generate(state_dir: &Path, seed: &[u8]) -> Result<Self, ChannelError> {
         let home = folder(state_dir)?;
         gpg(&home, &["--passphrase", "", "--quick-gen-key", OWNER, "rsa3072", "sign", "never"], b"")?;
-        Self::of(home)
+        Self::of(home, seed)
     }
 
-    /// The key that [`Self::secret`] gave.
-    pub fn restore(state_dir: &Path, secret: &[u8]) -> Result<Self, ChannelError> {
+    /// With the OpenPGP key that [`Self::secret`] gave.
+    pub fn restore(state_dir: &Path, secret: &[u8], seed: &[u8]) -> Result<Self, ChannelError> {
         let home = folder(state_dir)?;
         gpg(&home, &["--import"], secret)?;
-        Self::of(home)
+        Self::of(home, seed)
     }
 
-    fn of(home: TempDir) -> Result<Self, ChannelError> {
+    fn of(home: TempDir, seed: &[u8]) -> Result<Self, ChannelError> {
+        let ed25519 = Key::from_seed(seed).ok_or(ChannelError::Key)?;
         let list = gpg(&home, &["--with-colons", "--list-secret-keys"], b"")?;
         let list = String::from_utf8_lossy(&list).into_owned();
         let fingerprint = list.lines().find_map(|line| line.strip_prefix("fpr:")?.split(':').nth(8));
         let fingerprint = fingerprint.ok_or(ChannelError::Key)?.to_owned();
-        Ok(Self { home, fingerprint })
+        Ok(Self { home, fingerprint, ed25519 })
     }
 
-    /// Everything of the key: for the seal.
+    /// Everything of the OpenPGP key: for the seal.
     pub fn secret(&self) -> Result<Vec<u8>, ChannelError> {
         Ok(gpg(&self.home, &["--passphrase", "", "--export-secret-keys", &self.fingerprint], b"")?)
     }
@@ -61,7 +81,12 @@ impl Signer {
         Ok(gpg(&self.home, &["--armor", "--export", &self.fingerprint], b"")?)
     }
 
-    /// Which key, in hex.
+    /// The ed25519 key.
+    pub fn ed25519(&self) -> &Key {
+        &self.ed25519
+    }
+
+    /// Which OpenPGP key, in hex.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
