@@ -209,7 +209,7 @@ impl<'a> Planner<'a> {
         let Some(pods) = &node.pods else {
             return self.steps.push(Step::Inspect { node: node.name.clone() });
         };
-        let since = self.now - note.since;
+        let since = node.waited;
         let limit = Duration::seconds(drain.timeout_seconds.into());
         let staying = || pods.leaving.iter().filter(|pod| !pod.ending).cloned().collect::<Vec<_>>();
         if pods.leaving.is_empty() {
@@ -289,7 +289,7 @@ impl<'a> Planner<'a> {
     }
 
     fn soak(&mut self, node: &'a NodeSeen, note: &'a Note) {
-        let over = self.now - note.since >= Duration::seconds(self.wish.spec.strategy.soak_seconds.into());
+        let over = node.waited >= Duration::seconds(self.wish.spec.strategy.soak_seconds.into());
         match node.report().filter(|said| said.state.is_end()) {
             Some(said) if said.state == ReportedState::RolledBack => {
                 self.fail(node, note.attempt, &failure(said), true)

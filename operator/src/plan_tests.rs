@@ -127,6 +127,9 @@ impl World {
     /// One look of an operator, which is killed after so many steps.
     fn look(&mut self, mut patience: usize) {
         let mut seen = Seen { nodes: self.nodes.clone(), own_node: self.own_node.clone(), ahead: None };
+        for node in &mut seen.nodes {
+            node.waited = node.note.as_ref().map(|note| self.now - note.since).unwrap_or_default();
+        }
         let wishes = self.wishes.clone();
         for (wish, ahead) in turns(&wishes, &self.nodes) {
             seen.ahead = ahead;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::Node;
 use nkd_api::update::{CORDONED_BY, DESIRED, Desired, NOTE, Note, NoteState, REPORTED, Reported};
 use serde::de::DeserializeOwned;
+use time::Duration;
 
 use crate::budget::PodSeen;
 
@@ -44,6 +45,8 @@ pub struct NodeSeen {
     pub reported: Option<Reported>,
     /// What the operator knows of it.
     pub note: Option<Note>,
+    /// How long that has been so.
+    pub waited: Duration,
     /// Its pods; nothing: nobody has looked.
     pub pods: Option<PodsSeen>,
     /// What was said last by what holds its pods. It is shown, and decides nothing.
@@ -78,6 +81,7 @@ impl NodeSeen {
             desired: json(&annotations, DESIRED),
             reported: json(&annotations, REPORTED),
             note: json(&annotations, NOTE),
+            waited: Duration::ZERO,
             pods: None,
             said: String::new(),
         }
