@@ -50,6 +50,7 @@ mod tests {
             since,
             retry: 0,
             reason: String::new(),
+            heard: None,
         };
         let mut waits = Waits::default();
         let mut waited = |since, date, seconds| {
