@@ -231,6 +231,8 @@ pub enum Event {
     Told(Result<(), String>),
     /// An effect has ended.
     Ended(Result<Option<Tree>, Failure>),
+    /// An effect did not begin, because what it needs does not answer now. That is no failure of it.
+    NotYet(String),
     /// The gate has looked: what is not as it should be.
     Checked(Result<(), String>),
 }
@@ -246,7 +248,7 @@ pub enum Action {
     Tell(Reported),
     /// Lay the release out: [`Event::Ended`] with a tree.
     Stage(Box<Desired>),
-    /// Run its kubeadm: [`Event::Ended`].
+    /// Run its kubeadm: [`Event::Ended`], or [`Event::NotYet`].
     Kubeadm(Box<Desired>),
     /// Make it the next system: [`Event::Ended`].
     Arm,
@@ -346,6 +348,14 @@ impl State {
                 said.push(Action::Say(format!("the cluster was not told: {reason}")));
             }
             Event::Ended(ended) => self.ended(ended, now, &mut said),
+            Event::NotYet(reason) => {
+                self.busy = false;
+                self.not_before = now.uptime + AGAIN;
+                if self.why != reason {
+                    said.push(Action::Say(format!("waits: {reason}")));
+                }
+                self.why = reason;
+            }
             Event::Checked(checked) => self.checked(checked, now, &mut said),
         }
         let mut actions = Vec::new();

@@ -252,6 +252,7 @@ fn run(world: &mut World, faults: &[Fault], go_at: usize, limit: usize) -> bool 
                         Some(Event::Ended(Err(Failure { retry, reason: "it says no".into() })))
                     }
                     Fault::Away if matches!(action, Action::Tell(_)) => Some(Event::Told(Err("away".into()))),
+                    Fault::Away if matches!(action, Action::Kubeadm(_)) => Some(Event::NotYet("away".into())),
                     Fault::Kill(done) | Fault::Power(done) => {
                         let in_order = done && action == Action::Restart;
                         if done {
@@ -366,6 +367,14 @@ proptest! {
         run(&mut world, &[], usize::MAX, 200);
         prop_assert!(world.disk.job.is_none() && !world.staged);
     }
+}
+
+#[test]
+fn a_cluster_that_does_not_answer_for_long_is_no_failure_of_kubeadm() {
+    let mut world = World::new(Release::Good, desired(1));
+    assert!(run(&mut world, &[Fault::Away; 100], 0, 1000));
+    what_holds_at_the_end(&world);
+    assert_eq!((world.booted, world.kubeadm), (NEW, 1));
 }
 
 #[test]
