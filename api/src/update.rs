@@ -155,6 +155,9 @@ pub struct Strategy {
     pub soak_seconds: u32,
     /// After so many failed nodes no further one begins.
     pub halt_after_failures: u32,
+    /// A node that was told to stage, and whose agent has not answered for so long, counts as failed; one that upgrades and is
+    /// not heard of for three times as long, too. What it says later is taken. 0: it is waited for.
+    pub silent_seconds: u32,
     /// What kubeadm's checks may find without ending the upgrade, `ImagePull`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ignore_preflight_errors: Vec<String>,
@@ -162,7 +165,13 @@ pub struct Strategy {
 
 impl Default for Strategy {
     fn default() -> Self {
-        Self { drain: Drain::default(), soak_seconds: 0, halt_after_failures: 2, ignore_preflight_errors: Vec::new() }
+        Self {
+            drain: Drain::default(),
+            soak_seconds: 0,
+            halt_after_failures: 2,
+            silent_seconds: 900,
+            ignore_preflight_errors: Vec::new(),
+        }
     }
 }
 
@@ -390,7 +399,7 @@ pub struct Reported {
 }
 
 /// How far a node is, in its agent's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReportedState {
     /// It downloads.
@@ -410,6 +419,20 @@ pub enum ReportedState {
 }
 
 impl ReportedState {
+    /// The word that it is written with.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Staging => "staging",
+            Self::Staged => "staged",
+            Self::Upgrading => "upgrading",
+            Self::Rebooting => "rebooting",
+            Self::Healthy => "healthy",
+            Self::Failed => "failed",
+            Self::RolledBack => "rolled-back",
+        }
+    }
+
     /// True when the agent does nothing more in this try.
     #[must_use]
     pub fn is_end(self) -> bool {
@@ -436,12 +459,17 @@ pub struct Note {
     /// Why it has failed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// What its agent had said of this try by then: `since` counts from when it said something else. Nothing: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard: Option<ReportedState>,
 }
 
 /// How far a node is, in the operator's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NoteState {
+    /// It was told to stage.
+    Staging,
     /// Its pods are asked to leave, or it upgrades: its [`Desired`] says which.
     Begun,
     /// It was healthy, and is watched.
@@ -450,6 +478,8 @@ pub enum NoteState {
     Done,
     /// This try has failed.
     Failed,
+    /// Its agent is not heard of: this try counts as failed until it says something.
+    Silent,
 }
 
 impl Default for MaxUnavailable {
@@ -559,7 +589,7 @@ mod tests {
             let text =
                 json!({"uid": "u", "attempt": 1, "state": word, "detail": "", "os": "abc", "kubernetes": "v1.20.2"});
             let reported: Reported = serde_json::from_value(text.clone()).unwrap();
-            assert_eq!((reported.state, reported.state.is_end()), (state, ended));
+            assert_eq!((reported.state, reported.state.is_end(), reported.state.as_str()), (state, ended, word));
             assert_eq!(serde_json::to_value(&reported).unwrap(), text);
         }
     }
@@ -582,7 +612,7 @@ mod tests {
         let spec: UpdateSpec =
             serde_json::from_value(json!({"release": {"name": "2", "kubernetes": "v1.21.0"}})).unwrap();
         assert_eq!(spec.max_unavailable, MaxUnavailable::Count(1));
-        assert_eq!(spec.strategy.halt_after_failures, 2);
+        assert_eq!((spec.strategy.halt_after_failures, spec.strategy.silent_seconds), (2, 900));
         assert_eq!(spec.strategy.drain.policy, DrainPolicy::Evict);
         assert!(spec.release.os.is_none() && !spec.paused && !spec.abort);
         let upstream = json!({"osImageURL": "registry.example/os:1", "kubeVersion": "v1.21.0", "evictPodForce": true, "maxUnavailable": 2});

@@ -13,5 +13,6 @@ pub mod serve;
 pub mod step;
 pub mod tell;
 pub mod turn;
+pub mod waits;
 pub mod watch;
 pub mod wish;

@@ -5,6 +5,8 @@
 //!                     │                                     │ limit over              │ failed, rolled back
 //!                     └────────────────▶ Failed ◀───────────┴─────────────────────────┘   ── retry ──▶ Waiting
 //! ```
+//! A node whose agent is not heard of for too long counts as failed, until it is.
+//!
 //! Nothing is remembered between two looks: how far a node is stands on the node ([`Desired`], [`Note`], what its agent
 //! reported). So an operator that was killed, or that another one took over from, goes on where it was.
 
@@ -17,6 +19,9 @@ use crate::seen::{NodeSeen, Seen};
 use crate::step::{Change, Step, Why, write};
 use crate::tell;
 use crate::wish::{Wish, version_of};
+
+/// A node that upgrades may be silent for so many times as long as one that was told to stage: its gate takes its time.
+const GOING: i32 = 3;
 
 /// What to do for an update.
 #[must_use]
@@ -39,13 +44,13 @@ enum Place<'a> {
     /// Another update is at work on it.
     Elsewhere,
     Out,
-    Staging,
+    Staging(Option<&'a Note>),
     Staged,
     /// There was nothing to do.
     There(&'a Reported),
     StagingFailed(&'a Reported),
     Draining(&'a Note),
-    Going(&'a Desired),
+    Going(&'a Desired, Option<&'a Note>),
     Soaking(&'a Note),
     Done,
     Failed(&'a Note),
@@ -86,19 +91,23 @@ impl<'a> Planner<'a> {
         let note = node.note.as_ref().filter(|note| self.is_mine(&note.uid));
         let fits = desired.is_some_and(|desired| self.fits(desired));
         match (note, desired) {
-            (Some(note), Some(desired)) if note.state == NoteState::Begun && desired.go => Place::Going(desired),
+            (Some(note), Some(desired)) if note.state == NoteState::Begun && desired.go => {
+                Place::Going(desired, Some(note))
+            }
+            (Some(note), Some(desired)) if node.is_back() => Place::Going(desired, Some(note)),
             (Some(note), _) if note.state == NoteState::Begun => Place::Draining(note),
             (Some(note), _) if note.state == NoteState::Soaking => Place::Soaking(note),
             (Some(note), _) if note.state == NoteState::Done && fits => Place::Done,
             (Some(note), _) if note.state == NoteState::Failed && fits && note.retry >= self.wish.spec.retry => {
                 Place::Failed(note)
             }
-            (None, Some(desired)) if desired.go => Place::Going(desired),
-            (None, Some(_)) if fits => match node.report() {
+            (Some(note), _) if node.is_silent() && fits && note.retry >= self.wish.spec.retry => Place::Failed(note),
+            (None, Some(desired)) if desired.go => Place::Going(desired, None),
+            (note, Some(_)) if fits && note.is_none_or(|note| was_staging(node, note)) => match node.report() {
                 Some(said) if said.state == ReportedState::Healthy => Place::There(said),
                 Some(said) if said.state.is_end() => Place::StagingFailed(said),
                 Some(said) if said.state == ReportedState::Staged => Place::Staged,
-                _ => Place::Staging,
+                _ => Place::Staging(note.filter(|note| note.state == NoteState::Staging)),
             },
             _ => Place::Out,
         }
@@ -113,7 +122,13 @@ impl<'a> Planner<'a> {
     fn note(&self, attempt: u32, state: NoteState, reason: &str) -> Option<Option<Note>> {
         let (uid, retry) = (self.wish.uid.clone(), self.wish.spec.retry);
         let since = self.now.replace_nanosecond(0).unwrap_or(self.now);
-        Some(Some(Note { uid, attempt, state, since, retry, reason: reason.into() }))
+        Some(Some(Note { uid, attempt, state, since, retry, reason: reason.into(), heard: None }))
+    }
+
+    /// The same with what its agent says: how long it says that counts from now.
+    fn heard(&self, node: &NodeSeen, attempt: u32, state: NoteState, reason: &str) -> Option<Option<Note>> {
+        let heard = node.report().map(|said| said.state);
+        self.note(attempt, state, reason).map(|note| note.map(|note| Note { heard, ..note }))
     }
 
     /// Brings what has begun to its end, and tells nodes that have not begun what comes.
@@ -125,10 +140,10 @@ impl<'a> Planner<'a> {
                 Place::Elsewhere if chosen => self.say(node, NodeState::Waiting, "another update is at work on it"),
                 Place::Elsewhere => {}
                 Place::Draining(note) => self.drain(node, note),
-                Place::Going(desired) => self.watch(node, desired),
+                Place::Going(desired, note) => self.watch(node, desired, note),
                 Place::Soaking(note) => self.soak(node, note),
-                Place::Staging | Place::Staged if self.wish.spec.abort || !chosen => {
-                    let change = Change { desired: Some(None), ..Change::default() };
+                Place::Staging(_) | Place::Staged if self.wish.spec.abort || !chosen => {
+                    let change = Change { desired: Some(None), note: Some(None), ..Change::default() };
                     self.steps.push(write(node, change, "Withdrawn", "the update is no longer for it".into()));
                     self.say(node, NodeState::Waiting, "");
                 }
@@ -139,10 +154,7 @@ impl<'a> Planner<'a> {
                         self.stage(node);
                     }
                 }
-                Place::Staging => {
-                    let silent = if node.report().is_none() { "its agent has not answered" } else { "" };
-                    self.say(node, NodeState::Staging, silent);
-                }
+                Place::Staging(note) => self.await_staged(node, note),
                 Place::Staged => self.say(node, NodeState::Staged, ""),
                 Place::There(said) => match self.lie(said) {
                     Some(lie) => self.fail(node, said.attempt, &lie, false),
@@ -181,8 +193,51 @@ impl<'a> Planner<'a> {
             ignore_preflight_errors: self.wish.spec.strategy.ignore_preflight_errors.clone(),
         };
         let message = format!("is to stage the release {}", release.name);
-        let change = Change { desired: Some(Some(desired)), note: Some(None), ..Change::default() };
+        let note = self.note(desired.attempt, NoteState::Staging, "");
+        let change = Change { desired: Some(Some(desired)), note, ..Change::default() };
         self.steps.push(write(node, change, "Staging", message));
+    }
+
+    fn await_staged(&mut self, node: &'a NodeSeen, note: Option<&'a Note>) {
+        let attempt = node.desired.as_ref().map_or(1, |desired| desired.attempt);
+        let over = self.limit(1).is_some_and(|limit| node.waited >= limit);
+        let answered = node.report().is_some();
+        if note.is_none() {
+            // What another version of the operator told it, or it is heard of again.
+            let change = Change { note: self.heard(node, attempt, NoteState::Staging, ""), ..Change::default() };
+            self.steps.push(write(node, change, "Staging", "is to stage the release, and its agent is awaited".into()));
+        } else if over && !answered {
+            return self.give_up(node, attempt, 1);
+        }
+        let said = match (answered, over) {
+            (false, _) => "its agent has not answered",
+            (true, false) => "",
+            (true, true) => "takes long: `journalctl -u nkd-updater` on it says what it does",
+        };
+        self.say(node, NodeState::Staging, said);
+    }
+
+    /// How long a node may be silent.
+    fn limit(&self, times: i32) -> Option<Duration> {
+        let seconds = self.wish.spec.strategy.silent_seconds;
+        (seconds > 0).then(|| Duration::seconds(seconds.into()) * times)
+    }
+
+    /// It counts as failed, and stays as it is: what it says later is taken.
+    fn give_up(&mut self, node: &'a NodeSeen, attempt: u32, times: i32) {
+        let seconds = self.limit(times).unwrap_or_default().whole_seconds();
+        let long = if seconds % 60 == 0 { format!("{} minutes", seconds / 60) } else { format!("{seconds} s") };
+        let text = match node.report().map(|said| said.state).filter(|state| *state > ReportedState::Staged) {
+            None => format!("its agent has not answered for {long}: `systemctl status nkd-updater` on it says why"),
+            Some(state) => format!(
+                "its agent said `{}`, and nothing for {long} since: nobody knows what it runs; see its console, and \
+                 `systemctl status nkd-updater` on it",
+                state.as_str()
+            ),
+        };
+        let change = Change { note: self.heard(node, attempt, NoteState::Silent, &text), ..Change::default() };
+        self.steps.push(write(node, change, "Failed", text.clone()));
+        self.say(node, NodeState::Failed, text);
     }
 
     fn drain(&mut self, node: &'a NodeSeen, note: &'a Note) {
@@ -209,7 +264,7 @@ impl<'a> Planner<'a> {
         let Some(pods) = &node.pods else {
             return self.steps.push(Step::Inspect { node: node.name.clone() });
         };
-        let since = self.now - note.since;
+        let since = node.waited;
         let limit = Duration::seconds(drain.timeout_seconds.into());
         let staying = || pods.leaving.iter().filter(|pod| !pod.ending).cloned().collect::<Vec<_>>();
         if pods.leaving.is_empty() {
@@ -241,7 +296,7 @@ impl<'a> Planner<'a> {
     /// Why a control plane must not go away now.
     fn others_hold(&self, node: &NodeSeen) -> Option<String> {
         // One that has failed before may be tried again while it is closed; no other one may join it there.
-        let at_work = |other: &NodeSeen| if node.held() { other.busy_for().is_some() } else { other.held() };
+        let at_work = |other: &NodeSeen| if node.held() { other.may_move() } else { other.held() };
         let mut others = self.planes.iter().filter(|other| other.name != node.name);
         let other = others.find(|other| node.control_plane && (!other.ready || at_work(other)))?;
         let what = if other.ready { "is away for its upgrade" } else { "is not Ready" };
@@ -251,7 +306,8 @@ impl<'a> Planner<'a> {
     fn go(&mut self, node: &'a NodeSeen, desired: &Desired) {
         let first = desired.first || (node.control_plane && desired.kubernetes.is_some() && !self.has_first(node));
         let desired = Desired { first, go: true, ..desired.clone() };
-        let change = Change { desired: Some(Some(desired)), ..Change::default() };
+        let note = self.heard(node, desired.attempt, NoteState::Begun, "");
+        let change = Change { desired: Some(Some(desired)), note, ..Change::default() };
         self.steps.push(write(node, change, "Upgrading", "its pods have left: upgrades now".into()));
         self.say(node, NodeState::Upgrading, "");
     }
@@ -265,8 +321,20 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn watch(&mut self, node: &'a NodeSeen, desired: &'a Desired) {
-        let Some(said) = node.report() else {
+    fn watch(&mut self, node: &'a NodeSeen, desired: &'a Desired, note: Option<&'a Note>) {
+        let said = node.report();
+        if said.is_none_or(|said| !said.state.is_end()) {
+            let heard = said.map(|said| said.state);
+            if note.is_none_or(|note| note.state != NoteState::Begun || note.heard != heard) {
+                let note = self.heard(node, desired.attempt, NoteState::Begun, "");
+                let word = heard.map_or("nothing yet", ReportedState::as_str);
+                let change = Change { note, ..Change::default() };
+                self.steps.push(write(node, change, "Heard", format!("its agent says: {word}")));
+            } else if self.limit(GOING).is_some_and(|limit| node.waited >= limit) {
+                return self.give_up(node, desired.attempt, GOING);
+            }
+        }
+        let Some(said) = said else {
             return self.say(node, NodeState::Upgrading, "its agent has not answered");
         };
         match said.state {
@@ -289,7 +357,7 @@ impl<'a> Planner<'a> {
     }
 
     fn soak(&mut self, node: &'a NodeSeen, note: &'a Note) {
-        let over = self.now - note.since >= Duration::seconds(self.wish.spec.strategy.soak_seconds.into());
+        let over = node.waited >= Duration::seconds(self.wish.spec.strategy.soak_seconds.into());
         match node.report().filter(|said| said.state.is_end()) {
             Some(said) if said.state == ReportedState::RolledBack => {
                 self.fail(node, note.attempt, &failure(said), true)
@@ -466,6 +534,11 @@ impl<'a> Planner<'a> {
         self.steps.push(write(node, change, "Draining", "takes no new pods, and its pods leave".into()));
         self.say(node, NodeState::Draining, "");
     }
+}
+
+/// It was told to stage, and has not begun.
+fn was_staging(node: &NodeSeen, note: &Note) -> bool {
+    note.state == NoteState::Staging || (note.state == NoteState::Silent && !node.is_silent())
 }
 
 fn failure(said: &Reported) -> String {

@@ -56,6 +56,8 @@ struct Beneath {
     pods: Vec<PodSeen>,
     obstacles: Vec<String>,
     runs: u32,
+    /// Its agent does nothing and says nothing.
+    silent: bool,
 }
 
 /// A cluster with agents that do what they are told, or do not.
@@ -127,6 +129,9 @@ impl World {
     /// One look of an operator, which is killed after so many steps.
     fn look(&mut self, mut patience: usize) {
         let mut seen = Seen { nodes: self.nodes.clone(), own_node: self.own_node.clone(), ahead: None };
+        for node in &mut seen.nodes {
+            node.waited = node.note.as_ref().map(|note| self.now - note.since).unwrap_or_default();
+        }
         let wishes = self.wishes.clone();
         for (wish, ahead) in turns(&wishes, &self.nodes) {
             seen.ahead = ahead;
@@ -183,9 +188,8 @@ impl World {
     fn write(&mut self, uid: &str, name: &str, change: Change, reason: &'static str) {
         let before = self.get(name).clone();
         let wish = self.wishes.iter().find(|wish| wish.uid == uid).cloned();
-        let begins = |change: &Change| matches!(&change.note, Some(Some(note)) if note.state == NoteState::Begun);
         let goes = matches!(&change.desired, Some(Some(desired)) if desired.go);
-        let (begins, opens) = (begins(&change), change.cordon == Some(false));
+        let (begins, opens) = (reason == "Draining", change.cordon == Some(false));
         self.written.push((name.to_owned(), reason));
         let node = self.get_mut(name).unwrap();
         node.unschedulable = change.cordon.unwrap_or(node.unschedulable);
@@ -201,6 +205,7 @@ impl World {
         let hand = self.beneath[name].cordoned_by_hand;
         assert!(!hand || self.get(name).unschedulable, "{name}: an administrator's cordon was undone");
         assert!(!opens || before.cordoned_by.is_some(), "{name}: opened, and closed by somebody else");
+        assert!(!opens || !before.is_lost(), "{name}: opened, and nobody knows what it runs");
         if begins {
             self.check_begin(&wish.clone().unwrap(), &before);
         }
@@ -228,17 +233,20 @@ impl World {
         let away = self.nodes.iter().filter(|n| n.held() || (!n.ready && chosen.contains(&&n.name))).count();
         assert!(away <= limit || before.held(), "{away} nodes are away, and {limit} may be: {self:#?}");
         assert!(self.nodes.iter().filter(|node| node.busy_for().is_some()).count() <= limit.max(1));
+        let gave_up = |node: &NodeSeen| {
+            node.is_silent() && node.note.as_ref().is_some_and(|n| n.uid == wish.uid && n.retry >= spec.retry)
+        };
         let failed = self.chosen(wish).filter(|node| {
             let note = node.note.as_ref().filter(|note| note.uid == wish.uid && note.state == NoteState::Failed);
             let fits = node.desired.as_ref().is_some_and(|d| d.uid == wish.uid && d.os == spec.release.os);
-            fits && note.is_some_and(|note| note.retry >= spec.retry)
+            fits && (note.is_some_and(|note| note.retry >= spec.retry) || gave_up(node))
         });
         assert!(failed.count() < spec.strategy.halt_after_failures.max(1) as usize, "began after too many failures");
         let older = |other: &&Wish| other.order() < wish.order() && !other.is_finished(&self.wishes);
         assert!(self.wishes.iter().find(older).is_none(), "{}: an older update goes first", before.name);
         let mut planes = self.nodes.iter().filter(|node| node.control_plane && node.name != before.name);
         if before.control_plane {
-            assert!(planes.all(|n| n.ready && n.busy_for().is_none()), "{}: etcd's majority", before.name);
+            assert!(planes.all(|n| n.ready && !n.may_move()), "{}: etcd's majority", before.name);
         } else {
             let mut planes = self.chosen(wish).filter(|node| node.control_plane);
             assert!(planes.all(|node| self.is_done(wish, node)), "{}: before a control plane", before.name);
@@ -249,7 +257,7 @@ impl World {
         let name = &before.name;
         assert!(self.beneath[name].pods.is_empty(), "{name}: upgrades with pods on it");
         let mut planes = self.nodes.iter().filter(|node| node.control_plane && node.name != *name);
-        assert!(!before.control_plane || planes.all(|n| n.ready && n.busy_for().is_none()), "{name}: etcd's majority");
+        assert!(!before.control_plane || planes.all(|n| n.ready && !n.may_move()), "{name}: etcd's majority");
         let first = |node: &&NodeSeen| {
             node.desired.as_ref().is_some_and(|d| d.uid == wish.uid && d.os == wish.spec.release.os && d.first)
         };
@@ -270,6 +278,9 @@ impl World {
         let wanted = number.unwrap_or_default();
         let state = said.map(|said| said.state);
         let beneath = self.beneath.get_mut(name).unwrap();
+        if beneath.silent {
+            return;
+        }
         let next = match (state, desired.go, luck) {
             (Some(state), _, _) if state.is_end() => return,
             (None, _, _) => ReportedState::Staging,
@@ -515,6 +526,121 @@ fn abort_gives_back_what_was_only_drained_and_lets_the_rest_end() {
     assert_eq!(world.phase(0), Phase::Complete);
 }
 
+impl World {
+    fn silence(&mut self, name: &str, silent: bool) {
+        self.beneath.get_mut(name).unwrap().silent = silent;
+    }
+}
+
+#[test]
+fn a_node_that_never_answers_is_given_up_and_others_go_on() {
+    let mut world = World::of(&["cp1", "w1", "w2"]);
+    world.silence("w1", true);
+    world.ask(spec(1, 1));
+    world.settle();
+    assert_eq!((world.began(), world.told(0, "w1").state), (vec!["cp1", "w2"], NodeState::Staging));
+    assert_eq!(world.told(0, "w1").reason, "its agent has not answered");
+    world.now += Duration::minutes(15);
+    world.settle();
+    assert_eq!((world.told(0, "w1").state, world.phase(0)), (NodeState::Failed, Phase::Halted));
+    let said = &world.wishes[0].status.conditions[1].message;
+    assert!(said.contains("w1: its agent has not answered for 15 minutes"), "{said}");
+    assert!(said.contains("`systemctl status nkd-updater` on it"), "{said}");
+    assert!(!world.get("w1").unschedulable);
+    // It is heard of: nobody has to ask for a retry.
+    world.silence("w1", false);
+    world.settle();
+    assert_eq!((world.phase(0), world.told(0, "w1").attempt), (Phase::Complete, 1));
+}
+
+#[test]
+fn nobody_is_given_up_where_that_is_not_wanted() {
+    let mut world = World::of(&["w1"]);
+    world.silence("w1", true);
+    world.ask(UpdateSpec { strategy: Care { silent_seconds: 0, ..Care::default() }, ..spec(1, 1) });
+    world.settle_for_good();
+    assert_eq!(world.told(0, "w1").state, NodeState::Staging);
+}
+
+#[test]
+fn one_that_takes_long_to_stage_is_told_and_waited_for() {
+    let mut world = World::of(&["w1", "w2"]);
+    world.ask(spec(1, 1));
+    world.look(usize::MAX);
+    world.agent("w1", 9);
+    world.silence("w1", true);
+    world.settle_for_good();
+    assert_eq!((world.told(0, "w1").state, world.told(0, "w2").state), (NodeState::Staging, NodeState::Done));
+    assert!(world.told(0, "w1").reason.contains("journalctl -u nkd-updater"), "{:?}", world.told(0, "w1"));
+}
+
+#[test]
+fn a_node_that_falls_silent_on_its_way_stays_closed_and_is_taken_at_its_word_later() {
+    for (state, word) in
+        [(ReportedState::Staged, "has not answered for 45 minutes"), (ReportedState::Rebooting, "said `rebooting`")]
+    {
+        let mut world = World::of(&["cp1", "cp2", "w1"]);
+        world.ask(spec(1, 2));
+        world.settle_until(|world| world.get("cp1").report().is_some_and(|said| said.state == state));
+        world.silence("cp1", true);
+        world.settle();
+        world.now += Duration::minutes(44);
+        world.look(usize::MAX);
+        assert_ne!(world.told(0, "cp1").state, NodeState::Failed, "its gate may take so long");
+        world.now += Duration::minutes(5);
+        world.settle();
+        assert_eq!((world.told(0, "cp1").state, world.phase(0)), (NodeState::Failed, Phase::Halted));
+        assert!(world.told(0, "cp1").reason.contains(word), "{:?}", world.told(0, "cp1"));
+        assert!(world.get("cp1").unschedulable && world.began() == ["cp1"]);
+        world.silence("cp1", false);
+        world.settle();
+        assert_eq!((world.phase(0), world.told(0, "cp1").attempt), (Phase::Complete, 1));
+        assert!(!world.get("cp1").unschedulable);
+    }
+}
+
+#[test]
+fn what_was_given_up_holds_up_no_later_update_and_its_end_is_cleared_away() {
+    let mut world = World::of(&["w1", "w2"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w1").report().is_some_and(|s| s.state == ReportedState::Rebooting));
+    world.silence("w1", true);
+    world.settle_for_good();
+    world.edit(0, |spec| spec.abort = true);
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Aborted);
+    let mut alone = World { wishes: world.wishes.clone(), nodes: world.nodes.clone(), ..World::of(&["w1", "w2"]) };
+    alone.now = world.now;
+    alone.settle();
+    assert!(!alone.get("w1").unschedulable && alone.get("w1").note.is_none(), "{alone:#?}");
+    world.ask(spec(2, 2));
+    world.settle_for_good();
+    assert_eq!((world.told(1, "w2").state, world.told(1, "w1").state), (NodeState::Done, NodeState::Failed));
+    world.silence("w1", false);
+    world.settle_for_good();
+    assert_eq!(world.phase(1), Phase::Complete);
+}
+
+#[test]
+fn a_silent_node_of_a_deleted_update_stays_closed_and_is_the_next_ones() {
+    let mut world = World::of(&["w1", "w2"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w1").report().is_some_and(|s| s.state == ReportedState::Rebooting));
+    world.silence("w1", true);
+    world.look(usize::MAX);
+    world.wishes.clear();
+    world.ask(spec(2, 2));
+    world.settle();
+    assert!(world.get("w1").unschedulable && world.told(0, "w1").reason.contains("another update is at work"));
+    world.now += Duration::minutes(45);
+    world.settle();
+    assert!(world.get("w1").unschedulable && world.told(0, "w1").state == NodeState::Staging);
+    world.silence("w1", false);
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+    assert!(!world.get("w1").unschedulable);
+}
+
 #[test]
 fn the_younger_update_waits_and_says_so() {
     let mut world = World::of(&["cp1", "w1"]);
@@ -602,6 +728,7 @@ enum Happens {
     Vanish(usize),
     Join(usize),
     Obstacle(usize, bool),
+    Silence(usize, bool),
     Pause(usize, bool),
     Abort(usize, bool),
     Retry(usize),
@@ -627,6 +754,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         1 => node.clone().prop_map(Happens::Vanish),
         1 => node.clone().prop_map(Happens::Join),
         1 => (node.clone(), any::<bool>()).prop_map(|(node, on)| Happens::Obstacle(node, on)),
+        2 => (node.clone(), any::<bool>()).prop_map(|(node, on)| Happens::Silence(node, on)),
         1 => (0usize..3, any::<bool>()).prop_map(|(wish, on)| Happens::Pause(wish, on)),
         1 => (0usize..3, any::<bool>()).prop_map(|(wish, on)| Happens::Abort(wish, on)),
         1 => (0usize..3).prop_map(Happens::Retry),
@@ -677,6 +805,7 @@ impl World {
                 let obstacles = if on { vec!["a budget".to_owned()] } else { Vec::new() };
                 self.beneath.get_mut(NAMES[node]).unwrap().obstacles = obstacles;
             }
+            Happens::Silence(node, on) if there(self, node) => self.silence(NAMES[node], on),
             Happens::Pause(wish, on) => self.edit(wish, |spec| spec.paused = on),
             Happens::Abort(wish, on) => self.edit(wish, |spec| spec.abort = on),
             Happens::Retry(wish) => self.edit(wish, |spec| spec.retry += 1),
@@ -722,6 +851,15 @@ proptest! {
         for index in 0..world.wishes.len() {
             world.edit(index, |spec| { spec.paused = false; spec.retry += 1; spec.window = None; });
         }
+        world.settle_for_good();
+        // Whoever is silent, what goes first has come to an end, or says which node is.
+        if let Some(wish) = world.wishes.iter().find(|wish| !wish.is_finished(&world.wishes)) {
+            let late = |node: &NodeStatus| node.state == NodeState::Staging && node.reason.contains("journalctl");
+            let said = wish.status.nodes.iter().any(|node| late(node) || node.state == NodeState::Failed);
+            let none = wish.status.nodes.is_empty() && world.nodes.is_empty();
+            prop_assert!(said || none, "{:#?}", world);
+        }
+        world.beneath.values_mut().for_each(|beneath| beneath.silent = false);
         world.settle_for_good();
         for index in 0..world.wishes.len() {
             world.edit(index, |spec| spec.retry += 1);

@@ -20,6 +20,7 @@ use crate::seen::{NodeSeen, PodsSeen, Seen};
 use crate::serve::Metrics;
 use crate::step::{Change, Step};
 use crate::turn::{orphans, turns};
+use crate::waits::Waits;
 use crate::watch::Watched;
 use crate::wish::{Source, Wish};
 
@@ -53,6 +54,7 @@ pub struct Operator {
     stop: CancellationToken,
     /// What held the pods of a node when they were last asked to leave. It is shown, and decides nothing.
     said: BTreeMap<String, String>,
+    waits: Waits,
 }
 
 /// A step that cannot be done now.
@@ -77,7 +79,7 @@ impl Operator {
         metrics: Metrics,
         stop: CancellationToken,
     ) -> Self {
-        Self { cluster, watched, tenure, own, metrics, stop, said: BTreeMap::new() }
+        Self { cluster, watched, tenure, own, metrics, stop, said: BTreeMap::new(), waits: Waits::default() }
     }
 
     /// Runs until it is told to stop.
@@ -156,6 +158,7 @@ impl Operator {
     fn nodes(&mut self) -> (Vec<Node>, Vec<NodeSeen>) {
         let nodes = self.watched.nodes();
         let mut seen: Vec<NodeSeen> = nodes.iter().map(NodeSeen::read).collect();
+        self.waits.measure(&mut seen, OffsetDateTime::now_utc(), Instant::now());
         for node in &mut seen {
             node.said = self.said.get(&node.name).cloned().unwrap_or_default();
         }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use k8s_openapi::api::core::v1::Node;
 use nkd_api::update::{CORDONED_BY, DESIRED, Desired, NOTE, Note, NoteState, REPORTED, Reported};
 use serde::de::DeserializeOwned;
+use time::Duration;
 
 use crate::budget::PodSeen;
 
@@ -44,6 +45,8 @@ pub struct NodeSeen {
     pub reported: Option<Reported>,
     /// What the operator knows of it.
     pub note: Option<Note>,
+    /// How long that has been so.
+    pub waited: Duration,
     /// Its pods; nothing: nobody has looked.
     pub pods: Option<PodsSeen>,
     /// What was said last by what holds its pods. It is shown, and decides nothing.
@@ -78,6 +81,7 @@ impl NodeSeen {
             desired: json(&annotations, DESIRED),
             reported: json(&annotations, REPORTED),
             note: json(&annotations, NOTE),
+            waited: Duration::ZERO,
             pods: None,
             said: String::new(),
         }
@@ -98,6 +102,9 @@ impl NodeSeen {
         {
             return Some(&note.uid);
         }
+        if self.is_back() {
+            return self.note.as_ref().map(|note| note.uid.as_str());
+        }
         let desired = self.desired.as_ref().filter(|desired| desired.go)?;
         let known = self.note.as_ref().is_some_and(|note| note.uid == desired.uid);
         let ended = self.report().is_some_and(|said| said.state.is_end());
@@ -107,7 +114,39 @@ impl NodeSeen {
     /// It is away by the operator's doing.
     #[must_use]
     pub fn held(&self) -> bool {
-        self.cordoned_by.is_some() || self.busy_for().is_some()
+        self.cordoned_by.is_some() || self.busy_for().is_some() || self.is_lost()
+    }
+
+    /// Its agent has said nothing new since it was given up.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        let note = self.note.as_ref().filter(|note| note.state == NoteState::Silent);
+        note.is_some_and(|note| self.report().map(|said| said.state) == note.heard)
+    }
+
+    /// It was told to go by the update that has given it up.
+    fn was_given_up_going(&self) -> bool {
+        let note = self.note.as_ref().filter(|note| note.state == NoteState::Silent);
+        note.is_some_and(|note| self.desired.as_ref().is_some_and(|desired| desired.go && desired.uid == note.uid))
+    }
+
+    /// It was told to go, and its agent is not heard of: nobody knows what it runs.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.was_given_up_going() && self.is_silent()
+    }
+
+    /// It was lost, and its agent has said something since.
+    #[must_use]
+    pub fn is_back(&self) -> bool {
+        self.was_given_up_going() && !self.is_silent()
+    }
+
+    /// Its agent may be at work on something that it was told, also when that counts as failed.
+    #[must_use]
+    pub fn may_move(&self) -> bool {
+        let unheard = self.held() && self.desired.is_some() && self.report().is_none();
+        self.busy_for().is_some() || self.is_lost() || unheard
     }
 
     /// uids of the updates that have left something on it.

@@ -3,10 +3,14 @@
 use std::collections::BTreeSet;
 
 use nkd_api::update::ReportedState;
+use time::Duration;
 
 use crate::seen::{NodeSeen, Seen};
 use crate::step::{Change, Step, write};
 use crate::wish::Wish;
+
+/// So long a node may be silent that was told to go by an update that is gone: as long as by the default of those that are not.
+const SILENT: Duration = Duration::minutes(45);
 
 /// Updates that are not finished, the older first, each with the name of one that comes before it.
 #[must_use]
@@ -27,7 +31,7 @@ pub fn turns<'a>(wishes: &'a [Wish], nodes: &[NodeSeen]) -> Vec<(&'a Wish, Optio
 }
 
 /// What updates have left on nodes that are no longer there, or are finished and still at work on one. A node that is
-/// upgrading comes to its end first; one that has failed stays closed, for nobody knows what is wrong with it.
+/// upgrading comes to its end first; one that has failed or is silent stays closed, for nobody knows what is wrong with it.
 #[must_use]
 pub fn orphans(seen: &Seen, wishes: &[Wish]) -> Vec<Step> {
     let there: BTreeSet<&str> = wishes.iter().map(|wish| wish.uid.as_str()).collect();
@@ -44,11 +48,12 @@ pub fn orphans(seen: &Seen, wishes: &[Wish]) -> Vec<Step> {
         let busy = node.busy_for().is_some();
         let going = busy && desired.is_some_and(|d| d.go && dead(&d.uid));
         let end = node.report().map(|said| said.state).filter(|state| state.is_end());
-        if going && end.is_none() {
+        let goes_on = going && end.is_none();
+        if goes_on && node.waited < SILENT {
             return None;
         }
         let mut change = Change::default();
-        if busy && end != Some(ReportedState::Failed) && node.cordoned_by.is_some() {
+        if busy && !goes_on && end != Some(ReportedState::Failed) && node.cordoned_by.is_some() {
             change.uncordon();
         }
         if note.is_some_and(|note| dead(&note.uid)) {

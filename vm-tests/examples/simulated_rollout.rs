@@ -252,8 +252,12 @@ impl World {
 
     /// A look of the operator: how long the plan took, in milliseconds.
     fn look(&mut self) -> f64 {
+        let date = self.now().date;
+        for node in &mut self.seen.nodes {
+            node.waited = node.note.as_ref().map(|note| date - note.since).unwrap_or_default();
+        }
         let begun = Instant::now();
-        let steps = plan(&self.wish, &self.seen, self.now().date);
+        let steps = plan(&self.wish, &self.seen, date);
         let took = begun.elapsed().as_secs_f64() * 1000.0;
         for step in steps {
             match step {

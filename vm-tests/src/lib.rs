@@ -53,6 +53,7 @@
 mod by_hand;
 mod cluster;
 mod error;
+mod fault_table;
 mod faults;
 mod folder;
 mod lab_cluster;
@@ -70,6 +71,7 @@ use std::time::Duration;
 pub use by_hand::install_by_hand;
 pub use cluster::LabCluster;
 pub use error::{ConsoleFailure, Error};
+pub use fault_table::FaultTable;
 pub use faults::{Harm, Saboteur};
 pub use lab_cluster::{ClusterFile, ClusterLab, KUBERNETES, LabMember, LabPrograms};
 pub use machine::Machine;

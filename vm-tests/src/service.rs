@@ -49,7 +49,8 @@ impl Clock {
         std::fs::write(&self.file, offset).map_err(Error::io(self.file.display().to_string()))
     }
 
-    fn govern(&self, command: &mut Command) {
+    /// A program that is started so goes by it.
+    pub fn govern(&self, command: &mut Command) {
         command.env("LD_PRELOAD", FAKETIME).env("FAKETIME_TIMESTAMP_FILE", &self.file);
         command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
     }

@@ -76,6 +76,12 @@ pub fn agent() -> Result<PathBuf> {
     Ok(target().join("debug/nkd-agent"))
 }
 
+/// Builds the operator's program as one test runs it beside a cluster, under a clock of its own.
+pub fn operator() -> Result<PathBuf> {
+    cargo(&["build", "--package", "nkd-operator"])?;
+    Ok(target().join("debug/housekeeper"))
+}
+
 /// Builds Kubernetes for the tests, or finds what the same inputs made earlier.
 pub fn kubernetes() -> Result<PathBuf> {
     image::kubernetes()

@@ -6,7 +6,7 @@ use crate::build;
 
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Only tests whose name holds this text
+    /// Only the tests of this file, like update_faults, or those whose name holds this text
     filter: Option<String>,
 }
 
@@ -14,7 +14,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     build::packages(&[&build::VM_PACKAGES[..], &build::TEST_PACKAGES[..]].concat())?;
     let (program, agent, kubernetes) = (build::nkd()?, build::agent()?, build::kubernetes()?);
     build::stopped_packages(&build::REGISTRY_CLIENTS)?;
-    let housekeeper = build::housekeeper()?;
+    let (housekeeper, operator) = (build::housekeeper()?, build::operator()?);
     let (bare, image, newer) = (build::lab_image()?, build::cluster_image()?, build::newer_image()?);
     let ostree = build::ostree_ed25519()?;
     let environment = [
@@ -24,6 +24,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ("NKD_HOUSEKEEPER", housekeeper.as_os_str()),
         ("NKD_LAB_IMAGE", bare.as_os_str()),
         ("NKD_OSTREE_ED25519", ostree.as_os_str()),
+        ("NKD_HOUSEKEEPER_PROGRAM", operator.as_os_str()),
         ("NKD_CLUSTER_IMAGE", image.as_os_str()),
         ("NKD_NEWER_IMAGE", newer.as_os_str()),
     ];
@@ -35,12 +36,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "housekeeper",
         "updates",
         "whole_upgrade",
+        "update_faults",
         "machine_faults",
         "ostree_ed25519",
     ];
-    let tests = tests.map(|test| ["--test", test]).concat();
+    let is_named = |test: &&str| arguments.filter.as_deref() == Some(*test);
+    let whole = tests.iter().any(is_named);
+    let chosen = tests.iter().copied().filter(|test| !whole || is_named(&test));
+    let tests: Vec<&str> = chosen.flat_map(|test| ["--test", test]).collect();
     let words = [&["test", "--package", "nkd-vm-tests", "--no-fail-fast"], &tests[..], &["--"]].concat();
     let only = ["--ignored", "--test-threads=1", "--nocapture"];
-    let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).collect();
+    let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).filter(|_| !whole).collect();
     build::cargo_with(&[&words[..], &only, &filter].concat(), &environment)
 }

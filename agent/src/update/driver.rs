@@ -170,6 +170,12 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
             Event::Ended(blocking(shared, stage).await)
         }
         Action::Kubeadm(desired) => {
+            // kubeadm asks the API at once, and gives up at once. That of the only control plane is away for a while after a
+            // power cut.
+            if let Err(reason) = NodeClient::new(&shared.options.root).look().await {
+                let reason = format!("the cluster's API does not answer: {reason}");
+                return Event::Ended(Err(Failure { retry: Retry::Patiently, reason }));
+            }
             Event::Ended(blocking(shared, move |shared| shared.kubeadm(&desired).map(|()| None)).await)
         }
         Action::Arm => Event::Ended(blocking(shared, |shared| shared.os.arm().map(|()| None)).await),

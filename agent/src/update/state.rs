@@ -31,6 +31,8 @@ pub const EFFECT_TRIES: u32 = 3;
 pub const RESTAGES: u32 = 3;
 /// Wait after the first failure; each further one waits twice as long.
 const FIRST_WAIT: Duration = Duration::from_secs(5);
+/// After so many waits for somebody who is away, each further one is as long as the last.
+const LONG_WAITS: u32 = 3;
 /// Between two looks of the gate.
 const LOOK: Duration = Duration::from_secs(5);
 /// Wait before a report, or a restart, is tried again.
@@ -216,8 +218,8 @@ pub enum Retry {
     Never,
     /// A few.
     Few,
-    /// As long as it takes: nothing is wrong here, and somebody else is away. Only of a release that is being laid out,
-    /// which harms nothing; the cluster is told why it waits, and may call it off.
+    /// As long as it takes: the effect did not begin, because somebody whom it needs is away, the service or the cluster's
+    /// API. That is no failure of it; the cluster is told why the node waits.
     Patiently,
 }
 
@@ -644,18 +646,17 @@ impl State {
     }
 
     fn failed(&mut self, stage: Stage, failure: Failure, now: Now, said: &mut Vec<Action>) {
-        let harmless = matches!(stage, Stage::Stage | Stage::Staged);
-        let tries = if harmless { STAGE_TRIES } else { EFFECT_TRIES };
-        if harmless && failure.retry == Retry::Patiently {
+        if failure.retry == Retry::Patiently {
             // What is wrong is said once. The tries that are counted are kept for what can be tried.
             if self.why != failure.reason {
                 said.push(Action::Say(format!("{}: {}", word(stage), failure.reason)));
             }
-            self.not_before = now.uptime + wait(self.waits.min(tries - 1));
+            self.not_before = now.uptime + wait(self.waits.min(LONG_WAITS));
             self.waits = self.waits.saturating_add(1);
             self.why = failure.reason;
             return;
         }
+        let tries = if matches!(stage, Stage::Stage | Stage::Staged) { STAGE_TRIES } else { EFFECT_TRIES };
         said.push(Action::Say(format!("{}: {}", word(stage), failure.reason)));
         self.failures += 1;
         if failure.retry != Retry::Never && self.failures < tries {

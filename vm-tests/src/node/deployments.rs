@@ -7,6 +7,9 @@
 //! ```
 //! The kubelet and the kubeadm of the tree that was chosen lie over those of the node. A tree with a file `no-boot` is
 //! one whose kernel does not start.
+//!
+//! A test may hold a step: with a file `hold-arm`, say, the program says `held-arm` and waits until that file is gone. And
+//! it may give the releases little room: what is staged goes into `room`, if there is such a folder.
 #![expect(clippy::disallowed_methods, reason = "reads the programs of Kubernetes")]
 
 use std::path::Path;
@@ -24,6 +27,13 @@ set -eu
 cd /var/lib/site-os
 get() { cat "$1" 2>/dev/null || true; }
 put() { echo "$2" >"$1.new"; sync "$1.new"; mv "$1.new" "$1"; }
+tries=0
+while [ -e "hold-$1" ] && [ $tries -lt 3000 ]; do
+    : >"held-$1"
+    sleep 0.1
+    tries=$((tries + 1))
+done
+rm -f "held-$1"
 case $1 in
 status)
     booted=$(get booted)
@@ -44,8 +54,9 @@ status)
     ;;
 stage)
     [ -d "trees/$2" ] || { echo "there is no release $2" >&2; exit 65; }
+    [ ! -d room ] || cp "trees/$2/usr/bin/kubeadm" room/
     if [ "$(get booted)" != "$2" ]; then
-        rm -f counter armed
+        rm -f counter /run/site-os-armed
         put default "$(get booted)"
         put /run/site-os-staged "$2"
     fi
@@ -110,19 +121,79 @@ ExecStop=/etc/site-os finalize
 [Install]
 WantedBy=multi-user.target
 ";
-const DROP_IN: &str = "[Service]\nExecStart=\nExecStart=/usr/bin/nkd-agent update --os /etc/site-os --gate 150\n";
+/// In the way of the updater's `systemctl reboot`, which can be held as all else.
+const SYSTEMCTL: &str = "#!/bin/sh\n[ \"$1\" != reboot ] || /etc/site-os restart\nexec /usr/bin/systemctl \"$@\"\n";
+const DROP_IN: &str = "/etc/systemd/system/nkd-updater.service.d/site-os.conf";
+/// How long a node may take to pass its gate, in seconds.
+const GATE: u32 = 150;
 
 impl Node {
+    /// The next time that its updater wants this of the program (`stage`, `arm`, `confirm`, `revert`, `discard`) or
+    /// restarts (`restart`), it waits.
+    pub fn hold(&self, verb: &str) -> Result<(), Error> {
+        self.shell(&format!("touch {FOLDER}/hold-{verb}"), Duration::from_secs(20)).map(drop)
+    }
+
+    /// It is on, and waits there.
+    pub fn is_held(&self, verb: &str) -> bool {
+        self.power.is_some() && self.on_disk(&format!("held-{verb}")).exists()
+    }
+
+    /// It goes on. It may be off.
+    pub fn release(&mut self, verb: &str) -> Result<(), Error> {
+        if self.is_on() {
+            let line = format!("cd {FOLDER} && rm -f hold-{verb}");
+            return self.shell(&line, Duration::from_secs(20)).map(drop);
+        }
+        for name in [format!("hold-{verb}"), format!("held-{verb}")] {
+            let path = self.on_disk(&name);
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(Error::io(format!("removing {}", path.display()))(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The journal of its updater as it is on the disk.
+    pub fn update_journal(&self) -> Option<serde_json::Value> {
+        let path = self.folder().join("disk/var/upper/lib/nkd-agent/update.json");
+        serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+    }
+
+    /// A file of the deployments, seen from outside.
+    fn on_disk(&self, name: &str) -> std::path::PathBuf {
+        self.folder().join("disk/var/upper/lib/site-os").join(name)
+    }
+
     /// From now on it has deployments, and runs the one of this name, which it has: see [`Node::lay_out`].
     pub fn deploy(&self, id: &str) -> Result<(), Error> {
         self.write_file("/etc/site-os", 0o755, PROGRAM.as_bytes())?;
+        self.write_file("/etc/site-bin/systemctl", 0o755, SYSTEMCTL.as_bytes())?;
         self.write_file("/etc/systemd/system/site-os.service", 0o644, UNIT.as_bytes())?;
-        self.write_file("/etc/systemd/system/nkd-updater.service.d/site-os.conf", 0o644, DROP_IN.as_bytes())?;
+        self.configure_updater("", GATE)?;
         let begin = format!(
             "cd {FOLDER} && echo {id} | tee booted default before >/dev/null && systemctl daemon-reload && \
              systemctl enable site-os && systemctl start site-os && systemctl restart nkd-updater"
         );
         self.shell(&begin, Duration::from_secs(60)).map(drop)
+    }
+
+    /// Its updater gives a release so many seconds to pass the gate, and has these further lines in its unit. It counts from
+    /// the unit's next start.
+    pub fn configure_updater(&self, lines: &str, gate: u32) -> Result<(), Error> {
+        let path = "Environment=PATH=/etc/site-bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n";
+        let start = format!("{path}ExecStart=\nExecStart=/usr/bin/nkd-agent update --os /etc/site-os --gate {gate}\n");
+        self.write_file(DROP_IN, 0o644, format!("[Service]\n{start}{lines}").as_bytes())?;
+        self.shell("systemctl daemon-reload", Duration::from_secs(20)).map(drop)
+    }
+
+    /// Another release with the same programs.
+    pub fn lay_out_again(&self, id: &str, like: &str) -> Result<(), Error> {
+        let line = format!("cd {FOLDER}/trees && rm -rf {id} && cp -al {like} {id}");
+        self.shell(&line, Duration::from_secs(20)).map(drop)
     }
 
     /// A release with this version of Kubernetes is where the updater finds it, and its images are in containerd.

@@ -44,6 +44,9 @@ const MASKED: &[&str] = &[
 
 const JOURNAL: &str = "[Journal]\nStorage=persistent\nAudit=no\nReadKMsg=no\nForwardToConsole=yes\nMaxLevelConsole=info\nSystemMaxUse=64M\nRateLimitIntervalSec=0\n";
 
+/// An API server whose etcd went first waits for its clients until systemd ends it.
+const SYSTEM: &str = "[Manager]\nDefaultTimeoutStopSec=15s\n";
+
 const CONTAINERD: &str = "\
 [Unit]
 Description=containerd container runtime
@@ -107,6 +110,7 @@ pub(super) fn entries(kubernetes: bool, agent: bool, generators: &[String]) -> V
     let mut entries: Vec<Entry> = MASKED.iter().map(|unit| mask(format!("system/{unit}"))).collect();
     entries.extend(generators.iter().map(|name| mask(format!("system-generators/{name}"))));
     entries.push(file("journald.conf", JOURNAL));
+    entries.push(file("system.conf", SYSTEM));
     if kubernetes {
         entries.push(file("system/containerd.service", CONTAINERD));
         entries.push(file("system/kubelet.service", KUBELET));

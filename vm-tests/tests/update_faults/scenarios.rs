@@ -1,0 +1,300 @@
+//! What else may happen in the middle, and what the owner of the system is told of it.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nkd_vm_tests::{Clock, Error, within};
+use serde_json::{Value, json};
+
+use super::scene::{BEFORE, CLUSTER, Release, Scene, unexpected};
+use crate::Result;
+
+/// A pod on w1 that may never leave, because somebody said so.
+const STUCK: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: stuck, namespace: default}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: stuck}}
+  template:
+    metadata: {labels: {app: stuck}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      nodeSelector: {kubernetes.io/hostname: w1}
+      containers: [{name: stuck, image: 'k8s.gcr.io/pause:3.2', imagePullPolicy: Never}]
+---
+apiVersion: policy/v1beta1
+kind: PodDisruptionBudget
+metadata: {name: stuck, namespace: default}
+spec: {minAvailable: 1, selector: {matchLabels: {app: stuck}}}
+";
+/// How long the API server is away.
+const AWAY: Duration = Duration::from_secs(300);
+
+fn node(status: &Value, name: &str) -> (String, String) {
+    let nodes = status["nodes"].as_array().into_iter().flatten();
+    let node = nodes.into_iter().find(|node| node["name"] == name).cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    (text(&node["state"]), text(&node["reason"]))
+}
+
+impl Scene {
+    fn expect_all_whole(&mut self, release: &Release) -> Result {
+        for node in &self.nodes {
+            self.expect_whole(node, &release.commit, "healthy")?;
+            self.expect_open(node.name(), true)?;
+        }
+        self.runs.clone_from(&release.commit);
+        self.lab.wait_ready(CLUSTER, within(200))?;
+        self.await_operators()
+    }
+
+    /// Of two that begin an upgrade in the same moment one is told no. A budget that can never be met holds its node open; a
+    /// node whose disk is full stays as it was; both go on when that is put right.
+    pub fn two_starts_a_budget_and_a_full_disk(&mut self) -> Result {
+        println!("== two starts at once, a budget that can never be met, a full disk");
+        let release = self.publish(BEFORE)?;
+        self.apply("stuck.yaml", STUCK)?;
+        self.kubectl(&["rollout", "status", "deployment/stuck", "--timeout=55s"])?;
+        let room = "mkdir -p /var/lib/site-os/room && mount -t tmpfs -o size=64k room /var/lib/site-os/room";
+        self.nodes[2].shell(room, within(20))?;
+        let boots = self.nodes[2].shell("cat /proc/sys/kernel/random/boot_id", within(20))?;
+
+        let scene = &*self;
+        let told: Vec<_> = thread::scope(|scope| {
+            let starts = [(); 2].map(|()| scope.spawn(|| scene.begin(&release, &["--os-only"])));
+            starts.into_iter().map(|start| start.join().unwrap()).collect()
+        });
+        let refused: Vec<String> =
+            told.iter().filter_map(|told| told.as_ref().err().map(ToString::to_string)).collect();
+        let why = ["wait for its end", "another upgrade has begun in this moment"];
+        assert!(refused.len() == 1 && why.iter().any(|why| refused[0].contains(why)), "{told:?}");
+
+        self.until("w1 is blocked, w2 has no room, cp1 is done", 600, |_, status| {
+            let done = node(status, "cp1").0 == "Done";
+            Ok(done && node(status, "w1").0 == "Blocked" && node(status, "w2").0 == "Failed")
+        })?;
+        let status = self.status()?;
+        let (why, full) = (node(&status, "w1").1, node(&status, "w2").1);
+        assert!(why.contains("the disruption budget stuck never lets default/stuck-"), "{why}");
+        assert!(full.contains("fetching the release") && full.contains("No space left on device"), "{full}");
+        self.expect_open("w1", true)?;
+        self.expect_open("w2", true)?;
+        self.expect_whole(&self.nodes[2], &self.runs, "rolled-back")?;
+        assert_eq!(self.nodes[2].shell("cat /proc/sys/kernel/random/boot_id", within(20))?, boots);
+        let shown = self.lab.nkd(&["upgrade", "status", CLUSTER])?;
+        assert!(shown.contains("No space left on device") && shown.contains("the disruption budget stuck"), "{shown}");
+
+        self.nodes[2].shell("umount /var/lib/site-os/room && rmdir /var/lib/site-os/room", within(20))?;
+        self.kubectl(&["delete", "poddisruptionbudget", "stuck"])?;
+        self.lab.nkd(&["upgrade", "retry", CLUSTER])?;
+        self.until_state("complete", 600)?;
+        self.kubectl(&["delete", "deployment", "stuck"])?;
+        self.expect_all_whole(&release)
+    }
+
+    fn ask(&self, name: &str, release: &Release, strategy: &Value) -> Result {
+        let os = json!({"commit": release.commit});
+        let spec = json!({"release": {"name": name, "os": os}, "strategy": strategy});
+        let kind = json!({"apiVersion": "nkd.io/v1alpha1", "kind": "Update", "metadata": {"name": name}, "spec": spec});
+        self.apply(&format!("update-{name}.json"), &kind.to_string())
+    }
+
+    /// As [`Scene::until`], for an update that no service knows of.
+    fn until_update(
+        &mut self,
+        name: &str,
+        what: &str,
+        limit: u64,
+        mut fits: impl FnMut(&Value) -> bool,
+    ) -> Result<Value> {
+        let (end, mut last) = (Instant::now() + within(limit), String::new());
+        loop {
+            self.switch_on()?;
+            if let Ok(update) = self.json(&["--request-timeout=10s", "get", "nkdupdate", name]) {
+                let status = &update["status"];
+                let said = format!("{name} {}: {}", status["phase"], status["nodes"]);
+                if said != last {
+                    println!("{said}");
+                    last = said;
+                }
+                if fits(status) {
+                    println!("== {what}");
+                    return Ok(status.clone());
+                }
+            }
+            if Instant::now() >= end {
+                return Err(unexpected(what, format!("{last}\n{}", self.explain())));
+            }
+            thread::sleep(Duration::from_secs(1));
+        }
+    }
+
+    /// Two updates go one after the other. A node whose agent never answers is given up, and so is one whose agent falls
+    /// silent in its turn; both are taken at their word when they are heard of.
+    pub fn two_updates_and_silent_agents(&mut self) -> Result {
+        println!("== two updates at once, agents that are silent");
+        let (one, two) = (self.publish(BEFORE)?, self.publish(BEFORE)?);
+        let strategy = json!({"silentSeconds": 40});
+        let mask = "systemctl mask --now --runtime nkd-updater";
+        let unmask = "systemctl unmask --runtime nkd-updater && systemctl start nkd-updater";
+        self.nodes[1].shell(mask, within(60))?;
+        self.ask("one", &one, &strategy)?;
+        self.ask("two", &two, &strategy)?;
+        // Both may be of the same second.
+        let mut order = Vec::new();
+        for (name, release) in [("one", &one), ("two", &two)] {
+            let metadata = self.json(&["get", "nkdupdate", name])?["metadata"].clone();
+            order.push((metadata["creationTimestamp"].to_string(), metadata["uid"].to_string(), name, release));
+        }
+        order.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        let [(.., one, _), (.., two, last)] = order[..] else { unreachable!() };
+        let status = self.until_update(one, "w1 never answers, the others are done", 600, |status| {
+            ["cp1", "w2"].iter().all(|name| node(status, name).0 == "Done") && node(status, "w1").0 == "Failed"
+        })?;
+        let why = node(&status, "w1").1;
+        assert!(why.contains("has not answered for 40 s") && why.contains("systemctl status nkd-updater"), "{why}");
+        self.expect_open("w1", true)?;
+        let waiting = self.json(&["get", "nkdupdate", two])?["status"].clone();
+        let said = waiting["conditions"][0]["message"].to_string();
+        assert!(waiting["phase"] == "Pending" && said.contains(&format!("the update {one} is older")), "{waiting:#}");
+
+        self.nodes[1].shell(unmask, within(60))?;
+        self.until_update(one, "w1 is taken at its word", 600, |status| status["phase"] == "Complete")?;
+        // The second one's turn. An agent falls silent when it is told to go.
+        self.nodes[2].hold("arm")?;
+        self.until_update(two, "w2 is told to go", 900, |status| node(status, "w2").0 == "Upgrading")?;
+        self.nodes[2].shell(mask, within(60))?;
+        self.nodes[2].release("arm")?;
+        let status = self.until_update(two, "w2 is given up", 600, |status| status["phase"] == "Halted")?;
+        let why = node(&status, "w2").1;
+        assert!(why.contains("for 2 minutes") && why.contains("systemctl status nkd-updater"), "{why}");
+        assert_eq!(self.json(&["get", "node", "w2"])?["spec"]["unschedulable"], true, "nobody knows what it runs");
+        self.nodes[2].shell(unmask, within(60))?;
+        self.until_update(two, "w2 is taken at its word", 600, |status| status["phase"] == "Complete")?;
+        for name in [one, two] {
+            self.kubectl(&["delete", "nkdupdate", name])?;
+        }
+        self.expect_all_whole(last)
+    }
+
+    /// The API server is away for five minutes while a worker upgrades. The agents' clocks jump an hour, and back.
+    pub fn no_api_server_and_other_clocks(&mut self) -> Result {
+        println!("== the API server is away for five minutes, and clocks jump");
+        let release = self.publish(BEFORE)?;
+        let offset = |scene: &Self, text: &str| {
+            scene.nodes[1].write_file("/etc/site-clock", 0o644, text.as_bytes())?;
+            Result::Ok(())
+        };
+        offset(self, "+0")?;
+        let preload = "LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1 FAKETIME_NO_CACHE=1 \
+                       FAKETIME_DONT_FAKE_MONOTONIC=1 FAKETIME_TIMESTAMP_FILE=/etc/site-clock";
+        // Of those who fail the gate, an API server that is away for long is not to be one: the updater's own limit.
+        self.nodes[1].configure_updater(&format!("Environment={preload}\n"), 900)?;
+        self.nodes[1].shell("systemctl restart nkd-updater", within(30))?;
+        self.nodes[1].hold("stage")?;
+        self.begin(&release, &["--os-only", "--soak", "20s"])?;
+        self.until("w1 stages", 300, |scene, _| Ok(scene.nodes[1].is_held("stage")))?;
+        offset(self, "+1h")?;
+        self.nodes[1].release("stage")?;
+        self.nodes[1].hold("arm")?;
+        self.until("w1 upgrades", 600, |scene, _| Ok(scene.nodes[1].is_held("arm")))?;
+        offset(self, "-1h")?;
+
+        let manifest = "/etc/kubernetes/manifests/kube-apiserver.yaml";
+        self.nodes[0].shell(&format!("mv {manifest} /etc/kubernetes/away.yaml"), within(20))?;
+        let gone = Instant::now();
+        self.nodes[1].release("arm")?;
+        self.until("the API is away, which the owner is told", 200, |_, status| {
+            Ok(status["detail"].as_str().is_some_and(|said| said.contains("does not answer now")))
+        })?;
+        self.until("five minutes have passed", 400, |_, _| Ok(gone.elapsed() >= AWAY))?;
+        self.nodes[0].shell(&format!("mv /etc/kubernetes/away.yaml {manifest}"), within(20))?;
+        self.until_state("complete", 900)?;
+        self.nodes[1].configure_updater("", 150)?;
+        self.nodes[1].shell("systemctl restart nkd-updater", within(30))?;
+        self.expect_all_whole(&release)
+    }
+
+    /// The clock of the operator that leads is an hour ahead, is set right while one node is watched, and wrong again while the
+    /// next one is: neither ends a wait, and none is made longer by it. It runs beside the cluster here, where it can have a
+    /// clock of its own.
+    pub fn an_operator_with_another_clock(&mut self) -> Result {
+        println!("== the operator's clock jumps");
+        let release = self.publish(BEFORE)?;
+        let program = std::env::var_os("NKD_HOUSEKEEPER_PROGRAM").map(PathBuf::from).filter(|path| path.exists());
+        let remedy = "run this through `cargo xtask soak`, which builds it";
+        let program = program.ok_or(Error::NotBuilt { variable: "NKD_HOUSEKEEPER_PROGRAM", remedy })?;
+        self.nodes[0].hold("stage")?;
+        self.begin(&release, &["--os-only", "--soak", "60s"])?;
+        let scale = |scene: &Self, replicas: &str| {
+            let words = ["-n", "nkd-system", "scale", "deployment/housekeeper", &format!("--replicas={replicas}")];
+            scene.kubectl(&words).map(drop)
+        };
+        scale(self, "0")?;
+        let clock = Clock::new(&self.lab.net)?;
+        clock.jump("+1h")?;
+        let mut command = Command::new(program);
+        command.arg("--kubeconfig").arg(self.lab.net.folder().join(format!("kubeconfig-{CLUSTER}")));
+        command.args(["--identity", "outside", "--text"]);
+        clock.govern(&mut command);
+        let mut operator = self.lab.host.spawn("operator", command)?;
+        operator.expect_log("leads", within(120))?;
+        self.nodes[0].release("stage")?;
+        for (name, jump) in [("cp1", "+0"), ("w1", "+1h")] {
+            let soaks = |status: &Value| node(status, name).0 == "Soaking";
+            self.until(&format!("{name} is watched"), 600, |_, status| Ok(soaks(status)))?;
+            let since = Instant::now();
+            clock.jump(jump)?;
+            self.until(&format!("{name} is done"), 120, |_, status| Ok(node(status, name).0 == "Done"))?;
+            // The service may have heard of the beginning and the end some seconds late.
+            assert!(since.elapsed() >= Duration::from_secs(40), "{name} was watched for {:?}", since.elapsed());
+        }
+        self.until_state("complete", 600)?;
+        operator.stop(within(40))?;
+        scale(self, "2")?;
+        self.expect_all_whole(&release)
+    }
+
+    /// Nodes are deleted while they wait, when they are drained, and after their restart; a machine is lost for good.
+    pub fn nodes_that_go_away(&mut self) -> Result {
+        println!("== nodes are deleted in the middle of their turn, and a machine is lost");
+        let release = self.publish(BEFORE)?;
+        self.nodes[1].hold("arm")?;
+        self.nodes[2].hold("stage")?;
+        self.begin(&release, &["--os-only"])?;
+        self.until("w1 is drained and upgrades", 600, |scene, _| Ok(scene.nodes[1].is_held("arm")))?;
+        self.kubectl(&["delete", "node", "w1", "--wait=false"])?;
+        self.nodes[1].release("arm")?;
+        // It restarts, and its kubelet makes its node anew.
+        self.until("w1 is there again, and done", 600, |_, status| Ok(node(status, "w1").0 == "Done"))?;
+        self.nodes[2].release("stage")?;
+        self.nodes[2].hold("confirm")?;
+        self.until("w2 has restarted", 600, |scene, _| Ok(scene.nodes[2].is_held("confirm")))?;
+        self.kubectl(&["delete", "node", "w2", "--wait=false"])?;
+        self.nodes[2].release("confirm")?;
+        self.until_state("complete", 300)?;
+        for node in &self.nodes[..2] {
+            self.expect_whole(node, &release.commit, "healthy")?;
+            self.expect_open(node.name(), true)?;
+        }
+        self.expect_whole(&self.nodes[2], &release.commit, "healthy")?;
+        // A kubelet makes its node when it starts.
+        self.nodes[2].shell("systemctl restart kubelet", within(30))?;
+        self.runs.clone_from(&release.commit);
+        self.lab.wait_ready(CLUSTER, within(200))?;
+
+        let release = self.publish(BEFORE)?;
+        self.nodes[2].hold("arm")?;
+        self.begin(&release, &["--os-only"])?;
+        self.until("w2 upgrades", 900, |scene, _| Ok(scene.nodes[2].is_held("arm")))?;
+        let mut lost = self.nodes.pop().unwrap();
+        lost.power_cut()?;
+        self.lab.nkd(&["cluster", "remove", CLUSTER, "w2", "--lost"])?;
+        self.until_state("complete", 600)?;
+        self.expect_all_whole(&release)
+    }
+}
