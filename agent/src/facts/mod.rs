@@ -4,6 +4,7 @@
 
 pub mod block;
 pub mod net;
+mod room;
 mod root;
 mod system;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub fn gather(root: &Root, addresses: &Addresses) -> Facts {
         os,
         os_version,
         booted_deployment: if live { None } else { system::deployment(root) },
+        room: if live { Vec::new() } else { room::room(root) },
         live,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
     }
