@@ -10,7 +10,7 @@ mod system;
 #[cfg(test)]
 mod tests;
 
-use nkd_api::facts::Facts;
+use nkd_api::facts::{ETCD_SNAPSHOT, Facts};
 
 pub use net::Addresses;
 pub use root::Root;
@@ -41,6 +41,7 @@ pub fn gather(root: &Root, addresses: &Addresses) -> Facts {
         room: if live { Vec::new() } else { room::room(root) },
         live,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        can: vec![ETCD_SNAPSHOT.to_owned()],
     }
 }
 

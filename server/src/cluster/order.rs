@@ -125,7 +125,7 @@ pub async fn order(
         }
         KubeadmAction::Reset => (String::new(), Vec::new()),
         KubeadmAction::Renew => return renewal_order(record, member, operation),
-        KubeadmAction::Recover => return Ok(bare(operation, run.action, String::new())),
+        KubeadmAction::Recover | KubeadmAction::Snapshot => return Ok(bare(operation, run.action, String::new())),
     };
     let with_own = runtime::with_own_registry(cluster, &service.addresses.api_url(local), service.pki.ca_pem());
     let mut files = runtime::files(&with_own, cluster.spec.os.profile == "lab")?;
