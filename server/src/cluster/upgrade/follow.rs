@@ -1,7 +1,6 @@
 //! Begins upgrades, and follows them: tells the operator in the cluster what is wanted, and writes down what it says.
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,6 +76,7 @@ async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Se
     let mut seen = Seen { kubelets: api.kubelets().await?, ..Seen::default() };
     seen.operator = api.operator().await?.is_some_and(|operator| operator.available);
     if let Some(minor) = to.and_then(|version| kubeadm::minor(version).ok()) {
+    seen.stuck = api.stuck_pods().await?;
         seen.deprecated = metrics::gone_by(&api.metrics().await?, minor.into());
     }
     let planes = record.members.iter().filter(|m| m.role == Role::ControlPlane).filter_map(|m| m.address);
@@ -93,20 +93,23 @@ async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Se
         }
         Err(error) => seen.etcd = vec![crate::http::chain(&error)],
     }
-    seen.commits = commits(service, record).await?;
+    facts(service, record, &mut seen).await;
     Ok(seen)
 }
 
-async fn commits(service: &Service, record: &Record) -> Result<BTreeMap<String, String>, StoreError> {
-    let mut commits = BTreeMap::new();
+/// What the agents of its nodes have said.
+async fn facts(service: &Service, record: &Record, seen: &mut Seen) {
     for member in &record.members {
         let Some(id) = member.machine else { continue };
         let Ok(machine) = service.registry.find(&Selector::Id(id)).await else { continue };
-        if let Some(commit) = machine.facts.as_ref().and_then(|facts| facts.booted_deployment.clone()) {
-            commits.insert(member.hostname.clone(), commit);
+        let Some(facts) = machine.facts else { continue };
+        if let Some(commit) = facts.booted_deployment {
+            seen.commits.insert(member.hostname.clone(), commit);
+        }
+        if !facts.room.is_empty() {
+            seen.room.insert(member.hostname.clone(), facts.room);
         }
     }
-    Ok(commits)
 }
 
 /// Checks, and begins unless it is a rehearsal. What is begun is in the store.

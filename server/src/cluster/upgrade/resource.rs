@@ -1,6 +1,7 @@
 //! The Update resource in the cluster: what it is to say (pure), and how it is written and read.
 
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use nkd_api::update::{
     self, Drain, DrainPolicy, MaxUnavailable, OsRelease, Phase, Release, Strategy, UpdateSpec, UpdateStatus,
@@ -8,6 +9,7 @@ use nkd_api::update::{
 use nkd_api::upgrade::{Upgrade, UpgradeState};
 use serde_json::json;
 
+use super::budgets::{self, Budget, Stuck};
 use crate::cluster::kubernetes::{Cluster, KubeError, request};
 
 /// Who owns the fields that we apply.
@@ -97,6 +99,28 @@ impl Cluster {
             status.phase = Phase::Pending;
         }
         Ok(Some((spec, status)))
+    }
+
+    /// The pods of the cluster that no drain could ever move.
+    pub async fn stuck_pods(&self) -> Result<Vec<Stuck>, KubeError> {
+        let pods: Api<Pod> = Api::all(self.client());
+        let pods = pods.list(&ListParams::default()).await.map_err(request("list pods"))?;
+        let mut budgets = Vec::new();
+        // The older one is all that Kubernetes before 1.21 has.
+        for (version, v1) in [("v1", true), ("v1beta1", false)] {
+            let kind = GroupVersionKind::gvk("policy", version, "PodDisruptionBudget");
+            let api: Api<DynamicObject> = Api::all_with(self.client(), &ApiResource::from_gvk(&kind));
+            match api.list(&ListParams::default()).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                list => {
+                    let list = list.map_err(request("list disruption budgets"))?;
+                    let objects = list.items.iter().filter_map(|object| serde_json::to_value(object).ok());
+                    budgets = objects.filter_map(|object| Budget::read(&object, v1)).collect();
+                    break;
+                }
+            }
+        }
+        Ok(budgets::stuck(&pods.items, &budgets))
     }
 
     /// The API server's metrics, in the text format of Prometheus.
