@@ -6,18 +6,20 @@ use std::time::Duration;
 
 use nkd_api::cluster::Role;
 use nkd_api::update::NodeState;
-use nkd_api::upgrade::{Planned, Upgrade, UpgradeOrder, UpgradeState, UpgradeVerb};
+use nkd_api::upgrade::{Planned, Upgrade, UpgradeOrder, UpgradeSnapshot, UpgradeState, UpgradeVerb};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics;
 use super::preflight::{self, NotAsked, Seen};
+use super::prepare::prepare;
 use super::resource;
 use crate::cluster::bringup::BringUpError;
 use crate::cluster::etcd::{CLIENT_PORT, Etcd};
 use crate::cluster::kubernetes::KubeError;
 use crate::cluster::order::pki;
 use crate::cluster::record::Record;
+use crate::cluster::snapshot::take;
 use crate::cluster::{kubeadm, reach};
 use crate::machine::Selector;
 use crate::service::Service;
@@ -74,9 +76,9 @@ pub enum UpgradeError {
 async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Seen, UpgradeError> {
     let (_, api) = reach::reach(service, record).await?;
     let mut seen = Seen { kubelets: api.kubelets().await?, ..Seen::default() };
+    seen.stuck = api.stuck_pods().await?;
     seen.operator = api.operator().await?.is_some_and(|operator| operator.available);
     if let Some(minor) = to.and_then(|version| kubeadm::minor(version).ok()) {
-    seen.stuck = api.stuck_pods().await?;
         seen.deprecated = metrics::gone_by(&api.metrics().await?, minor.into());
     }
     let planes = record.members.iter().filter(|m| m.role == Role::ControlPlane).filter_map(|m| m.address);
@@ -170,6 +172,11 @@ pub async fn change(service: &Service, record: &Record, verb: UpgradeVerb) -> Re
                 (upgrade.aborted, upgrade.state) = (true, UpgradeState::Aborting);
                 upgrade.detail.clear();
             }
+            UpgradeVerb::Retry if upgrade.snapshot.as_ref().is_some_and(|wanted| !wanted.is_taken()) => {
+                upgrade.snapshot = Some(UpgradeSnapshot { since: OffsetDateTime::now_utc(), newest: None });
+                upgrade.state = UpgradeState::Preparing;
+                upgrade.detail.clear();
+            }
             UpgradeVerb::Retry if upgrade.nodes.iter().any(|node| node.state == NodeState::Failed) => {
                 (upgrade.retry, upgrade.state) = (upgrade.retry + 1, UpgradeState::Running);
                 upgrade.detail.clear();
@@ -199,6 +206,9 @@ pub async fn run(service: Arc<Service>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
             () = service.upgrades.notified() => {}
+        }
+        if let Err(error) = take::look(&service).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "snapshots of etcd cannot be looked at");
         }
         let clusters = match service.registry.store().clusters().await {
             Ok(clusters) => clusters,
@@ -249,10 +259,13 @@ async fn follow(service: &Service, record: &Record) -> Result<(), UpgradeError> 
     if upgrade.state.is_end() {
         return finish(service, record, &upgrade).await;
     }
+    let now = OffsetDateTime::now_utc();
+    if let Some(prepared) = prepare(service, record, &upgrade).await? {
+        return keep(service, record, (&upgrade, revision), prepared, now).await;
+    }
     let (_, api) = reach::reach(service, record).await?;
     let name = resource::name(&upgrade);
     let wanted = resource::spec(&upgrade);
-    let now = OffsetDateTime::now_utc();
     let followed = match api.update(&name).await? {
         Some((spec, status)) if spec == wanted => resource::followed(&upgrade, &status),
         _ => {
@@ -261,16 +274,29 @@ async fn follow(service: &Service, record: &Record) -> Result<(), UpgradeError> 
             Upgrade { state, detail: String::new(), ..upgrade.clone() }
         }
     };
+    keep(service, record, (&upgrade, revision), followed, now).await
+}
+
+/// Writes down how far an upgrade is, and says it, if that is something else than before.
+async fn keep(
+    service: &Service,
+    record: &Record,
+    (upgrade, revision): (&Upgrade, i64),
+    followed: Upgrade,
+    now: OffsetDateTime,
+) -> Result<(), UpgradeError> {
     let followed = Upgrade { ended_at: followed.state.is_end().then_some(now), ..followed };
-    if followed == upgrade {
+    if followed == *upgrade {
         return Ok(());
     }
-    match store.save_upgrade(record.id, &followed, revision).await {
+    match service.registry.store().save_upgrade(record.id, &followed, revision).await {
         // Somebody has paused it in this moment: the next look sees that.
         Err(StoreError::Stale) => return Ok(()),
         saved => drop(saved?),
     }
-    if followed.state != upgrade.state || followed.detail != upgrade.detail {
+    // What is said of a snapshot is among the events already.
+    let prepares = followed.state == UpgradeState::Preparing;
+    if followed.state != upgrade.state || (followed.detail != upgrade.detail && !prepares) {
         let number = followed.number;
         let state = followed.state.as_str();
         let colon = if followed.detail.is_empty() { "" } else { ": " };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use nkd_api::channel::{Channel, Release};
 use nkd_api::cluster::{Health, MemberState, Role};
 use nkd_api::facts::Room;
-use nkd_api::upgrade::{Finding, Part, Planned, Upgrade, UpgradeOrder, UpgradeState};
+use nkd_api::upgrade::{Finding, Part, Planned, Upgrade, UpgradeOrder, UpgradeSnapshot, UpgradeState};
 use time::OffsetDateTime;
 
 use super::budgets::Stuck;
@@ -96,6 +96,8 @@ pub fn plan(
         release: Some(release.number),
         max_unavailable: Some(max_unavailable),
         drain_seconds: Some(order.drain_seconds.unwrap_or(600)),
+        // The file's was checked when it was applied.
+        window: order.window.clone().or_else(|| spec.housekeeper.window.as_ref()?.parse().ok()),
         ignore_preflight_errors: ignored(record, order),
         ..order.clone()
     };
@@ -111,6 +113,7 @@ pub fn plan(
         paused: false,
         aborted: false,
         retry: 0,
+        snapshot: (!order.skip_snapshot).then_some(UpgradeSnapshot { since: now, newest: None }),
         by: by.to_owned(),
         started_at: now,
         ended_at: None,
@@ -194,6 +197,9 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
             let removed = api.removed_in;
             say(true, format!("{} is in use, and Kubernetes 1.{removed} does not have it any more", api.name));
         }
+    }
+    if upgrade.order.skip_snapshot {
+        say(false, "no snapshot of etcd is taken before (--skip-snapshot): have one of your own".to_owned());
     }
     if record.members.iter().filter(|m| m.role == Role::ControlPlane).count() == 1 {
         let why = "its API is away while its only control plane upgrades; what runs on workers goes on";

@@ -199,6 +199,27 @@ fn a_budget_that_can_never_be_met_stands_in_the_way_unless_pods_are_deleted() {
     scene.known("it is deleted (--force-drain)");
 }
 
+#[test]
+fn a_snapshot_comes_first_unless_somebody_has_one() {
+    let mut scene = Scene::new();
+    let wanted = scene.plan().upgrade.snapshot.unwrap();
+    assert!(wanted.since == NOW && !wanted.is_taken());
+    scene.order.skip_snapshot = true;
+    assert_eq!(scene.plan().upgrade.snapshot, None);
+    scene.known("--skip-snapshot");
+}
+
+#[test]
+fn the_window_is_the_orders_else_the_files() {
+    let mut scene = Scene::new();
+    let window = |scene: &Scene| scene.plan().upgrade.order.window.map(|window| window.to_string());
+    assert_eq!(window(&scene), None);
+    scene.record.cluster.spec.housekeeper.window = Some("sat,sun 22:30+4h".into());
+    assert_eq!(window(&scene).as_deref(), Some("sat,sun 22:30+4h"));
+    scene.order.window = Some("01:00+2h".parse().unwrap());
+    assert_eq!(window(&scene).as_deref(), Some("01:00+2h"));
+}
+
 proptest! {
     /// One minor at a time, never back; and no kubelet falls out of the skew that Kubernetes allows.
     #[test]

@@ -34,7 +34,7 @@ pub fn spec(upgrade: &Upgrade) -> UpdateSpec {
         channel: order.channel.clone(),
         release: Release { name: number, os, kubernetes: upgrade.kubernetes.clone() },
         max_unavailable: order.max_unavailable.unwrap_or(MaxUnavailable::Count(1)),
-        window: None,
+        window: order.window.clone(),
         strategy: Strategy {
             drain: Drain { timeout_seconds: order.drain_seconds.unwrap_or(600), policy },
             soak_seconds: order.soak_seconds,
@@ -168,6 +168,7 @@ mod tests {
             paused: true,
             aborted: false,
             retry: 1,
+            snapshot: None,
             by: "a".into(),
             started_at: OffsetDateTime::UNIX_EPOCH,
             ended_at: None,
