@@ -19,6 +19,7 @@ use nkd_api::agent::{
     EnrollRequest, EnrollResponse, KubeadmOrder, ReleaseSource, RenewRequest, Report, ReportAnswer, ServerTime,
     TaskAnswer,
 };
+use nkd_api::snapshot::SnapshotProof;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde::Serialize;
@@ -27,14 +28,18 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::resolve::resolve;
 use crate::state::Failure;
+use crate::upload::FileBody;
 
 /// Limit of one connection attempt, name and TLS included.
 const CONNECT: Duration = Duration::from_secs(15);
 /// Limit of one request, beyond the time that it asked the service to wait.
 const ANSWER: Duration = Duration::from_secs(30);
+/// An upload of which nothing has moved for so long has ended. The service writes it to its disk before it answers.
+const STALLED: Duration = Duration::from_secs(120);
 /// The service may take this long to answer a poll, in seconds.
 const POLL_WAIT: u64 = 30;
 /// Largest answer.
@@ -74,6 +79,15 @@ pub enum CallError {
         /// Why.
         reason: String,
     },
+    /// What was to be sent cannot be read.
+    #[error("{path} cannot be read", path = path.display())]
+    File {
+        /// File.
+        path: std::path::PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The service said no.
     #[error("{status}: {message}")]
     Status {
@@ -94,7 +108,7 @@ impl CallError {
         match self {
             Self::Connect { .. } | Self::Transport { .. } | Self::Timeout(_) | Self::Answer { .. } => true,
             Self::Status { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
-            Self::Address(_) => false,
+            Self::Address(_) | Self::File { .. } => false,
         }
     }
 
@@ -242,6 +256,70 @@ impl Client {
         self.call(request, ANSWER).await
     }
 
+    /// A snapshot of etcd, on a connection of its own: as long as bytes go, it may take as long as it takes.
+    ///
+    /// # Errors
+    /// As every call: [`CallError`].
+    pub async fn etcd_snapshot(
+        &self,
+        operation: uuid::Uuid,
+        proof: &SnapshotProof,
+        file: &std::path::Path,
+    ) -> Result<(), CallError> {
+        let taken_at = proof.taken_at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
+        let path = format!(
+            "/agent/v1/etcd-snapshot/{operation}?size={}&sha256={}&revision={}&keys={}&etcdVersion={}&takenAt={}",
+            proof.size,
+            proof.sha256,
+            proof.revision,
+            proof.keys,
+            percent(&proof.etcd_version),
+            percent(&taken_at)
+        );
+        let local = |source| CallError::File { path: file.to_owned(), source };
+        let body = FileBody::open(file).map_err(local)?;
+        let moves = body.moves();
+        let request = Request::builder()
+            .method(Method::PUT)
+            .uri(path)
+            .header(header::HOST, self.address())
+            .header(header::CONTENT_TYPE, "application/octet-stream")
+            .header(header::CONTENT_LENGTH, proof.size)
+            .header(header::USER_AGENT, concat!("nkd-agent/", env!("CARGO_PKG_VERSION")))
+            .body(body)
+            .map_err(|_| CallError::Address(self.address()))?;
+        let config = self.lock().config.clone();
+        let broke = |source| CallError::Transport { to: self.address(), source };
+        let stream = timeout(CONNECT, self.stream(config)).await.map_err(|_| CallError::Timeout(self.address()))??;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
+        let mut connection = std::pin::pin!(connection);
+        let exchange = async {
+            let answer = sender.send_request(request).await.map_err(broke)?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), ANSWER_LIMIT)
+                .collect()
+                .await
+                .map_err(|error| CallError::Answer { to: self.address(), reason: error.to_string() })?;
+            if status == StatusCode::OK { Ok(()) } else { Err(refusal(status, &body.to_bytes())) }
+        };
+        let mut exchange = std::pin::pin!(exchange);
+        let (mut open, mut before) = (true, moves.count());
+        loop {
+            tokio::select! {
+                result = &mut exchange => return result,
+                // The answer may still be on its way out of the connection.
+                _ = &mut connection, if open => open = false,
+                () = tokio::time::sleep(STALLED) => {
+                    let now = moves.count();
+                    if now == before {
+                        return Err(CallError::Timeout(self.address()));
+                    }
+                    before = now;
+                }
+            }
+        }
+    }
+
     /// Where a release comes from.
     ///
     /// # Errors
@@ -313,15 +391,20 @@ impl Client {
             }
             (tls.config.clone(), tls.epoch)
         };
-        let failed = |source| CallError::Connect { to: self.address(), source };
         let connect = async {
-            let stream = connect(&self.host, self.port).await.map_err(failed)?;
-            let name = ServerName::try_from(self.host.clone()).map_err(|_| CallError::Address(self.address()))?;
-            let stream = TlsConnector::from(config).connect(name, stream).await.map_err(failed)?;
+            let stream = self.stream(config).await?;
             handshake(stream).await.map_err(|source| CallError::Transport { to: self.address(), source })
         };
         let sender = timeout(CONNECT, connect).await.map_err(|_| CallError::Timeout(self.address()))??;
         Ok((sender, epoch))
+    }
+
+    /// A new connection.
+    async fn stream(&self, config: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, CallError> {
+        let failed = |source| CallError::Connect { to: self.address(), source };
+        let stream = connect(&self.host, self.port).await.map_err(failed)?;
+        let name = ServerName::try_from(self.host.clone()).map_err(|_| CallError::Address(self.address()))?;
+        TlsConnector::from(config).connect(name, stream).await.map_err(failed)
     }
 }
 

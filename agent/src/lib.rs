@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `state` | decides, as a pure function: events in, actions out |
 //! | `driver` | carries the actions out |
-//! | `client`, `tls`, `clock` | the agent protocol, the pinned CA, the service's clock |
+//! | `client`, `upload`, `tls`, `clock` | the agent protocol, the pinned CA, the service's clock |
 //! | `identity`, `files` | key, certificate, token and journal on disk |
 //! | `install` | disk choice, image relay, installer |
 //! | `kubeadm` | a run of kubeadm in a unit of its own |
@@ -30,6 +30,7 @@ pub mod state;
 pub mod status;
 mod tls;
 pub mod update;
+mod upload;
 
 pub use client::chain;
 pub use driver::{Options, RunError, run};

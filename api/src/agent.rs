@@ -7,6 +7,7 @@
 //!                                                                       revision differs from R, else within S seconds (at most 60)
 //! GET  /agent/v1/install-config?generation=G     -> Ignition document   client certificate of purpose `install`
 //! GET  /agent/v1/kubeadm?operation=ID            -> KubeadmOrder        client certificate of purpose `node`
+//! PUT  /agent/v1/etcd-snapshot/ID?SnapshotProof  bytes of the file      client certificate of purpose `node`, while that run is ordered
 //! GET  /agent/v1/release?commit=C                -> ReleaseSource       client certificate of purpose `node`
 //! POST /agent/v1/report           Report         -> ReportAnswer        client certificate
 //! GET  /agent/v1/time                            -> ServerTime          nobody in particular
@@ -248,6 +249,9 @@ pub enum KubeadmAction {
     /// on alone, with its data. An agent of before this action cannot read a task that has it, and asks again until it is
     /// upgraded: images of nodes are upgraded with the service.
     Recover,
+    /// Take a snapshot of etcd on a control plane, prove it by a restore, and bring it to the service. Only ordered of an agent
+    /// whose facts say that it can ([`crate::facts::Facts::can`]): one of before this action could not read its task.
+    Snapshot,
 }
 
 /// Everything that a run of kubeadm needs.

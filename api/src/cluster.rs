@@ -430,12 +430,15 @@ contract! {
         pub image: Option<String>,
         /// Nodes that may be away at the same time.
         pub max_unavailable: u32,
+        /// When nodes may begin to upgrade, in UTC, `22:30+4h` or `sat,sun 22:30+4h`. Not given: at any time.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub window: Option<String>,
     }
 }
 
 impl Default for Housekeeper {
     fn default() -> Self {
-        Self { enabled: false, image: None, max_unavailable: 1 }
+        Self { enabled: false, image: None, max_unavailable: 1, window: None }
     }
 }
 

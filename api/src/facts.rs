@@ -41,8 +41,28 @@ pub struct Facts {
     pub booted_deployment: Option<String>,
     /// True on a live (network-booted, memory only) system.
     pub live: bool,
+    /// What is free where a node keeps its system; empty: it has not said. In steps: it is told when it changes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub room: Vec<Room>,
     /// Version of the agent.
     pub agent_version: String,
+    /// What the agent can do that not every agent before it could, [`ETCD_SNAPSHOT`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub can: Vec<String>,
+}
+
+/// In [`Facts::can`]: it takes snapshots of etcd.
+pub const ETCD_SNAPSHOT: &str = "etcd-snapshot";
+
+/// A file system of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(default, rename_all = "camelCase")]
+pub struct Room {
+    /// `/sysroot` (`/` on a system that has none); `/boot` and `/var` where they are file systems of their own.
+    pub path: String,
+    /// Bytes that are free there, at least.
+    pub free_bytes: u64,
 }
 
 /// Boot firmware.

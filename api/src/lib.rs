@@ -15,6 +15,7 @@ pub mod mac;
 pub mod machine;
 pub mod profile;
 pub mod registry;
+pub mod snapshot;
 pub mod update;
 pub mod upgrade;
 pub mod user;

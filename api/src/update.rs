@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -111,6 +112,7 @@ enum CountOrText {
 
 /// When nodes may begin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Window {
@@ -130,8 +132,88 @@ fn utc() -> String {
     "UTC".into()
 }
 
+/// The longest that a window is open, in minutes.
+const LONGEST: i64 = 24 * 60;
+/// The days as they are written in a line, `sat`.
+const DAYS: [(&str, Day); 7] = [
+    ("mon", Day::Mon),
+    ("tue", Day::Tue),
+    ("wed", Day::Wed),
+    ("thu", Day::Thu),
+    ("fri", Day::Fri),
+    ("sat", Day::Sat),
+    ("sun", Day::Sun),
+];
+
+impl Window {
+    /// When it opens, in minutes from midnight, and for how many.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn minutes(&self) -> Result<(i64, i64), String> {
+        if self.time_zone != "UTC" {
+            return Err(format!("the time zone of the window is `{}`: only UTC is known", self.time_zone));
+        }
+        let start = self.start.split_once(':').and_then(|(hour, minute)| {
+            let number = |text: &str| (text.len() == 2).then(|| text.parse::<i64>().ok()).flatten();
+            let (hour, minute) = (number(hour)?, number(minute)?);
+            ((0..24).contains(&hour) && (0..60).contains(&minute)).then_some(hour * 60 + minute)
+        });
+        let start = start.ok_or_else(|| format!("the window opens at `{}`: write it like 22:30", self.start))?;
+        let length = minutes(&self.length).filter(|length| (1..=LONGEST).contains(length));
+        let length = length.ok_or_else(|| {
+            format!("the window is open for `{}`: write it like 4h or 1h30m, at most 24h", self.length)
+        })?;
+        Ok((start, length))
+    }
+}
+
+/// `4h`, `90m`, `1h30m`.
+fn minutes(text: &str) -> Option<i64> {
+    let number = |digits: &str| digits.parse::<u16>().ok().map(i64::from);
+    let (hours, rest) = match text.split_once('h') {
+        Some((hours, rest)) => (number(hours)?, rest),
+        None => (0, text),
+    };
+    let minutes = match rest.strip_suffix('m') {
+        Some(minutes) => number(minutes)?,
+        None if rest.is_empty() && text.contains('h') => 0,
+        None => return None,
+    };
+    Some(hours * 60 + minutes)
+}
+
+/// `22:30+4h` or `sat,sun 22:30+4h`, in UTC.
+impl FromStr for Window {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (days, hours) = text.trim().rsplit_once(' ').unwrap_or(("", text.trim()));
+        let (start, length) =
+            hours.split_once('+').ok_or_else(|| format!("`{text}`: write it like 22:30+4h or sat,sun 22:30+4h"))?;
+        let day = |word: &str| {
+            let word = word.trim().to_lowercase();
+            let known = DAYS.iter().find(|(name, _)| *name == word).map(|(_, day)| *day);
+            known.ok_or_else(|| format!("`{word}` is no day: write them like sat,sun"))
+        };
+        let days = days.split(',').filter(|word| !word.trim().is_empty()).map(day).collect::<Result<_, _>>()?;
+        let window = Self { days, start: start.to_owned(), length: length.to_owned(), time_zone: utc() };
+        window.minutes().map(|_| window)
+    }
+}
+
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = |day: &Day| DAYS.iter().find(|(_, known)| known == day).map_or("?", |(name, _)| name);
+        let days: Vec<&str> = self.days.iter().map(named).collect();
+        let space = if days.is_empty() { "" } else { " " };
+        write!(f, "{}{space}{}+{}", days.join(","), self.start, self.length)
+    }
+}
+
 /// A day of the week.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[allow(missing_docs, reason = "they are days")]
 pub enum Day {
@@ -561,6 +643,36 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_window_is_read_from_a_line_and_written_as_one() {
+        let read = |text: &str| text.parse::<Window>();
+        for (text, days, minutes) in [
+            ("22:30+4h", vec![], (1350, 240)),
+            ("sat,sun 22:30+4h", vec![Day::Sat, Day::Sun], (1350, 240)),
+            ("mon,tue,wed,thu,fri 00:00+1h30m", vec![Day::Mon, Day::Tue, Day::Wed, Day::Thu, Day::Fri], (0, 90)),
+        ] {
+            let window = read(text).unwrap();
+            assert_eq!((&window.days, window.minutes()), (&days, Ok(minutes)));
+            assert_eq!(window.to_string(), text);
+        }
+        assert_eq!(read(" Sat, 09:00+90m"), Ok(Window { days: vec![Day::Sat], ..read("09:00+90m").unwrap() }));
+        for (bad, why) in [
+            ("", "22:30+4h"),
+            ("22:30", "sat,sun 22:30+4h"),
+            ("9:00+1h", "opens at `9:00`"),
+            ("24:00+1h", "opens at"),
+            ("09:00+1", "open for `1`"),
+            ("09:00+25h", "at most 24h"),
+            ("09:00+0m", "open for"),
+            ("caturday 09:00+1h", "`caturday` is no day"),
+        ] {
+            let told = read(bad).unwrap_err();
+            assert!(told.contains(why), "{bad}: {told}");
+        }
+        let elsewhere = Window { time_zone: "CET".into(), ..read("09:00+1h").unwrap() };
+        assert!(elsewhere.minutes().unwrap_err().contains("only UTC"));
+    }
 
     #[test]
     fn what_operator_and_agent_write_is_what_was_agreed() {

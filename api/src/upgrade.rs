@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::update::{MaxUnavailable, NodeStatus};
+use crate::snapshot::{EtcdSnapshot, SnapshotState};
+use crate::update::{MaxUnavailable, NodeStatus, Window};
 
 /// What is to be upgraded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,9 +44,14 @@ pub struct UpgradeOrder {
     pub force_drain: bool,
     /// How long a node that is healthy again is watched before the next one begins, in seconds.
     pub soak_seconds: u32,
+    /// When nodes may begin; not given: what the cluster's file says, else at any time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
     /// What kubeadm's checks may find without ending the upgrade, `ImagePull`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ignore_preflight_errors: Vec<String>,
+    /// Take no snapshot of etcd before: whoever asks for this has one of their own.
+    pub skip_snapshot: bool,
     /// Only say what would be done, and what stands in the way.
     pub dry_run: bool,
 }
@@ -82,6 +88,9 @@ pub struct Upgrade {
     pub aborted: bool,
     /// How often nodes that had failed were tried again.
     pub retry: u32,
+    /// The snapshot of etcd that comes before everything else; none: it was begun without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<UpgradeSnapshot>,
     /// Who began it.
     pub by: String,
     /// When it began.
@@ -94,12 +103,33 @@ pub struct Upgrade {
     pub nodes: Vec<NodeStatus>,
 }
 
+/// The snapshot of etcd that an upgrade has to have before its cluster is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct UpgradeSnapshot {
+    /// When the upgrade began, or was tried again: what failed before counts no more.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// The newest that was ordered for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<EtcdSnapshot>,
+}
+
+impl UpgradeSnapshot {
+    /// It is there, and was proven.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        self.newest.as_ref().is_some_and(|snapshot| snapshot.state == SnapshotState::Verified)
+    }
+}
+
 /// How far an upgrade is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum UpgradeState {
-    /// It is kept, and the cluster has not been told.
+    /// It is kept, and the cluster has not been told: a snapshot of etcd comes first.
     Preparing,
     /// Nodes are at work, or will be.
     Running,
@@ -148,7 +178,7 @@ pub enum UpgradeVerb {
     Resume,
     /// Stop.
     Abort,
-    /// Try nodes that have failed again.
+    /// Try again what has failed: nodes, or the snapshot of etcd.
     Retry,
 }
 

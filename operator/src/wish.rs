@@ -9,9 +9,6 @@ use serde_json::Value;
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime, Weekday};
 
-/// Longest time that a window is open.
-const LONGEST: i64 = 24 * 60;
-
 /// Which resource an update was written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
@@ -173,19 +170,7 @@ impl Hours {
     /// # Errors
     /// What is wrong with it.
     pub fn read(window: &Window) -> Result<Self, String> {
-        if window.time_zone != "UTC" {
-            return Err(format!("spec.window.timeZone is `{}`: only UTC is known", window.time_zone));
-        }
-        let start = window.start.split_once(':').and_then(|(hour, minute)| {
-            let number = |text: &str| (text.len() == 2).then(|| text.parse::<i64>().ok()).flatten();
-            let (hour, minute) = (number(hour)?, number(minute)?);
-            ((0..24).contains(&hour) && (0..60).contains(&minute)).then_some(hour * 60 + minute)
-        });
-        let start = start.ok_or_else(|| format!("spec.window.start is `{}`: write it like 22:30", window.start))?;
-        let length = minutes(&window.length).filter(|length| (1..=LONGEST).contains(length));
-        let length = length.ok_or_else(|| {
-            format!("spec.window.length is `{}`: write it like 4h or 1h30m, at most 24h", window.length)
-        })?;
+        let (start, length) = window.minutes()?;
         Ok(Self { days: window.days.iter().map(|day| weekday(*day)).collect(), start, length })
     }
 
@@ -211,21 +196,6 @@ impl Hours {
         let opens = self.days.is_empty() || self.days.contains(&day.weekday());
         opens.then(|| day + Duration::minutes(self.start))
     }
-}
-
-/// `4h`, `90m`, `1h30m`.
-fn minutes(text: &str) -> Option<i64> {
-    let number = |digits: &str| digits.parse::<u16>().ok().map(i64::from);
-    let (hours, rest) = match text.split_once('h') {
-        Some((hours, rest)) => (number(hours)?, rest),
-        None => (0, text),
-    };
-    let minutes = match rest.strip_suffix('m') {
-        Some(minutes) => number(minutes)?,
-        None if rest.is_empty() && text.contains('h') => 0,
-        None => return None,
-    };
-    Some(hours * 60 + minutes)
 }
 
 fn weekday(day: Day) -> Weekday {

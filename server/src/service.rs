@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::bringup::Orders;
+use crate::cluster::snapshot::take::Snapshots;
 use crate::cluster::watch::Watches;
 use crate::content::channel::Channels;
 use crate::content::image::ImageStore;
@@ -48,6 +49,8 @@ pub struct Service {
     pub orders: Orders,
     /// An upgrade has begun, or was changed: it is looked at now.
     pub upgrades: Notify,
+    /// Snapshots of etcd.
+    pub snapshots: Snapshots,
     /// What was seen of clusters last.
     pub watches: Watches,
     /// The running DHCP service, once it is bound.

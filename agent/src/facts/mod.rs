@@ -4,12 +4,13 @@
 
 pub mod block;
 pub mod net;
+mod room;
 mod root;
 mod system;
 #[cfg(test)]
 mod tests;
 
-use nkd_api::facts::Facts;
+use nkd_api::facts::{ETCD_SNAPSHOT, Facts};
 
 pub use net::Addresses;
 pub use root::Root;
@@ -37,8 +38,10 @@ pub fn gather(root: &Root, addresses: &Addresses) -> Facts {
         os,
         os_version,
         booted_deployment: if live { None } else { system::deployment(root) },
+        room: if live { Vec::new() } else { room::room(root) },
         live,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        can: vec![ETCD_SNAPSHOT.to_owned()],
     }
 }
 

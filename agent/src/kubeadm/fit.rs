@@ -47,8 +47,13 @@ fn wanted(order: &KubeadmOrder) -> Vec<(&'static str, u64)> {
     [KUBELET].into_iter().chain(control_plane.then_some(ETCD)).collect()
 }
 
-/// A folder that is not there yet will be in the file system of the one above.
+/// Whether kubeadm has its room.
 pub(super) fn free(path: &Path, mebibytes: u64) -> Result<(), String> {
+    free_for(path, mebibytes, "kubeadm needs")
+}
+
+/// A folder that is not there yet will be in the file system of the one above. `who`: what needs it.
+pub(super) fn free_for(path: &Path, mebibytes: u64, who: &str) -> Result<(), String> {
     let Some(there) = path.ancestors().find(|folder| folder.exists()) else { return Ok(()) };
     let stat = nix::sys::statvfs::statvfs(there)
         .map_err(|error| format!("the file system of {} does not say how full it is: {error}", path.display()))?;
@@ -56,7 +61,7 @@ pub(super) fn free(path: &Path, mebibytes: u64) -> Result<(), String> {
     if free >= mebibytes {
         return Ok(());
     }
-    Err(format!("{}: {free} MiB are free, and kubeadm needs {mebibytes} MiB there: make room", path.display()))
+    Err(format!("{}: {free} MiB are free, and {who} {mebibytes} MiB there: make room", path.display()))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! kubeadm on this node: `init`, `join`, `reset`, the renewal of certificates, and etcd brought back.
+//! kubeadm on this node: `init`, `join`, `reset`, the renewal of certificates, etcd brought back, and snapshots of it.
 //!
 //! ```text
 //! agent ── order (in memory, 0600) ──▶ unit nkd-kubeadm-<operation> ── nkd-agent kubeadm ──▶ files, hooks, kubeadm
@@ -10,12 +10,15 @@
 //! left (`kubeadm reset`) and begins again.
 
 mod certificates;
+mod etcd;
 mod fit;
 mod journal;
 mod local;
+mod proof;
 mod recover;
 mod renew;
 mod run;
+mod snapshot;
 mod watch;
 
 pub(crate) use certificates::embedded;

@@ -10,6 +10,7 @@ use nkd_api::agent::{BALANCER_CONFIG_PATH, KubeadmAction, KubeadmOrder, KubeadmS
 
 use super::recover::recover;
 use super::renew::renew;
+use super::snapshot::snapshot;
 use super::{Entry, Journal, fit};
 use crate::client::chain;
 use crate::files::{self, FileError};
@@ -21,7 +22,7 @@ const FINDINGS: usize = 4;
 /// kubeadm's configuration; in memory, because a join has its token in it.
 pub(super) const CONFIG: &str = "/run/nkd/kubeadm.yaml";
 /// Where kubeadm and what it starts are looked for.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The run could not even begin or be written down.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,8 @@ pub enum RunError {
 }
 
 /// A step ended badly.
+#[derive(Debug, thiserror::Error)]
+#[error("{step}: {reason}")]
 pub(super) struct Failure {
     step: String,
     reason: String,
@@ -55,6 +58,7 @@ pub fn run(order: &Path, state: &Path) -> Result<(), RunError> {
     let ended = match order.action {
         KubeadmAction::Renew => renew(&order, &mut diary),
         KubeadmAction::Recover => recover(&order, state, &mut diary),
+        KubeadmAction::Snapshot => snapshot(&order, state, &mut diary),
         _ => carry_out(&order, &mut diary),
     };
     files::remove(Path::new(CONFIG))?;
@@ -68,10 +72,10 @@ pub fn run(order: &Path, state: &Path) -> Result<(), RunError> {
 }
 
 /// True when a run that ended so left what the next one has to remove. What ended well is never removed by the next
-/// order's beginning, unless that is a reset. Neither a renewal nor a recovery makes a node.
+/// order's beginning, unless that is a reset. Renewal, recovery and snapshot make no node.
 fn leaves_something(action: KubeadmAction, before: bool, ended: &KubeadmState) -> bool {
     match action {
-        KubeadmAction::Renew | KubeadmAction::Recover => before,
+        KubeadmAction::Renew | KubeadmAction::Recover | KubeadmAction::Snapshot => before,
         _ => before && *ended != KubeadmState::Done,
     }
 }
@@ -307,14 +311,14 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_or_recovery_that_fails_leaves_nothing_to_reset() {
+    fn a_renewal_recovery_or_snapshot_that_fails_leaves_nothing_to_reset() {
         let failed = KubeadmState::Failed { step: "x".into(), reason: "y".into(), log_tail: String::new() };
         for action in [KubeadmAction::Init, KubeadmAction::Join] {
             assert!(leaves_something(action, true, &failed) && !leaves_something(action, true, &KubeadmState::Done));
             assert!(!leaves_something(action, false, &failed), "kubeadm was not started");
         }
         // Otherwise the next run would reset a control plane that works.
-        for action in [KubeadmAction::Renew, KubeadmAction::Recover] {
+        for action in [KubeadmAction::Renew, KubeadmAction::Recover, KubeadmAction::Snapshot] {
             assert!(!leaves_something(action, false, &failed));
         }
         assert!(leaves_something(KubeadmAction::Renew, true, &KubeadmState::Done), "what a join left is still there");

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use nkd_api::agent::{KubeadmState, KubeadmTask};
+use nkd_api::agent::{KubeadmAction, KubeadmState, KubeadmTask};
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
 use super::Journal;
+use super::snapshot::Snapshots;
 use crate::client::{Client, chain};
 use crate::files;
 
@@ -56,6 +57,10 @@ pub async fn carry_out(
                     progress(&told);
                 }
             }
+            Some(KubeadmState::Done) if task.action == KubeadmAction::Snapshot => {
+                progress("upload");
+                return upload(place, client, task).await;
+            }
             Some(ended) => return Ok(ended),
             None => {}
         }
@@ -73,6 +78,20 @@ pub async fn carry_out(
             begun = true;
         }
         sleep(LOOK).await;
+    }
+}
+
+/// Brings a snapshot to the service, which keeps it. What is refused for good has failed.
+async fn upload(place: &Place, client: &Client, task: &KubeadmTask) -> Result<KubeadmState, String> {
+    let failed = |reason: String| KubeadmState::Failed { step: "upload".to_owned(), reason, log_tail: String::new() };
+    let snapshots = Snapshots::new(&place.state);
+    let Some((file, proof)) = snapshots.find(task.operation).map_err(|error| chain(&error))? else {
+        return Ok(failed("the snapshot that was taken is not on the node any more".to_owned()));
+    };
+    match client.etcd_snapshot(task.operation, &proof, &file).await {
+        Ok(()) => Ok(KubeadmState::Done),
+        Err(error) if error.retry() => Err(chain(&error)),
+        Err(error) => Ok(failed(chain(&error))),
     }
 }
 

@@ -140,6 +140,7 @@ impl Enrolled {
             Work::Kubeadm { ref task, .. } | Work::KubeadmWaiting { ref task, .. } => match task.action {
                 KubeadmAction::Renew => "renewing certificates",
                 KubeadmAction::Recover => "bringing etcd back",
+                KubeadmAction::Snapshot => "taking a snapshot of etcd",
                 _ => "joining",
             },
         }
@@ -522,5 +523,6 @@ fn word(task: &KubeadmTask) -> &'static str {
         KubeadmAction::Reset => "reset",
         KubeadmAction::Renew => "certs renew",
         KubeadmAction::Recover => "(etcd is brought back)",
+        KubeadmAction::Snapshot => "(a snapshot of etcd)",
     }
 }

@@ -12,6 +12,7 @@ use super::cluster_certs::{self, CertsArgs};
 use super::cluster_changes;
 use super::cluster_retry::{self, RetryArgs};
 use super::cluster_service::{self, AccessArgs};
+use super::cluster_snapshot::{self, SnapshotArgs};
 use super::context::ContextArgs;
 use super::output::{OutputArgs, say};
 use crate::cluster::file::{self, Checked, Paths};
@@ -122,6 +123,8 @@ pub(super) enum ClusterCommand {
     },
     /// Show the certificates of a cluster and when they end; `certs renew` renews them
     Certs(CertsArgs),
+    /// Snapshots of etcd: take, list, get
+    Snapshot(SnapshotArgs),
     /// Try again now what failed, on one node or on all of them
     Retry(RetryArgs),
     /// Print a kubeconfig, with a certificate that is made for it
@@ -182,6 +185,7 @@ pub(super) async fn run(command: ClusterCommand, context: &ContextArgs) -> Resul
             cluster_service::events(&context.client()?, &name, limit, output).await
         }
         ClusterCommand::Certs(arguments) => cluster_certs::run(arguments, context).await,
+        ClusterCommand::Snapshot(arguments) => cluster_snapshot::run(arguments, context).await,
         ClusterCommand::Retry(arguments) => cluster_retry::retry(&context.client()?, &arguments).await,
         ClusterCommand::Kubeconfig { name, access } => {
             cluster_service::kubeconfig(&context.client()?, &name, &access).await

@@ -7,6 +7,7 @@ mod cluster_certs;
 mod cluster_changes;
 mod cluster_retry;
 mod cluster_service;
+mod cluster_snapshot;
 mod context;
 mod image;
 mod lock;

@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use nkd_api::update::{MaxUnavailable, NodeStatus};
-use nkd_api::upgrade::{NodeExplained, Part, Planned, Upgrade, UpgradeChange, UpgradeOrder, UpgradeState, UpgradeVerb};
+use nkd_api::update::{MaxUnavailable, NodeStatus, Window};
+use nkd_api::upgrade::{
+    NodeExplained, Part, Planned, Upgrade, UpgradeChange, UpgradeOrder, UpgradeSnapshot, UpgradeState, UpgradeVerb,
+};
 use reqwest::Method;
 use time::OffsetDateTime;
 
@@ -37,7 +39,7 @@ pub(super) enum UpgradeCommand {
     Resume(ChangeArgs),
     /// Stop: nodes that have begun come to their end, others stay as they are
     Abort(ChangeArgs),
-    /// Try nodes that have failed again
+    /// Try again what has failed: nodes, or the snapshot of etcd
     Retry(ChangeArgs),
     /// All upgrades of a cluster, the newest first
     History {
@@ -83,9 +85,15 @@ pub(super) struct StartArgs {
     /// Delete pods that do not leave in time, instead of leaving their node as it was
     #[arg(long)]
     force_drain: bool,
+    /// When nodes may begin, in UTC: 22:30+4h, or 'sat,sun 22:30+4h' [default: what the cluster's file says, else any time]
+    #[arg(long, value_name = "WINDOW", value_parser = window)]
+    window: Option<Window>,
     /// A check of kubeadm that may fail, like ImagePull
     #[arg(long, value_name = "CHECK", value_delimiter = ',')]
     ignore_preflight_errors: Vec<String>,
+    /// Take no snapshot of etcd before: only for who has one of their own
+    #[arg(long)]
+    skip_snapshot: bool,
     /// Only print the plan and what stands in its way
     #[arg(long)]
     dry_run: bool,
@@ -109,6 +117,10 @@ fn seconds(text: &str) -> Result<u32, String> {
     let units = [('s', 1), ('m', 60), ('h', 3600)];
     let read = |(unit, factor): (char, u32)| text.strip_suffix(unit)?.parse::<u32>().ok()?.checked_mul(factor);
     units.into_iter().find_map(read).ok_or_else(|| "write it like 90s, 10m or 2h".to_owned())
+}
+
+fn window(text: &str) -> Result<Window, String> {
+    text.parse()
 }
 
 fn max_unavailable(text: &str) -> Result<MaxUnavailable, String> {
@@ -143,9 +155,13 @@ pub(super) async fn run(command: UpgradeCommand, context: &ContextArgs) -> Resul
                     let kubernetes = u.kubernetes.clone().unwrap_or_else(|| "-".into());
                     let end = u.ended_at.map_or_else(|| "-".into(), |at| age(at, now));
                     let state = u.state.as_str().to_owned();
-                    vec![u.number.to_string(), release(u), kubernetes, state, age(u.started_at, now), end, u.by.clone()]
+                    let of = |wanted: &UpgradeSnapshot| Some(wanted.newest.as_ref()?.state.as_str().to_owned());
+                    let snapshot = u.snapshot.as_ref().and_then(of).unwrap_or_else(|| "none".into());
+                    let begun = age(u.started_at, now);
+                    vec![u.number.to_string(), release(u), kubernetes, state, snapshot, begun, end, u.by.clone()]
                 };
-                table(&["UPGRADE", "RELEASE", "KUBERNETES", "STATE", "BEGUN", "ENDED", "BY"], upgrades.iter().map(row))
+                let head = ["UPGRADE", "RELEASE", "KUBERNETES", "STATE", "SNAPSHOT", "BEGUN", "ENDED", "BY"];
+                table(&head, upgrades.iter().map(row))
             });
             Ok(())
         }
@@ -177,7 +193,9 @@ async fn start(client: &Client, args: StartArgs) -> Result<(), CliError> {
         drain_seconds: args.drain_timeout,
         force_drain: args.force_drain,
         soak_seconds: args.soak,
+        window: args.window,
         ignore_preflight_errors: args.ignore_preflight_errors,
+        skip_snapshot: args.skip_snapshot,
         dry_run: args.dry_run,
     };
     let planned: Planned = client.call(Method::POST, &of(&args.cluster, "upgrades"), Some(&order)).await?;
@@ -245,10 +263,13 @@ fn plan(planned: &Planned, cluster: &str, dry_run: bool) -> String {
     });
     let what: Vec<String> = [os, kubernetes].into_iter().flatten().collect();
     let away = upgrade.order.max_unavailable.map_or_else(|| "1".to_owned(), |max| max.to_string());
-    let mut lines = vec![
-        format!("upgrade {} of {cluster} to {}: {}", upgrade.number, release(upgrade), what.join(", ")),
-        format!("nodes, at most {away} away at a time: {}", planned.order.join(", ")),
-    ];
+    let mut lines =
+        vec![format!("upgrade {} of {cluster} to {}: {}", upgrade.number, release(upgrade), what.join(", "))];
+    if upgrade.snapshot.is_some() {
+        lines.push("first a snapshot of etcd, proven by a restore on its node".to_owned());
+    }
+    lines.push(format!("nodes, at most {away} away at a time: {}", planned.order.join(", ")));
+    lines.extend(upgrade.order.window.as_ref().map(|window| format!("nodes begin only within {window} (UTC)")));
     for finding in &planned.findings {
         let word = if finding.refused { "in the way" } else { "know" };
         lines.push(format!("{word}: {}", finding.message));
@@ -267,12 +288,30 @@ fn text(upgrade: &Upgrade) -> String {
         vec![node.name.clone(), format!("{:?}", node.state), age(node.since, now), node.attempt.to_string(), reason]
     };
     let nodes = match upgrade.nodes.is_empty() {
+        true if upgrade.state == UpgradeState::Preparing => "the cluster has not been told yet".to_owned(),
         true => "the operator in the cluster has not said anything yet".to_owned(),
         false => table(&["NODE", "STATE", "SINCE", "ATTEMPT", "REASON"], upgrade.nodes.iter().map(row)),
     };
     let detail = if upgrade.detail.is_empty() { String::new() } else { format!(": {}", upgrade.detail) };
     let (number, cluster, state) = (upgrade.number, &upgrade.cluster, upgrade.state.as_str());
-    format!("upgrade {number} of {cluster} to {} is {state}{detail}\n\n{nodes}\n", release(upgrade))
+    let window = upgrade.order.window.as_ref().map(|window| format!("\nnodes begin only within {window} (UTC)"));
+    let head = format!("upgrade {number} of {cluster} to {} is {state}{detail}", release(upgrade));
+    format!("{head}\n{}{}\n\n{nodes}\n", snapshot(upgrade), window.unwrap_or_default())
+}
+
+/// What became of the snapshot that comes first.
+fn snapshot(upgrade: &Upgrade) -> String {
+    let Some(wanted) = &upgrade.snapshot else { return "etcd: no snapshot was taken before".to_owned() };
+    match &wanted.newest {
+        None => "etcd: a snapshot comes first".to_owned(),
+        Some(one) => match &one.proof {
+            Some(proof) => format!(
+                "etcd: snapshot {} of {}, proven by a restore: revision {}, {} keys",
+                one.id, one.node, proof.revision, proof.keys
+            ),
+            None => format!("etcd: snapshot {} of {} is {}", one.id, one.node, one.state.as_str()),
+        },
+    }
 }
 
 #[cfg(test)]

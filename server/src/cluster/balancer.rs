@@ -17,7 +17,9 @@ pub(super) fn file(
 ) -> Result<Option<NodeFile>, serde_json::Error> {
     let backends = match action {
         _ if record.cluster.spec.endpoint.is_some() => return Ok(None),
-        KubeadmAction::Reset | KubeadmAction::Renew | KubeadmAction::Recover => return Ok(None),
+        KubeadmAction::Reset | KubeadmAction::Renew | KubeadmAction::Recover | KubeadmAction::Snapshot => {
+            return Ok(None);
+        }
         KubeadmAction::Init => vec![SocketAddr::new(own, API_PORT)],
         KubeadmAction::Join => record.api_servers(),
     };

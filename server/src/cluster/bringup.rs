@@ -27,6 +27,7 @@ use super::plan::{self, NodeView, Seen, Step};
 use super::quorum::Why;
 use super::reach;
 use super::record::{Record, Run};
+use super::snapshot::turn;
 use super::watch::observe;
 use super::{health, housekeeper, recovery, renewal};
 use crate::fleet::secret::{self, NoRandomness};
@@ -158,7 +159,7 @@ impl Orders {
             let Some(machine) = member.machine else { continue };
             let may_run = match member.leaving {
                 None => {
-                    let stays = renewal::under_way(member) || recovery::under_way(member);
+                    let stays = renewal::under_way(member) || recovery::under_way(member) || turn::under_way(member);
                     member.state == MemberState::Joining || stays
                 }
                 Some(leaving) => !leaving.lost,

@@ -54,7 +54,7 @@ impl Cluster {
 }
 
 /// True for a pod that has something to lose and somewhere to go.
-fn moves(pod: &Pod) -> bool {
+pub(super) fn moves(pod: &Pod) -> bool {
     let over = pod.status.as_ref().and_then(|s| s.phase.as_deref()).is_some_and(|p| p == "Succeeded" || p == "Failed");
     let mirrored = pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(MIRROR));
     let owners = pod.metadata.owner_references.iter().flatten();

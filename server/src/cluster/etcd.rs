@@ -232,6 +232,19 @@ impl Etcd {
         Ok(self.ask::<Status>("status", endpoint, "maintenance/status", &Empty {}).await?.has_leader())
     }
 
+    /// The member that leads, by the first endpoint that answers.
+    pub async fn leader(&self) -> Result<Option<u64>, EtcdError> {
+        let mut last = EtcdError::NoEndpoint;
+        for endpoint in &self.endpoints {
+            match self.ask::<Status>("status", endpoint, "maintenance/status", &Empty {}).await {
+                Ok(status) => return Ok(status.leader.parse().ok().filter(|leader| *leader != 0)),
+                Err(error) if error.is_transient() => last = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
     /// Asks the member itself: it answers, is the one that the others know, has no alarm, and follows a leader.
     ///
     /// # Errors

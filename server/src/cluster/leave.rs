@@ -154,5 +154,6 @@ fn word(action: KubeadmAction) -> &'static str {
         KubeadmAction::Reset => "reset",
         KubeadmAction::Renew => "certs renew",
         KubeadmAction::Recover => "(etcd is brought back)",
+        KubeadmAction::Snapshot => "(a snapshot of etcd)",
     }
 }

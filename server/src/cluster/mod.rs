@@ -32,6 +32,7 @@ pub mod renewal;
 mod rescue;
 pub mod retry;
 pub mod runtime;
+pub mod snapshot;
 pub mod snippets;
 pub mod taints;
 pub mod template;

@@ -14,6 +14,7 @@ use super::etcd::EtcdMember;
 use super::kubeadm::{self, KubeadmError, Node};
 use super::pki::ClusterPki;
 use super::record::{MemberRecord, Record, labels};
+use super::snapshot::{self, turn};
 use super::{balancer, etcd, part, plan, quorum, reach, recovery, renewal, runtime};
 use crate::fleet::pki::NodeIdentity;
 use crate::service::Service;
@@ -125,7 +126,7 @@ pub async fn order(
         }
         KubeadmAction::Reset => (String::new(), Vec::new()),
         KubeadmAction::Renew => return renewal_order(record, member, operation),
-        KubeadmAction::Recover => return Ok(bare(operation, run.action, String::new())),
+        KubeadmAction::Recover | KubeadmAction::Snapshot => return Ok(bare(operation, run.action, String::new())),
     };
     let with_own = runtime::with_own_registry(cluster, &service.addresses.api_url(local), service.pki.ca_pem());
     let mut files = runtime::files(&with_own, cluster.spec.os.profile == "lab")?;
@@ -253,6 +254,9 @@ pub async fn reported(
         let Some(index) = plan::member_of_operation(&record, operation) else { return Ok(()) };
         let generation = store.machine(machine).await?.map(|(machine, _)| machine.generation);
         let member = &mut record.members[index];
+        if member.machine == Some(machine) && turn::under_way(member) {
+            snapshot::take::heard(service, record.id, operation, progress).await?;
+        }
         let Some(run) = member.run.as_mut().filter(|run| run.ended_at.is_none() && member.machine == Some(machine))
         else {
             return Ok(());
@@ -261,6 +265,7 @@ pub async fn reported(
         match progress {
             _ if run.action == KubeadmAction::Renew => said = renewal::heard(member, progress, now),
             _ if run.action == KubeadmAction::Recover => said = recovery::heard(member, progress, now),
+            _ if run.action == KubeadmAction::Snapshot => said = turn::heard(member, progress, now),
             KubeadmState::Running { step } => member.detail = Some(step.clone()),
             KubeadmState::Done => {
                 run.ended_at = Some(now);

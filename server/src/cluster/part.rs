@@ -136,6 +136,12 @@ impl Work {
     /// Nothing is left of the cluster.
     pub(super) async fn gone(&self) -> Result<(), BringUpError> {
         self.service.registry.store().delete_cluster(self.record.id, self.revision, &prefix(self.record.id)).await?;
+        if let Err(error) = self.service.snapshots.vault.forget(self.record.id) {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "snapshots of a destroyed cluster are still there"
+            );
+        }
         tracing::info!(cluster = self.record.name(), "destroyed: its keys, members and history are removed");
         Ok(())
     }

@@ -127,7 +127,7 @@ impl World {
                     }
                     KubeadmAction::Join => assert!(before.is_initialised(), "a join before there is a cluster"),
                     KubeadmAction::Reset => self.may_leave(*member, before),
-                    KubeadmAction::Renew | KubeadmAction::Recover => unreachable!(),
+                    KubeadmAction::Renew | KubeadmAction::Recover | KubeadmAction::Snapshot => unreachable!(),
                 }
                 self.operations += 1;
                 let member = &mut self.record.members[*member];

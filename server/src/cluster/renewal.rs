@@ -18,6 +18,7 @@ use uuid::Uuid;
 use super::health::due;
 use super::record::{MemberRecord, Record, Run, is_in};
 use super::recovery;
+use super::snapshot::turn;
 
 /// The kubelet's own client certificate: the kubelet renews it.
 pub const KUBELET: &str = "kubelet";
@@ -106,7 +107,7 @@ pub fn next(record: &Record, now: OffsetDateTime) -> Vec<Turn> {
     let control_planes = || record.members.iter().enumerate().filter(|(_, m)| m.role == Role::ControlPlane);
     let mut turns: Vec<Turn> = control_planes().filter_map(|(index, member)| shown(index, member, now)).collect();
     let moves = |m: &MemberRecord| matches!(m.state, MemberState::Joining | MemberState::Leaving);
-    let busy = |m: &MemberRecord| under_way(m) || recovery::under_way(m) || moves(m);
+    let busy = |m: &MemberRecord| under_way(m) || recovery::under_way(m) || turn::under_way(m) || moves(m);
     if control_planes().any(|(_, member)| busy(member)) {
         return turns;
     }

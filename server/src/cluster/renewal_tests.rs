@@ -51,6 +51,17 @@ fn state(record: &Record, n: usize) -> Option<RenewalState> {
 }
 
 #[test]
+fn nothing_is_renewed_while_a_snapshot_of_etcd_is_taken() {
+    let mut record = record(3);
+    let due = NOW + Duration::days(334);
+    let run = Run { operation: Uuid::from_u128(9), action: KubeadmAction::Snapshot, ordered_at: due, ended_at: None };
+    record.members[1].run = Some(run);
+    assert_eq!(next(&record, due), []);
+    record.members[1].run = Some(Run { ended_at: Some(due), ..run });
+    assert_eq!(next(&record, due), [Turn::Order { member: 0 }]);
+}
+
+#[test]
 fn nothing_is_renewed_before_its_time() {
     let record = record(3);
     assert_eq!(next(&record, NOW), []);

@@ -101,7 +101,7 @@ pub(super) async fn observe(
 
 /// True for a run that makes a node.
 fn is_making(action: KubeadmAction) -> bool {
-    !matches!(action, KubeadmAction::Renew | KubeadmAction::Recover)
+    !matches!(action, KubeadmAction::Renew | KubeadmAction::Recover | KubeadmAction::Snapshot)
 }
 
 async fn beats(api: &Api) -> Option<BTreeMap<String, String>> {

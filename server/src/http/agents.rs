@@ -151,7 +151,7 @@ fn assigned_image(service: &Service, machine: &Machine) -> Result<Option<(Arc<Im
 }
 
 /// The machine that this node speaks for, unless it is stopped.
-async fn admitted(service: &Service, node: NodeIdentity) -> Result<Machine> {
+pub(super) async fn admitted(service: &Service, node: NodeIdentity) -> Result<Machine> {
     let machine = enroll::admit(&service.registry, node).await?;
     match &machine.stopped {
         Some(reason) => Err(ApiError::forbidden(format!("the machine is stopped: {reason}"))),

@@ -19,6 +19,7 @@ mod read_to_end;
 mod refusals;
 mod registry;
 mod registry_admin;
+mod snapshots;
 mod system;
 mod tls;
 mod updates;
@@ -29,7 +30,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -54,6 +55,7 @@ const BODY_LIMIT: usize = 1 << 20;
         (name = "channels", description = "Releases that nodes are updated to"),
         (name = "locks", description = "Nodes that may restart now, by the FleetLock protocol"),
         (name = "registry", description = "Container images; tools push and pull below /v2/"),
+        (name = "snapshots", description = "Snapshots of the etcd of clusters"),
         (name = "users", description = "Users, roles, audit trail"),
         (name = "system", description = "The service itself"),
     )
@@ -92,6 +94,9 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(upgrades::start, upgrades::list))
         .routes(routes!(upgrades::show, upgrades::change))
         .routes(routes!(upgrades::explain))
+        .routes(routes!(snapshots::list, snapshots::take))
+        .routes(routes!(snapshots::show))
+        .routes(routes!(snapshots::data))
         .routes(routes!(clusters::list, cluster_changes::apply))
         .routes(routes!(clusters::show, cluster_changes::destroy))
         .routes(routes!(cluster_changes::diff))
@@ -128,6 +133,7 @@ pub fn router(service: Arc<Service>) -> Router {
         .route("/agent/v1/task", get(agents::task))
         .route("/agent/v1/report", post(agents::report))
         .route("/agent/v1/kubeadm", get(agents::kubeadm))
+        .route("/agent/v1/etcd-snapshot/{operation}", put(snapshots::receive).layer(DefaultBodyLimit::disable()))
         .route("/agent/v1/install-config", get(agents::install_config))
         .route("/agent/v1/release", get(agents::release))
         .route("/ignition/v1/config", get(agents::ignition_config))

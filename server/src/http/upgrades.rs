@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use nkd_api::ErrorBody;
-use nkd_api::upgrade::{NodeExplained, Planned, Upgrade, UpgradeChange, UpgradeOrder};
+use nkd_api::update::Window;
+use nkd_api::upgrade::{NodeExplained, Planned, Upgrade, UpgradeChange, UpgradeOrder, UpgradeState};
 use nkd_api::user::Role;
 use time::OffsetDateTime;
 
@@ -53,6 +54,9 @@ pub(super) async fn start(
     if let Some(name) = order.ignore_preflight_errors.iter().find(|name| name.is_empty() || !is_check(name)) {
         let message = format!("ignorePreflightErrors: {name:?} is not the name of one check, like ImagePull");
         return Err(ApiError::invalid(message));
+    }
+    if let Some(Err(why)) = order.window.as_ref().map(Window::minutes) {
+        return Err(ApiError::invalid(format!("window: {why}")));
     }
     if !order.dry_run {
         let detail = serde_json::to_string(&order).unwrap_or_default();
@@ -160,7 +164,17 @@ fn in_upgrade(upgrade: &Upgrade, hostname: &str) -> Vec<String> {
     let colon = if detail.is_empty() { "" } else { ": " };
     let state = upgrade.state.as_str();
     let mut sentences = vec![format!("upgrade {number} of {cluster}, to {version}, is {state}{colon}{detail}")];
+    if let Some(window) = &upgrade.order.window {
+        sentences.push(format!("nodes begin only within {window} (UTC)"));
+    }
+    if let Some(snapshot) = upgrade.snapshot.as_ref().and_then(|wanted| wanted.newest.as_ref()) {
+        let (state, node, by) = (snapshot.state.as_str(), &snapshot.node, &snapshot.by);
+        sentences.push(format!("its snapshot of etcd, {} of {node}, asked for by {by}, is {state}", snapshot.id));
+    }
     match upgrade.nodes.iter().find(|node| node.name == hostname) {
+        None if upgrade.state == UpgradeState::Preparing => {
+            sentences.push("no node was told yet: a snapshot of etcd comes first".to_owned());
+        }
         None => sentences.push("the operator in the cluster has not said anything of it yet".to_owned()),
         Some(node) => {
             let colon = if node.reason.is_empty() { "" } else { ": " };

@@ -20,6 +20,8 @@ use tokio_util::task::TaskTracker;
 pub use log::init as init_log;
 
 use crate::cluster::bringup::{self, Orders};
+use crate::cluster::snapshot::take::{self, Snapshots};
+use crate::cluster::snapshot::vault::Vault;
 use crate::cluster::upgrade::follow;
 use crate::cluster::watch::Watches;
 use crate::content::channel::{self, Channels};
@@ -103,7 +105,8 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let now = OffsetDateTime::now_utc();
     let _lock = state::prepare(&settings.state_dir)?;
     let fresh = !settings.state_dir.join("nkd.db").exists();
-    let store = Store::open(&settings.state_dir, Seal::from_key_file(&settings.key_file, fresh)?).await?;
+    let seal = Seal::from_key_file(&settings.key_file, fresh)?;
+    let store = Store::open(&settings.state_dir, seal.clone()).await?;
     let pki = Arc::new(Pki::load_or_create(&store, now).await?);
     state::publish_ca(&settings.state_dir, pki.ca_pem())?;
     let mut metrics = Metrics::default();
@@ -132,6 +135,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         agent_file: agent_file(&settings)?,
         orders: Orders::default(),
         upgrades: Notify::new(),
+        snapshots: Snapshots::new(Vault::new(&settings.state_dir, seal)),
         watches: Watches::default(),
         dhcp: OnceLock::new(),
         first_token: FirstToken::default(),
@@ -198,6 +202,9 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     state::show_first_token(&settings.state_dir, token.as_deref(), fingerprint);
 
     bringup::learn(&service).await?;
+    if let Err(error) = take::sweep(&service).await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "files of snapshots that nobody knows of are left");
+    }
     let channels = Arc::clone(&service.channels);
     tasks.spawn(async move {
         if let Err(error) = channels.settle().await {

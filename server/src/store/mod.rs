@@ -15,6 +15,8 @@ mod machines;
 mod pulse;
 mod registry;
 mod seal;
+mod sealed_file;
+mod snapshots;
 mod tokens;
 mod upgrades;
 
@@ -30,6 +32,7 @@ pub use backup::{BackupError, backup, restore};
 pub use machines::{Change, NewEvent, RowEffects, Supersede};
 pub use registry::{Gone, HeldBlob, Kept, NewManifest, StoredManifest, Unused};
 pub use seal::{Seal, SealError};
+pub use sealed_file::{SealedFileError, SealedReader, SealedWriter};
 pub use tokens::{Boot, NewToken, Scope, Token, TokenUse};
 
 /// The store failed. Nothing was changed.

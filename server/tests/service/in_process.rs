@@ -9,6 +9,8 @@ use nkd_api::agent::Purpose;
 use nkd_api::machine::{AcceptRule, Identity, MatchFields};
 use nkd_api::upgrade::{Upgrade, UpgradeState};
 use nkd_server::cluster::record::Record;
+use nkd_server::cluster::snapshot::take::Snapshots;
+use nkd_server::cluster::snapshot::vault::Vault;
 use nkd_server::cluster::upgrade::follow;
 use nkd_server::content::image::ImageStore;
 use nkd_server::content::registry::OciRegistry;
@@ -34,14 +36,14 @@ use uuid::Uuid;
 
 use super::{harness, node};
 
-struct Bench {
-    _dir: TempDir,
-    service: Arc<Service>,
-    machine: Uuid,
-    boot: Uuid,
+pub struct Bench {
+    pub dir: TempDir,
+    pub service: Arc<Service>,
+    pub machine: Uuid,
+    pub boot: Uuid,
 }
 
-async fn bench() -> Bench {
+pub async fn bench() -> Bench {
     bench_with(false).await
 }
 
@@ -85,13 +87,14 @@ async fn bench_with(require_lease: bool) -> Bench {
         require_lease,
         orders: nkd_server::cluster::bringup::Orders::default(),
         upgrades: tokio::sync::Notify::new(),
+        snapshots: Snapshots::new(Vault::new(dir.path(), Seal::from_key(&[7; 32]).unwrap())),
         watches: nkd_server::cluster::watch::Watches::default(),
         agent_file: None,
         dhcp: std::sync::OnceLock::new(),
         first_token: FirstToken::default(),
         stopping: tokio_util::sync::CancellationToken::new(),
     });
-    Bench { _dir: dir, service, machine, boot: id }
+    Bench { dir, service, machine, boot: id }
 }
 
 impl Bench {
@@ -108,7 +111,7 @@ impl Bench {
         self.service.registry.store().issue_node_token(&token, OffsetDateTime::now_utc()).await.unwrap();
     }
 
-    async fn send(&self, request: axum::http::request::Builder, body: Body) -> axum::http::Response<Body> {
+    pub async fn send(&self, request: axum::http::request::Builder, body: Body) -> axum::http::Response<Body> {
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let connection = Connection { peer: (ip, 1).into(), local: ip, node: None };
         router(Arc::clone(&self.service)).oneshot(request.extension(connection).body(body).unwrap()).await.unwrap()

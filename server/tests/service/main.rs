@@ -21,6 +21,7 @@ mod node;
 mod openapi;
 mod protocol;
 mod registry;
+mod snapshots;
 mod start;
 mod trace;
 mod upgrades;

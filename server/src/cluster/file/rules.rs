@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nkd_api::Problem;
 use nkd_api::cluster::{API_VERSION, Cluster, ClusterSpec, Os, Proxy, Source};
+use nkd_api::update::Window;
 
 use super::syntax::{self, field, shown};
 use super::{Paths, certificates, kubernetes, machines};
@@ -232,6 +233,9 @@ fn around(spec: &ClusterSpec, found: &mut Findings<'_>) {
     let housekeeper = &spec.housekeeper;
     if housekeeper.max_unavailable == 0 {
         found.problem("spec.housekeeper.maxUnavailable", "with 0 no node is ever upgraded: write 1 or more");
+    }
+    if let Some(Err(why)) = housekeeper.window.as_ref().map(|window| window.parse::<Window>()) {
+        found.problem("spec.housekeeper.window", why);
     }
     if let Some(image) = &housekeeper.image
         && !syntax::image_reference(image)

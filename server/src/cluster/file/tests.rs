@@ -78,7 +78,7 @@ pub(in crate::cluster) fn full() -> Value {
                 "before": [{"inline": "#!/bin/sh\ntrue\n"}],
                 "after": ["https://manifests.example/after.yaml"],
             },
-            "housekeeper": {"enabled": true, "maxUnavailable": 1},
+            "housekeeper": {"enabled": true, "maxUnavailable": 1, "window": "sat,sun 22:30+4h"},
             "certificates": {
                 "cluster": {"certificate": {"inline": ca.0}, "key": {"inline": ca.1}},
                 "serviceAccount": {"certificate": {"inline": ca.2}, "key": {"inline": ca.1}},
@@ -323,6 +323,8 @@ fn mutations() -> Vec<(&'static str, Value, &'static str)> {
         ("/spec/hooks/before/0", json!("./before.sh"), "spec.hooks.before[0]"),
         ("/spec/hooks/after/0", json!({"inline": " "}), "spec.hooks.after[0]"),
         ("/spec/housekeeper/maxUnavailable", json!(0), "spec.housekeeper.maxUnavailable"),
+        ("/spec/housekeeper/window", json!("22:30"), "spec.housekeeper.window"),
+        ("/spec/housekeeper/window", json!("caturday 22:30+4h"), "spec.housekeeper.window"),
         ("/spec/certificates/cluster", json!({"certificate": {"inline": ca().0}}), "spec.certificates.cluster.key"),
         ("/spec/certificates/cluster/key/inline", json!(pair(rcgen::IsCa::NoCa).1), "spec.certificates.cluster.key"),
         ("/spec/certificates/cluster/key/inline", json!("x"), "spec.certificates.cluster.key"),

@@ -1,24 +1,25 @@
 //! Begins upgrades, and follows them: tells the operator in the cluster what is wanted, and writes down what it says.
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nkd_api::cluster::Role;
 use nkd_api::update::NodeState;
-use nkd_api::upgrade::{Planned, Upgrade, UpgradeOrder, UpgradeState, UpgradeVerb};
+use nkd_api::upgrade::{Planned, Upgrade, UpgradeOrder, UpgradeSnapshot, UpgradeState, UpgradeVerb};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
 use super::metrics;
 use super::preflight::{self, NotAsked, Seen};
+use super::prepare::prepare;
 use super::resource;
 use crate::cluster::bringup::BringUpError;
 use crate::cluster::etcd::{CLIENT_PORT, Etcd};
 use crate::cluster::kubernetes::KubeError;
 use crate::cluster::order::pki;
 use crate::cluster::record::Record;
+use crate::cluster::snapshot::take;
 use crate::cluster::{kubeadm, reach};
 use crate::machine::Selector;
 use crate::service::Service;
@@ -75,6 +76,7 @@ pub enum UpgradeError {
 async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Seen, UpgradeError> {
     let (_, api) = reach::reach(service, record).await?;
     let mut seen = Seen { kubelets: api.kubelets().await?, ..Seen::default() };
+    seen.stuck = api.stuck_pods().await?;
     seen.operator = api.operator().await?.is_some_and(|operator| operator.available);
     if let Some(minor) = to.and_then(|version| kubeadm::minor(version).ok()) {
         seen.deprecated = metrics::gone_by(&api.metrics().await?, minor.into());
@@ -93,20 +95,23 @@ async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Se
         }
         Err(error) => seen.etcd = vec![crate::http::chain(&error)],
     }
-    seen.commits = commits(service, record).await?;
+    facts(service, record, &mut seen).await;
     Ok(seen)
 }
 
-async fn commits(service: &Service, record: &Record) -> Result<BTreeMap<String, String>, StoreError> {
-    let mut commits = BTreeMap::new();
+/// What the agents of its nodes have said.
+async fn facts(service: &Service, record: &Record, seen: &mut Seen) {
     for member in &record.members {
         let Some(id) = member.machine else { continue };
         let Ok(machine) = service.registry.find(&Selector::Id(id)).await else { continue };
-        if let Some(commit) = machine.facts.as_ref().and_then(|facts| facts.booted_deployment.clone()) {
-            commits.insert(member.hostname.clone(), commit);
+        let Some(facts) = machine.facts else { continue };
+        if let Some(commit) = facts.booted_deployment {
+            seen.commits.insert(member.hostname.clone(), commit);
+        }
+        if !facts.room.is_empty() {
+            seen.room.insert(member.hostname.clone(), facts.room);
         }
     }
-    Ok(commits)
 }
 
 /// Checks, and begins unless it is a rehearsal. What is begun is in the store.
@@ -167,6 +172,11 @@ pub async fn change(service: &Service, record: &Record, verb: UpgradeVerb) -> Re
                 (upgrade.aborted, upgrade.state) = (true, UpgradeState::Aborting);
                 upgrade.detail.clear();
             }
+            UpgradeVerb::Retry if upgrade.snapshot.as_ref().is_some_and(|wanted| !wanted.is_taken()) => {
+                upgrade.snapshot = Some(UpgradeSnapshot { since: OffsetDateTime::now_utc(), newest: None });
+                upgrade.state = UpgradeState::Preparing;
+                upgrade.detail.clear();
+            }
             UpgradeVerb::Retry if upgrade.nodes.iter().any(|node| node.state == NodeState::Failed) => {
                 (upgrade.retry, upgrade.state) = (upgrade.retry + 1, UpgradeState::Running);
                 upgrade.detail.clear();
@@ -196,6 +206,9 @@ pub async fn run(service: Arc<Service>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(LOOK) => {}
             () = service.upgrades.notified() => {}
+        }
+        if let Err(error) = take::look(&service).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "snapshots of etcd cannot be looked at");
         }
         let clusters = match service.registry.store().clusters().await {
             Ok(clusters) => clusters,
@@ -246,10 +259,13 @@ async fn follow(service: &Service, record: &Record) -> Result<(), UpgradeError> 
     if upgrade.state.is_end() {
         return finish(service, record, &upgrade).await;
     }
+    let now = OffsetDateTime::now_utc();
+    if let Some(prepared) = prepare(service, record, &upgrade).await? {
+        return keep(service, record, (&upgrade, revision), prepared, now).await;
+    }
     let (_, api) = reach::reach(service, record).await?;
     let name = resource::name(&upgrade);
     let wanted = resource::spec(&upgrade);
-    let now = OffsetDateTime::now_utc();
     let followed = match api.update(&name).await? {
         Some((spec, status)) if spec == wanted => resource::followed(&upgrade, &status),
         _ => {
@@ -258,16 +274,29 @@ async fn follow(service: &Service, record: &Record) -> Result<(), UpgradeError> 
             Upgrade { state, detail: String::new(), ..upgrade.clone() }
         }
     };
+    keep(service, record, (&upgrade, revision), followed, now).await
+}
+
+/// Writes down how far an upgrade is, and says it, if that is something else than before.
+async fn keep(
+    service: &Service,
+    record: &Record,
+    (upgrade, revision): (&Upgrade, i64),
+    followed: Upgrade,
+    now: OffsetDateTime,
+) -> Result<(), UpgradeError> {
     let followed = Upgrade { ended_at: followed.state.is_end().then_some(now), ..followed };
-    if followed == upgrade {
+    if followed == *upgrade {
         return Ok(());
     }
-    match store.save_upgrade(record.id, &followed, revision).await {
+    match service.registry.store().save_upgrade(record.id, &followed, revision).await {
         // Somebody has paused it in this moment: the next look sees that.
         Err(StoreError::Stale) => return Ok(()),
         saved => drop(saved?),
     }
-    if followed.state != upgrade.state || followed.detail != upgrade.detail {
+    // What is said of a snapshot is among the events already.
+    let prepares = followed.state == UpgradeState::Preparing;
+    if followed.state != upgrade.state || (followed.detail != upgrade.detail && !prepares) {
         let number = followed.number;
         let state = followed.state.as_str();
         let colon = if followed.detail.is_empty() { "" } else { ": " };

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use nkd_api::channel::{Channel, Release};
 use nkd_api::cluster::{Health, MemberState, Role};
-use nkd_api::upgrade::{Finding, Part, Planned, Upgrade, UpgradeOrder, UpgradeState};
+use nkd_api::facts::Room;
+use nkd_api::upgrade::{Finding, Part, Planned, Upgrade, UpgradeOrder, UpgradeSnapshot, UpgradeState};
 use time::OffsetDateTime;
 
+use super::budgets::Stuck;
 use super::metrics::Deprecated;
 use crate::cluster::record::Record;
 
@@ -28,6 +30,10 @@ pub struct Seen {
     pub deprecated: Vec<Deprecated>,
     /// Commit that each node runs, as far as its agent has said.
     pub commits: BTreeMap<String, String>,
+    /// What is free on each node, as far as its agent has said.
+    pub room: BTreeMap<String, Vec<Room>>,
+    /// Pods that no drain could ever move.
+    pub stuck: Vec<Stuck>,
     /// The operator runs.
     pub operator: bool,
 }
@@ -90,6 +96,8 @@ pub fn plan(
         release: Some(release.number),
         max_unavailable: Some(max_unavailable),
         drain_seconds: Some(order.drain_seconds.unwrap_or(600)),
+        // The file's was checked when it was applied.
+        window: order.window.clone().or_else(|| spec.housekeeper.window.as_ref()?.parse().ok()),
         ignore_preflight_errors: ignored(record, order),
         ..order.clone()
     };
@@ -100,16 +108,17 @@ pub fn plan(
         commit: (order.part != Part::Kubernetes).then(|| release.commit.clone()),
         kubernetes: release.kubernetes.clone().filter(|_| order.part != Part::Os),
         from_kubernetes: spec.kubernetes.version.clone(),
-        order,
         state: UpgradeState::Preparing,
         detail: String::new(),
         paused: false,
         aborted: false,
         retry: 0,
+        snapshot: (!order.skip_snapshot).then_some(UpgradeSnapshot { since: now, newest: None }),
         by: by.to_owned(),
         started_at: now,
         ended_at: None,
         nodes: Vec::new(),
+        order,
     };
     let mut names: Vec<(bool, &str)> =
         record.members.iter().map(|m| (m.role != Role::ControlPlane, m.hostname.as_str())).collect();
@@ -175,6 +184,13 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
         say(true, format!("release {} holds Kubernetes {holds}, and {name} runs {from}: upgrade both", release.number));
     }
     barriers(channel, release, seen, &mut say);
+    room(record, upgrade, seen, &mut say);
+    for Stuck { node, why } in &seen.stuck {
+        let forced = upgrade.order.force_drain;
+        let next =
+            if forced { "it is deleted (--force-drain)" } else { "change the budget, or --force-drain deletes it" };
+        say(!forced, format!("{node}: {why}; {next}"));
+    }
     if let Some(wanted) = &upgrade.kubernetes {
         skew(&upgrade.from_kubernetes, wanted, seen, &mut say);
         for api in &seen.deprecated {
@@ -182,11 +198,45 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
             say(true, format!("{} is in use, and Kubernetes 1.{removed} does not have it any more", api.name));
         }
     }
+    if upgrade.order.skip_snapshot {
+        say(false, "no snapshot of etcd is taken before (--skip-snapshot): have one of your own".to_owned());
+    }
     if record.members.iter().filter(|m| m.role == Role::ControlPlane).count() == 1 {
         let why = "its API is away while its only control plane upgrades; what runs on workers goes on";
         say(false, format!("{name} has one control plane: {why}"));
     }
     found
+}
+
+/// What has to be free, in MiB: a second system beside the one that runs, its kernel, and the images of another Kubernetes.
+const SYSTEM: u64 = 2048;
+const BOOT: u64 = 100;
+const IMAGES: u64 = 1024;
+
+/// No node has too little room for what it will be given.
+fn room(record: &Record, upgrade: &Upgrade, seen: &Seen, say: &mut impl FnMut(bool, String)) {
+    let mut unknown = Vec::new();
+    for node in record.members.iter().filter(|m| m.leaving.is_none()).map(|m| m.hostname.as_str()) {
+        let Some(all) = seen.room.get(node) else {
+            unknown.push(node);
+            continue;
+        };
+        for Room { path, free_bytes } in all {
+            let (what, wanted) = match path.as_str() {
+                "/boot" => ("a second kernel", upgrade.commit.as_ref().map(|_| BOOT)),
+                "/var" => ("another Kubernetes with its images", upgrade.kubernetes.as_ref().map(|_| IMAGES)),
+                _ => ("a second system", upgrade.commit.as_ref().map(|_| SYSTEM)),
+            };
+            let free = free_bytes >> 20;
+            if let Some(wanted) = wanted.filter(|wanted| free < *wanted) {
+                say(true, format!("{node}: {free} MiB are free in {path}, and {what} takes {wanted} MiB: make room"));
+            }
+        }
+    }
+    if !unknown.is_empty() {
+        let nodes = unknown.join(", ");
+        say(false, format!("how much room they have is not known of {nodes}: their agents have not said"));
+    }
 }
 
 /// A system that is older than a barrier goes to it first.

@@ -47,7 +47,10 @@ impl Scene {
             architecture: "x86_64".into(),
             releases: vec![release(1, "v1.20.2"), release(2, "v1.21.0")],
         };
-        let seen = Seen { kubelets: all("v1.20.2"), commits: all("c1"), operator: true, ..Seen::default() };
+        let room = |path: &str, mebibytes: u64| Room { path: path.to_owned(), free_bytes: mebibytes << 20 };
+        let room = [room("/sysroot", 2048), room("/boot", 128), room("/var", 1024)];
+        let room = names.iter().map(|name| (name.clone(), room.to_vec())).collect();
+        let seen = Seen { kubelets: all("v1.20.2"), commits: all("c1"), room, operator: true, ..Seen::default() };
         Self { record, channel, order: UpgradeOrder::default(), seen }
     }
 
@@ -164,6 +167,57 @@ fn checks_on_a_coredns_that_is_left_out_are_ignored() {
     scene.record.cluster.spec.kubernetes.skip_phases = vec!["addon/coredns".into()];
     let wanted = ["CoreDNSMigration", "CoreDNSUnsupportedPlugins", "ImagePull"];
     assert_eq!(scene.plan().upgrade.order.ignore_preflight_errors, wanted);
+}
+
+#[test]
+fn a_node_without_room_for_a_second_system_stands_in_the_way() {
+    for (place, free, why) in [
+        (0, 1984, "w2: 1984 MiB are free in /sysroot, and a second system takes 2048 MiB"),
+        (1, 64, "w2: 64 MiB are free in /boot, and a second kernel takes 100 MiB"),
+        (2, 960, "w2: 960 MiB are free in /var, and another Kubernetes with its images takes 1024 MiB"),
+    ] {
+        let mut scene = Scene::new();
+        scene.seen.room.get_mut("w2").unwrap()[place].free_bytes = free << 20;
+        scene.refused(why);
+    }
+    let mut scene = Scene::new();
+    scene.seen.room.get_mut("w2").unwrap()[0].free_bytes = 0;
+    scene.order.part = Part::Kubernetes;
+    assert!(may_begin(&scene.plan().findings), "the system stays");
+    let mut scene = Scene::new();
+    scene.seen.room.remove("w1");
+    scene.known("not known of w1:");
+}
+
+#[test]
+fn a_budget_that_can_never_be_met_stands_in_the_way_unless_pods_are_deleted() {
+    let mut scene = Scene::new();
+    scene.seen.stuck =
+        vec![Stuck { node: "w1".into(), why: "the disruption budget web never lets shop/web-1 go".into() }];
+    scene.refused("w1: the disruption budget web never lets shop/web-1 go; change the budget, or --force-drain");
+    scene.order.force_drain = true;
+    scene.known("it is deleted (--force-drain)");
+}
+
+#[test]
+fn a_snapshot_comes_first_unless_somebody_has_one() {
+    let mut scene = Scene::new();
+    let wanted = scene.plan().upgrade.snapshot.unwrap();
+    assert!(wanted.since == NOW && !wanted.is_taken());
+    scene.order.skip_snapshot = true;
+    assert_eq!(scene.plan().upgrade.snapshot, None);
+    scene.known("--skip-snapshot");
+}
+
+#[test]
+fn the_window_is_the_orders_else_the_files() {
+    let mut scene = Scene::new();
+    let window = |scene: &Scene| scene.plan().upgrade.order.window.map(|window| window.to_string());
+    assert_eq!(window(&scene), None);
+    scene.record.cluster.spec.housekeeper.window = Some("sat,sun 22:30+4h".into());
+    assert_eq!(window(&scene).as_deref(), Some("sat,sun 22:30+4h"));
+    scene.order.window = Some("01:00+2h".parse().unwrap());
+    assert_eq!(window(&scene).as_deref(), Some("01:00+2h"));
 }
 
 proptest! {

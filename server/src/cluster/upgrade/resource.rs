@@ -1,6 +1,7 @@
 //! The Update resource in the cluster: what it is to say (pure), and how it is written and read.
 
-use kube::api::{Api, DynamicObject, Patch, PatchParams};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use nkd_api::update::{
     self, Drain, DrainPolicy, MaxUnavailable, OsRelease, Phase, Release, Strategy, UpdateSpec, UpdateStatus,
@@ -8,6 +9,7 @@ use nkd_api::update::{
 use nkd_api::upgrade::{Upgrade, UpgradeState};
 use serde_json::json;
 
+use super::budgets::{self, Budget, Stuck};
 use crate::cluster::kubernetes::{Cluster, KubeError, request};
 
 /// Who owns the fields that we apply.
@@ -32,7 +34,7 @@ pub fn spec(upgrade: &Upgrade) -> UpdateSpec {
         channel: order.channel.clone(),
         release: Release { name: number, os, kubernetes: upgrade.kubernetes.clone() },
         max_unavailable: order.max_unavailable.unwrap_or(MaxUnavailable::Count(1)),
-        window: None,
+        window: order.window.clone(),
         strategy: Strategy {
             drain: Drain { timeout_seconds: order.drain_seconds.unwrap_or(600), policy },
             soak_seconds: order.soak_seconds,
@@ -99,6 +101,28 @@ impl Cluster {
         Ok(Some((spec, status)))
     }
 
+    /// The pods of the cluster that no drain could ever move.
+    pub async fn stuck_pods(&self) -> Result<Vec<Stuck>, KubeError> {
+        let pods: Api<Pod> = Api::all(self.client());
+        let pods = pods.list(&ListParams::default()).await.map_err(request("list pods"))?;
+        let mut budgets = Vec::new();
+        // The older one is all that Kubernetes before 1.21 has.
+        for (version, v1) in [("v1", true), ("v1beta1", false)] {
+            let kind = GroupVersionKind::gvk("policy", version, "PodDisruptionBudget");
+            let api: Api<DynamicObject> = Api::all_with(self.client(), &ApiResource::from_gvk(&kind));
+            match api.list(&ListParams::default()).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                list => {
+                    let list = list.map_err(request("list disruption budgets"))?;
+                    let objects = list.items.iter().filter_map(|object| serde_json::to_value(object).ok());
+                    budgets = objects.filter_map(|object| Budget::read(&object, v1)).collect();
+                    break;
+                }
+            }
+        }
+        Ok(budgets::stuck(&pods.items, &budgets))
+    }
+
     /// The API server's metrics, in the text format of Prometheus.
     pub async fn metrics(&self) -> Result<String, KubeError> {
         let question = http::Request::get("/metrics").body(Vec::new()).map_err(|e| KubeError::Config(e.into()))?;
@@ -144,6 +168,7 @@ mod tests {
             paused: true,
             aborted: false,
             retry: 1,
+            snapshot: None,
             by: "a".into(),
             started_at: OffsetDateTime::UNIX_EPOCH,
             ended_at: None,

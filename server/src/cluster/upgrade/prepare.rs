@@ -1,0 +1,53 @@
+//! What comes before an upgrade is told to its cluster: a snapshot of etcd that was proven.
+#![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
+
+use nkd_api::snapshot::SnapshotState;
+use nkd_api::upgrade::{Upgrade, UpgradeSnapshot, UpgradeState};
+use time::OffsetDateTime;
+
+use super::follow::UpgradeError;
+use crate::cluster::record::Record;
+use crate::cluster::snapshot::take::{self, TakeError};
+use crate::cluster::snapshot::turn::{self, Gate, Nobody};
+use crate::service::Service;
+use crate::store::StoreError;
+
+/// The upgrade as it stands before its cluster is told; none: nothing is left to be done before.
+pub(super) async fn prepare(
+    service: &Service,
+    record: &Record,
+    upgrade: &Upgrade,
+) -> Result<Option<Upgrade>, UpgradeError> {
+    let Some(wanted) = upgrade.snapshot.as_ref().filter(|wanted| !wanted.is_taken()) else { return Ok(None) };
+    if upgrade.aborted {
+        let detail = "it was called off before its cluster was told: nothing has changed".to_owned();
+        return Ok(Some(Upgrade { state: UpgradeState::Aborted, detail, ..upgrade.clone() }));
+    }
+    let store = service.registry.store();
+    let mut rows = store.snapshots(record.id).await?;
+    rows.retain(|row| row.upgrade == Some(upgrade.number));
+    let mut newest = rows.iter().find(|row| row.state == SnapshotState::Verified).or(rows.first()).cloned();
+    let preparing = UpgradeState::Preparing;
+    let (state, detail) = match turn::gate(&rows, wanted.since, OffsetDateTime::now_utc()) {
+        Gate::Open => (preparing, String::new()),
+        Gate::Wait(why) => (preparing, why),
+        Gate::Halt(why) => (UpgradeState::Halted, why),
+        Gate::Order => match take::order(service, record.id, Some(upgrade.number), &upgrade.by).await {
+            Ok(row) => {
+                let detail = format!("{} takes a snapshot of etcd: ordered", row.node);
+                newest = Some(row);
+                (preparing, detail)
+            }
+            Err(TakeError::Nobody(Nobody::Now(why))) => (preparing, format!("a snapshot of etcd waits: {why}")),
+            Err(TakeError::Store(StoreError::Stale)) => return Ok(Some(upgrade.clone())),
+            Err(TakeError::Store(error)) => return Err(error.into()),
+            Err(error) => {
+                take::not_ordered(service, record, upgrade.number, crate::http::chain(&error)).await?;
+                // The next look says it.
+                return Ok(Some(upgrade.clone()));
+            }
+        },
+    };
+    let snapshot = Some(UpgradeSnapshot { since: wanted.since, newest });
+    Ok(Some(Upgrade { state, detail, snapshot, ..upgrade.clone() }))
+}

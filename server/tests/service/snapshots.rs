@@ -1,0 +1,233 @@
+//! Snapshots of etcd at the service: who may bring one, who gets it back, and what an upgrade does without one.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use nkd_api::agent::{KubeadmAction, KubeadmState, Purpose};
+use nkd_api::cluster::MemberState;
+use nkd_api::snapshot::{EtcdSnapshot, SnapshotState};
+use nkd_api::upgrade::{Upgrade, UpgradeState, UpgradeVerb};
+use nkd_api::user::{Role, User};
+use nkd_server::cluster::order;
+use nkd_server::cluster::record::{Record, Run};
+use nkd_server::cluster::upgrade::follow;
+use nkd_server::fleet::pki::NodeIdentity;
+use nkd_server::fleet::secret;
+use nkd_server::http::{Connection, router};
+use nkd_server::machine::lifecycle::Input;
+use nkd_server::store::RowEffects;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use uuid::Uuid;
+
+use super::harness::eventually;
+use super::in_process::{Bench, bench};
+
+const OPERATION: Uuid = Uuid::from_u128(7);
+
+/// A cluster of one control plane, on the bench's machine.
+async fn cluster(bench: &Bench, run: Option<Run>) -> Record {
+    let now = OffsetDateTime::now_utc();
+    let machine = json!({"mac": "52:54:00:aa:09:01", "hostname": "cp1", "ip": "127.0.9.1/8"});
+    let cluster = json!({"apiVersion": "nkd.io/v1alpha1", "kind": "Cluster", "metadata": {"name": "rack7"},
+        "spec": {"kubernetes": {"version": "v1.20.2"},
+            "pools": [{"name": "cp", "role": "control-plane", "machines": [machine]}]}});
+    let mut record = Record::new(Uuid::new_v4(), serde_json::from_value(cluster).unwrap(), now);
+    let member = &mut record.members[0];
+    (member.state, member.machine, member.run) = (MemberState::Ready, Some(bench.machine), run);
+    bench.service.registry.store().save_cluster(&record, 0, &[], "test", now).await.unwrap();
+    record
+}
+
+fn ordered(ended_at: Option<OffsetDateTime>) -> Run {
+    let ordered_at = OffsetDateTime::now_utc();
+    Run { operation: OPERATION, action: KubeadmAction::Snapshot, ordered_at, ended_at }
+}
+
+fn row(id: Uuid, state: SnapshotState) -> EtcdSnapshot {
+    EtcdSnapshot {
+        id,
+        cluster: "rack7".into(),
+        upgrade: Some(1),
+        node: "cp1".into(),
+        by: "ada".into(),
+        state,
+        detail: String::new(),
+        ordered_at: OffsetDateTime::now_utc(),
+        heard_at: None,
+        proof: None,
+    }
+}
+
+impl Bench {
+    async fn put(&self, operation: Uuid, told: &[u8], body: Body) -> StatusCode {
+        let digest = hex::encode(Sha256::digest(told));
+        let proof = "revision=60&keys=200&etcdVersion=3.4.23&takenAt=2026-11-28T12%3A00%3A00Z";
+        let uri = format!("/agent/v1/etcd-snapshot/{operation}?size={}&sha256={digest}&{proof}", told.len());
+        let node = NodeIdentity { machine: self.machine, purpose: Purpose::Node, generation: 0, boot: self.boot };
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let connection = Connection { peer: (ip, 1).into(), local: ip, node: Some(node) };
+        let request = Request::put(uri).extension(connection).body(body).unwrap();
+        router(Arc::clone(&self.service)).oneshot(request).await.unwrap().status()
+    }
+
+    async fn get(&self, token: &str, path: &str) -> (StatusCode, Vec<u8>) {
+        let request = Request::get(path).header("Authorization", format!("Bearer {token}"));
+        let answer = self.send(request, Body::empty()).await;
+        let status = answer.status();
+        (status, answer.into_body().collect().await.unwrap().to_bytes().to_vec())
+    }
+
+    async fn rows(&self, record: &Record) -> Vec<EtcdSnapshot> {
+        self.service.registry.store().snapshots(record.id).await.unwrap()
+    }
+
+    async fn user(&self, name: &str, role: Role) -> String {
+        let user = User { name: name.into(), role, created_at: OffsetDateTime::now_utc() };
+        let token = format!("token-of-{name}");
+        self.service.registry.store().create_user(&user, &secret::digest(&token)).await.unwrap();
+        token
+    }
+}
+
+#[tokio::test]
+async fn a_node_brings_what_was_ordered_of_it_and_an_administrator_gets_it_back() {
+    let bench = bench().await;
+    let record = cluster(&bench, Some(ordered(None))).await;
+    let store = bench.service.registry.store();
+    store.add_snapshot(record.id, &row(OPERATION, SnapshotState::Taking)).await.unwrap();
+    let (purpose, from) = (Purpose::Discovery, IpAddr::V4(Ipv4Addr::LOCALHOST));
+    let fetched = Input::ConfigFetched { purpose, generation: 0, boot: bench.boot, from };
+    bench.service.registry.apply(bench.machine, fetched, RowEffects::default()).await.unwrap();
+    let content: Vec<u8> = b"the secrets of rack7, ".iter().copied().cycle().take(2_500_000).collect();
+
+    assert_eq!(bench.put(Uuid::from_u128(8), &content, content.clone().into()).await, StatusCode::CONFLICT);
+    // The connection breaks in the middle, and what comes next is not what was told.
+    let (sender, pieces) = tokio::sync::mpsc::channel(1);
+    let broken = futures_util::stream::unfold(pieces, |mut pieces: tokio::sync::mpsc::Receiver<_>| async {
+        Some((pieces.recv().await?, pieces))
+    });
+    let half = content[..1_000_000].to_vec();
+    let feeder = tokio::spawn(async move {
+        sender.send(Ok(bytes::Bytes::from(half))).await.unwrap();
+        sender.send(Err(std::io::Error::other("the power went"))).await.unwrap();
+    });
+    assert_eq!(bench.put(OPERATION, &content, Body::from_stream(broken)).await, StatusCode::SERVICE_UNAVAILABLE);
+    feeder.await.unwrap();
+    let other = vec![1; content.len()];
+    assert_eq!(bench.put(OPERATION, &content, other.into()).await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(bench.rows(&record).await[0].state, SnapshotState::Taking);
+    let folder = bench.dir.path().join("etcd-snapshots").join(record.id.to_string());
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "what broke off leaves nothing");
+
+    assert_eq!(bench.put(OPERATION, &content, content.clone().into()).await, StatusCode::OK);
+    let rows = bench.rows(&record).await;
+    let proof = rows[0].proof.as_ref().unwrap();
+    assert_eq!((rows[0].state, proof.revision, proof.keys), (SnapshotState::Verified, 60, 200));
+    let sealed = std::fs::read(folder.join(format!("{OPERATION}.sealed"))).unwrap();
+    assert!(!sealed.windows(11).any(|part| part == b"the secrets"));
+    // The answer was lost: it comes once more, and the node's end changes nothing.
+    assert_eq!(bench.put(OPERATION, &content, content.clone().into()).await, StatusCode::OK);
+    order::reported(&bench.service, bench.machine, OPERATION, &KubeadmState::Done).await.unwrap();
+    assert_eq!(bench.rows(&record).await, rows);
+    assert_eq!(bench.put(OPERATION, &content, content.clone().into()).await, StatusCode::CONFLICT, "its run is over");
+
+    let path = format!("/api/v1/clusters/rack7/snapshots/{OPERATION}/data");
+    let (operator, admin) = (bench.user("olga", Role::Operator).await, bench.user("ada", Role::Admin).await);
+    assert_eq!(bench.get("nobody", &path).await.0, StatusCode::UNAUTHORIZED);
+    assert_eq!(bench.get(&operator, &path).await.0, StatusCode::FORBIDDEN);
+    let (status, data) = bench.get(&admin, &path).await;
+    assert!(status == StatusCode::OK && data == content);
+    let audit = store.audit_trail(10).await.unwrap();
+    assert!(audit.iter().any(|entry| entry.action == "cluster.snapshot.get" && entry.who == "ada"), "{audit:?}");
+    let (_, list) = bench.get(&operator, "/api/v1/clusters/rack7/snapshots").await;
+    let list: Value = serde_json::from_slice(&list).unwrap();
+    assert_eq!((&list[0]["state"], &list[0]["proof"]["etcdVersion"]), (&json!("verified"), &json!("3.4.23")));
+}
+
+#[tokio::test]
+async fn a_snapshot_whose_run_is_over_has_failed_and_one_that_fails_says_why() {
+    let bench = bench().await;
+    let record = cluster(&bench, Some(ordered(None))).await;
+    let store = bench.service.registry.store();
+    let left = Uuid::from_u128(9);
+    store.add_snapshot(record.id, &row(left, SnapshotState::Taking)).await.unwrap();
+    store.add_snapshot(record.id, &row(OPERATION, SnapshotState::Taking)).await.unwrap();
+    nkd_server::cluster::snapshot::take::look(&bench.service).await.unwrap();
+    let state = async |id| bench.rows(&record).await.into_iter().find(|row| row.id == id).unwrap();
+    let given_up = state(left).await;
+    assert!(given_up.state == SnapshotState::Failed && given_up.detail.contains("given up"), "{given_up:?}");
+    let running = KubeadmState::Running { step: "prove".into() };
+    order::reported(&bench.service, bench.machine, OPERATION, &running).await.unwrap();
+    let seen = state(OPERATION).await;
+    assert_eq!((seen.state, seen.detail.as_str()), (SnapshotState::Taking, "prove"));
+    let failed = KubeadmState::Failed { step: "prove".into(), reason: "no keys".into(), log_tail: String::new() };
+    order::reported(&bench.service, bench.machine, OPERATION, &failed).await.unwrap();
+    let seen = state(OPERATION).await;
+    assert_eq!((seen.state, seen.detail.as_str()), (SnapshotState::Failed, "prove: no keys"));
+    let (now, _) = store.cluster(record.id).await.unwrap().unwrap();
+    assert_eq!(now.members[0].state, MemberState::Ready, "the node stays what it is");
+}
+
+/// Follows upgrades until this is dropped.
+fn follow(bench: &Bench) -> tokio_util::sync::DropGuard {
+    let stop = CancellationToken::new();
+    tokio::spawn(follow::run(Arc::clone(&bench.service), stop.clone()));
+    stop.drop_guard()
+}
+
+#[tokio::test]
+async fn an_upgrade_without_its_snapshot_waits_is_tried_again_and_can_be_called_off() {
+    let bench = bench().await;
+    let record = cluster(&bench, Some(ordered(Some(OffsetDateTime::now_utc())))).await;
+    let store = bench.service.registry.store();
+    let upgrade = json!({"cluster": "rack7", "number": 1, "order": {}, "version": "2", "fromKubernetes": "v1.20.2",
+        "state": "preparing", "paused": false, "aborted": false, "retry": 0, "by": "ada",
+        "startedAt": "2026-01-01T00:00:00Z", "nodes": [], "snapshot": {"since": "2026-01-01T00:00:00Z"}});
+    let mut upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
+    store.save_upgrade(record.id, &upgrade, 0).await.unwrap();
+    let _follower = follow(&bench);
+    let newest = async |what: &str, fits: fn(&Upgrade) -> bool| {
+        eventually(what, async || {
+            bench.service.upgrades.notify_one();
+            store.newest_upgrade(record.id).await.unwrap().map(|(upgrade, _)| upgrade).filter(fits)
+        })
+        .await
+    };
+    // Nobody can take one: the cluster's keys are not here.
+    let told = newest("it says why it waits", |upgrade| upgrade.detail.contains("(try 1 of 5")).await;
+    assert!(told.state == UpgradeState::Preparing && told.detail.contains("PKI"), "{told:?}");
+    assert_eq!(bench.rows(&record).await.len(), 1);
+    follow::change(&bench.service, &record, UpgradeVerb::Retry).await.unwrap();
+    newest("it is tried again at once", |upgrade| upgrade.detail.contains("(try 1 of 5")).await;
+    assert_eq!(bench.rows(&record).await.len(), 2);
+    follow::change(&bench.service, &record, UpgradeVerb::Abort).await.unwrap();
+    let over = newest("it is called off", |upgrade| upgrade.state.is_end()).await;
+    assert!(over.state == UpgradeState::Aborted && over.detail.contains("nothing has changed"), "{over:?}");
+    assert!(over.ended_at.is_some());
+
+    // The next one tries in vain five times, and halts until somebody asks; then one is there, and it goes on.
+    upgrade.number = 2;
+    for minute in 0..5 {
+        let at = upgrade.started_at + time::Duration::minutes(minute);
+        let mut failed = row(Uuid::new_v4(), SnapshotState::Failed);
+        (failed.upgrade, failed.ordered_at, failed.detail) = (Some(2), at, "save: the disk is full".into());
+        store.add_snapshot(record.id, &failed).await.unwrap();
+    }
+    store.save_upgrade(record.id, &upgrade, 0).await.unwrap();
+    let halted = newest("it halts", |upgrade| upgrade.state == UpgradeState::Halted).await;
+    assert!(halted.detail.contains("tried 5 times") && halted.detail.contains("the disk is full"), "{halted:?}");
+    follow::change(&bench.service, &record, UpgradeVerb::Retry).await.unwrap();
+    let mut verified = row(Uuid::new_v4(), SnapshotState::Verified);
+    verified.upgrade = Some(2);
+    store.add_snapshot(record.id, &verified).await.unwrap();
+    let goes_on = |upgrade: &Upgrade| upgrade.detail.contains("the API of rack7 does not answer now");
+    let told = newest("it goes on to its cluster", goes_on).await;
+    assert!(told.snapshot.unwrap().is_taken());
+}
