@@ -102,6 +102,11 @@ async fn begin(place: &Place, client: &Client, task: &KubeadmTask, unit: &str) -
     files::make_private_dir(&place.orders).map_err(|error| chain(&error))?;
     files::write_json(&path, &order).map_err(|error| chain(&error))?;
     let program = std::env::current_exe().map_err(|error| format!("the agent does not find itself: {error}"))?;
+    // One that was killed may be loaded still: systemd forgets a failed unit when it hears that the last of its processes is
+    // gone, which it does not everywhere. That there is none is no error.
+    let mut forget = Command::new("systemctl");
+    forget.args(["reset-failed", unit]);
+    output(place, forget).await?;
     let mut command = Command::new("systemd-run");
     command.arg(format!("--unit={unit}")).args(["--collect", "--no-block", "--quiet"]);
     command.args(["--property=Description=kubeadm for nkd", "--property=UMask=0022", "--property=KillMode=process"]);

@@ -1,5 +1,4 @@
 //! Snapshots of etcd: operators order and fetch them, nodes bring them.
-#![expect(clippy::disallowed_methods, reason = "waits for the pieces of a body")]
 
 use std::sync::Arc;
 use std::time::Duration;
