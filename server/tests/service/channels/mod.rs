@@ -1,11 +1,18 @@
 //! Channels, with the real ostree as builder and as client.
 
+mod deltas;
+mod mirror;
+mod promote;
+mod prune;
+mod sources;
+mod upstream;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use super::harness::Place;
+use super::harness::{self, Place};
 use super::node;
 
 const MAC: &str = "52:54:00:aa:0c:01";
@@ -140,7 +147,7 @@ async fn releases_are_published_and_nodes_pull_them() {
     std::fs::remove_file(&summary).unwrap();
     std::fs::remove_file(place.state().join("ostree/lab/refs/heads").join(REF)).unwrap();
     let _service = place.start().await;
-    super::harness::eventually("the summary is there again", async || summary.exists().then_some(())).await;
+    harness::eventually("the summary is there again", async || summary.exists().then_some(())).await;
     assert!(pull(&system(&place, "late"), REF).status.success());
 }
 
