@@ -57,6 +57,9 @@ pub struct Release {
     /// Whose signature it bore, when a key was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signed_by: Option<String>,
+    /// The release of another channel that it was promoted from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promoted_from: Option<Promoted>,
     /// A system that is older comes here before it goes to any newer release.
     #[serde(default, skip_serializing_if = "is_false")]
     pub barrier: bool,
@@ -66,6 +69,17 @@ pub struct Release {
     /// So many minutes after its publication every node may have it, the first ones at once, the others in between.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub rollout_minutes: u32,
+}
+
+/// Where a release comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Promoted {
+    /// Name of the channel.
+    pub channel: String,
+    /// Number of the release there.
+    pub release: u32,
 }
 
 fn is_false(value: &bool) -> bool {
@@ -81,12 +95,12 @@ fn is_zero(value: &u32) -> bool {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PublishOrder {
-    /// Folder of an ostree repository, on the service's host.
+    /// On the service's host: folder of an ostree repository, a tar of one, or an OCI archive or layout that holds a commit.
     pub ostree: String,
-    /// Ref or commit in it. Not given: the only ref that there is.
+    /// Ref or commit in it; the name of an image, where there are several. Not given: the only one that there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<String>,
-    /// Version of Kubernetes that it holds, `v1.31.4`.
+    /// Version of Kubernetes that it holds, `v1.31.4`. Not given: the commit says it (`nkd.kubernetes`), or it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<String>,
     /// Version. Not given: the commit says it.
@@ -114,6 +128,137 @@ pub struct PublishOrder {
     /// So many minutes until every node may have it.
     #[serde(default)]
     pub rollout_minutes: u32,
+}
+
+/// What is to become a release of another channel.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PromoteOrder {
+    /// Number of the release. Not given: the newest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<u32>,
+    /// The other channel; it is made when it is not there.
+    pub to: String,
+    /// A system that is older comes here before it goes to any newer release of that channel.
+    #[serde(default)]
+    pub barrier: bool,
+    /// So many minutes until every node may have it.
+    #[serde(default)]
+    pub rollout_minutes: u32,
+}
+
+/// How many releases a channel is to keep.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PruneOrder {
+    /// So many of the newest releases that are no dead end stay, and what is newer than the oldest of them.
+    pub keep: u32,
+    /// Only say what would go.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What has left a channel, or would.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Pruned {
+    /// Nothing was changed.
+    pub dry_run: bool,
+    /// The releases, as they were.
+    pub retired: Vec<Release>,
+    /// Old releases that stay all the same.
+    pub kept: Vec<KeptRelease>,
+}
+
+/// An old release that stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct KeptRelease {
+    /// Number.
+    pub release: u32,
+    /// Version.
+    pub version: String,
+    /// Who needs it.
+    pub reason: String,
+}
+
+/// What a channel is to follow.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MirrorOrder {
+    /// Address of the upstream's ostree repository: https, http or file.
+    pub from: String,
+    /// Ref of the upstream.
+    pub reference: String,
+    /// File of armored OpenPGP public keys, on the service's host; every commit must be signed with one of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Commits are taken whoever made them. Either this or a key is to be given.
+    #[serde(default)]
+    pub unsigned: bool,
+    /// File of certificates in PEM form, on the service's host, from which the upstream's has to come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// Profile, for a new channel. Not given: the first part of the ref.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Architecture, for a new channel. Not given: the second part of the ref.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// Version of Kubernetes of the releases that come. Not given: each commit says it (`nkd.kubernetes`), or it is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<String>,
+    /// Minutes from one look to the next. Not given: six hours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub every_minutes: Option<u32>,
+}
+
+/// What a channel follows, and how that goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct Mirror {
+    /// Name of the channel.
+    pub channel: String,
+    /// Its profile.
+    pub profile: String,
+    /// Its architecture.
+    pub architecture: String,
+    /// Address of the upstream's repository.
+    pub from: String,
+    /// Ref of the upstream.
+    pub reference: String,
+    /// File that the keys were read from when it was ordered; none: commits are taken whoever made them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// File that the certificates were read from then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// Version of Kubernetes of the releases that come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<String>,
+    /// Minutes from one look to the next.
+    pub every_minutes: u32,
+    /// When the next look is due.
+    #[serde(with = "time::serde::rfc3339")]
+    pub next_look_at: OffsetDateTime,
+    /// When the last look ended.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub looked_at: Option<OffsetDateTime>,
+    /// When the last one ended well.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub succeeded_at: Option<OffsetDateTime>,
+    /// Looks without success since then.
+    #[serde(default)]
+    pub failures: u32,
+    /// Why the last one had none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// What is known of a release afterwards.
@@ -180,7 +325,7 @@ pub enum PublishUpdate {
     /// Published, or it was already.
     Done {
         /// The release.
-        release: Release,
+        release: Box<Release>,
     },
     /// Nothing was published.
     Failed {

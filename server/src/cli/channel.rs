@@ -5,11 +5,15 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
-use nkd_api::channel::{Channel, Explained, ExplainedRelease, MarkOrder, PublishOrder, PublishUpdate, Release};
+use nkd_api::channel::{
+    Channel, Explained, ExplainedRelease, MarkOrder, PromoteOrder, PruneOrder, Pruned, PublishOrder, PublishUpdate,
+    Release,
+};
 use reqwest::Method;
 use time::OffsetDateTime;
 
 use super::CliError;
+use super::channel_mirror::{self as mirror, MirrorArgs};
 use super::client::{self, ClientError, segment};
 use super::context::ContextArgs;
 use super::output::{OutputArgs, age, table};
@@ -18,6 +22,23 @@ use super::output::{OutputArgs, age, table};
 pub(super) enum ChannelCommand {
     /// Publish a commit of an ostree repository as the channel's next release
     Publish(Box<PublishArgs>),
+    /// Make a release of a channel the next release of another one
+    Promote(PromoteArgs),
+    /// Follow a ref of an upstream repository: each new commit there is the channel's next release
+    Mirror(Box<MirrorArgs>),
+    /// Retire old releases that nobody needs
+    Prune {
+        /// Channel
+        name: String,
+        /// So many of the newest releases that are no dead end stay
+        #[arg(long, value_name = "NUMBER")]
+        keep: u32,
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Say what is known of a release: a barrier, a dead end, how fast it is rolled out
     Mark(MarkArgs),
     /// Why a machine is led to a release, or not
@@ -44,13 +65,13 @@ pub(super) enum ChannelCommand {
 pub(super) struct PublishArgs {
     /// Channel; it is made when it is not there
     name: String,
-    /// Folder of the repository, on the service's host
-    #[arg(long, value_name = "REPOSITORY")]
+    /// On the service's host: folder of the repository, a tar of it, or an OCI archive or layout that holds a commit
+    #[arg(long, value_name = "PATH")]
     ostree: String,
-    /// Ref or commit [default: the only ref that there is]
+    /// Ref or commit, or the name of one of several images [default: the only one that there is]
     #[arg(long = "ref", value_name = "REF")]
     reference: Option<String>,
-    /// Version of Kubernetes that it holds, like v1.31.4
+    /// Version of Kubernetes that it holds, like v1.31.4 [default: what the commit says]
     #[arg(long, value_name = "VERSION")]
     kubernetes: Option<String>,
     /// Version [default: what the commit says]
@@ -72,6 +93,25 @@ pub(super) struct PublishArgs {
     #[arg(long, value_name = "TEXT", default_value = "")]
     notes: String,
     /// Older systems come to this release before they go to a newer one
+    #[arg(long)]
+    barrier: bool,
+    /// So long until every node may have it, like 90m, 48h or 7d [default: all at once]
+    #[arg(long, value_name = "TIME", value_parser = minutes)]
+    rollout: Option<u32>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PromoteArgs {
+    /// Channel
+    name: String,
+    /// Number of the release [default: the newest]
+    release: Option<u32>,
+    /// The other channel, of the same profile and architecture; it is made when it is not there
+    #[arg(long, value_name = "CHANNEL")]
+    to: String,
+    /// Older systems of the other channel come to this release before they go to a newer one
     #[arg(long)]
     barrier: bool,
     /// So long until every node may have it, like 90m, 48h or 7d [default: all at once]
@@ -127,9 +167,30 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
             };
             let path = format!("/api/v1/channels/{}/releases", segment(&args.name));
             let release = follow(client.send(Method::POST, &path, Some(&order)).await?).await?;
-            let (name, short) = (args.name, |r: &Release| r.commit.chars().take(12).collect::<String>());
-            args.output
-                .print(&release, |r| format!("{name}: release {} is {}, commit {}", r.number, r.version, short(r)));
+            args.output.print(&release, |release| published(&args.name, release));
+        }
+        ChannelCommand::Promote(args) => {
+            let PromoteArgs { name, release, to, barrier, rollout, output } = args;
+            let order = PromoteOrder { release, to, barrier, rollout_minutes: rollout.unwrap_or(0) };
+            let path = format!("/api/v1/channels/{}/promotions", segment(&name));
+            let release = follow(client.send(Method::POST, &path, Some(&order)).await?).await?;
+            output.print(&release, |release| published(&order.to, release));
+        }
+        ChannelCommand::Mirror(args) => mirror::run(*args, &client).await?,
+        ChannelCommand::Prune { name, keep, dry_run, output } => {
+            let path = format!("/api/v1/channels/{}/prune", segment(&name));
+            let pruned: Pruned = client.call(Method::POST, &path, Some(&PruneOrder { keep, dry_run })).await?;
+            output.print(&pruned, |pruned| {
+                let gone = if pruned.dry_run { "would be retired" } else { "is retired" };
+                let gone = pruned.retired.iter().map(|r| (r.number, &r.version, gone.to_owned()));
+                let kept = pruned.kept.iter().map(|r| (r.release, &r.version, format!("stays: {}", r.reason)));
+                let mut rows: Vec<_> = gone.chain(kept).collect();
+                rows.sort();
+                let lines =
+                    rows.iter().map(|(number, version, what)| format!("{name}: release {number}, {version}: {what}"));
+                let lines: Vec<String> = lines.collect();
+                if lines.is_empty() { format!("{name}: nothing is older than that") } else { lines.join("\n") }
+            });
         }
         ChannelCommand::Mark(args) => {
             let MarkArgs { name, release, barrier, dead_end, rollout, output } = args;
@@ -196,9 +257,15 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
     Ok(())
 }
 
+fn published(channel: &str, release: &Release) -> String {
+    let commit: String = release.commit.chars().take(12).collect();
+    format!("{channel}: release {} is {}, commit {commit}", release.number, release.version)
+}
+
 /// What is known of a release, in one cell.
 fn marks(release: &Release) -> String {
     let marks = [
+        release.promoted_from.as_ref().map(|from| format!("from {} {}", from.channel, from.release)),
         release.barrier.then(|| "barrier".to_owned()),
         release.dead_end.as_ref().map(|reason| format!("dead end: {reason}")),
         (release.rollout_minutes > 0).then(|| format!("rolled out over {}m", release.rollout_minutes)),
@@ -216,7 +283,7 @@ async fn follow(response: reqwest::Response) -> Result<Release, CliError> {
             bar.set_message(name);
             None
         }
-        PublishUpdate::Done { release } => Some(Ok(release)),
+        PublishUpdate::Done { release } => Some(Ok(*release)),
         PublishUpdate::Failed { message } => Some(Err(ClientError::Publish(message))),
     });
     let release = release.await;

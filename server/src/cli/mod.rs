@@ -1,6 +1,7 @@
 //! The command line: nouns and verbs, one file a noun.
 
 mod channel;
+mod channel_mirror;
 mod client;
 mod cluster;
 mod cluster_certs;

@@ -19,6 +19,7 @@ fn release(number: u32) -> Release {
         notes: String::new(),
         published_at: at(i64::from(number) * 1000),
         signed_by: None,
+        promoted_from: None,
         barrier: false,
         dead_end: None,
         rollout_minutes: 0,

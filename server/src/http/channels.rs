@@ -1,24 +1,26 @@
 //! Channels of releases, and the repositories that nodes pull them from.
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use http_body_util::BodyExt as _;
 use nkd_api::ErrorBody;
-use nkd_api::channel::{Channel, MarkOrder, PublishOrder, PublishUpdate, Release};
+use nkd_api::channel::{Channel, MarkOrder, PromoteOrder, PruneOrder, Pruned, PublishOrder, PublishUpdate, Release};
 use nkd_api::user::Role;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 use tower_http::services::{ServeDir, ServeFile};
 
-use super::ApiError;
 use super::auth::Caller;
 use super::error::chain;
 use super::extract::{Json, Path, lines_of};
+use super::{ApiError, Connection};
 use crate::content::channel::ChannelError;
 use crate::content::image::profile;
 use crate::service::Service;
@@ -57,23 +59,65 @@ pub(super) async fn publish(
 ) -> Result<Response> {
     caller.require(Role::Operator)?;
     caller.audit(&service, "channel.publish", &name, &order.ostree).await?;
+    let channels = Arc::clone(&service.channels);
+    Ok(told(caller, service, "channel.publish", name.clone(), |step| async move {
+        channels.publish(&name, order, OffsetDateTime::now_utc(), step).await
+    }))
+}
+
+/// Makes a release of this channel the next one of another. Answers with one [`PublishUpdate`] a line, as publishing does.
+#[utoipa::path(post, path = "/api/v1/channels/{channel}/promotions", tag = "channels", request_body = PromoteOrder, responses((status = 200, body = PublishUpdate, content_type = "application/x-ndjson"), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn promote(
+    State(service): App,
+    caller: Caller,
+    Path(name): Path<String>,
+    Json(order): Json<PromoteOrder>,
+) -> Result<Response> {
+    caller.require(Role::Operator)?;
+    let detail = serde_json::to_string(&order).unwrap_or_default();
+    caller.audit(&service, "channel.promote", &name, &detail).await?;
+    let channels = Arc::clone(&service.channels);
+    Ok(told(caller, service, "channel.promote", name.clone(), |step| async move {
+        channels.promote(&name, order, OffsetDateTime::now_utc(), step).await
+    }))
+}
+
+/// Hears what is done now.
+type Step = Box<dyn Fn(&str) + Send + Sync>;
+
+/// The answer to an order that takes its time: a line for each step, and the release last. It goes on if the caller leaves.
+fn told<F>(
+    caller: Caller,
+    service: Arc<Service>,
+    action: &'static str,
+    name: String,
+    work: impl FnOnce(Step) -> F,
+) -> Response
+where
+    F: Future<Output = std::result::Result<Release, ChannelError>> + Send + 'static,
+{
     let (lines, stream) = mpsc::channel(64);
+    let steps = lines.clone();
+    // What is done now is worth less than doing it: a full channel loses it.
+    let working = work(Box::new(move |name| drop(steps.try_send(PublishUpdate::Step { name: name.to_owned() }))));
     tokio::spawn(async move {
-        // What is done now is worth less than doing it: a full channel loses it.
-        let step = |name: &str| drop(lines.try_send(PublishUpdate::Step { name: name.to_owned() }));
-        let last = match service.channels.publish(&name, order, OffsetDateTime::now_utc(), step).await {
-            Ok(release) => PublishUpdate::Done { release },
+        let last = match working.await {
+            Ok(release) => PublishUpdate::Done { release: Box::new(release) },
             Err(error) => {
-                tracing::warn!(channel = name, error = &error as &dyn std::error::Error, "nothing was published");
+                tracing::warn!(
+                    channel = name,
+                    error = &error as &dyn std::error::Error,
+                    "{action}: nothing was published"
+                );
                 let message = chain(&error);
-                caller.audit_failure(&service, "channel.publish", &name, &message).await;
+                caller.audit_failure(&service, action, &name, &message).await;
                 PublishUpdate::Failed { message }
             }
         };
         // The caller may have gone away; the release is there all the same.
         let _ = lines.send(last).await;
     });
-    Ok(lines_of(stream))
+    lines_of(stream)
 }
 
 /// Changes what is known of a release: barrier, dead end, rollout.
@@ -94,6 +138,26 @@ pub(super) async fn mark(
     }
 }
 
+/// Retires old releases that nobody needs. Their objects go later, when nobody reads them any more.
+#[utoipa::path(post, path = "/api/v1/channels/{channel}/prune", tag = "channels", request_body = PruneOrder, responses((status = 200, body = Pruned), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn prune(
+    State(service): App,
+    caller: Caller,
+    Path(name): Path<String>,
+    Json(order): Json<PruneOrder>,
+) -> Result<Json<Pruned>> {
+    caller.require(Role::Operator)?;
+    if !order.dry_run {
+        caller.audit(&service, "channel.prune", &name, &format!("keep {}", order.keep)).await?;
+    }
+    match service.channels.prune(&name, order, &caller.0.name, OffsetDateTime::now_utc()).await {
+        Ok(pruned) => Ok(Json(pruned)),
+        Err(ChannelError::Store(error)) => Err(error.into()),
+        Err(error @ ChannelError::NoChannel(_)) => Err(ApiError::not_found(error.to_string())),
+        Err(error) => Err(ApiError::invalid(chain(&error))),
+    }
+}
+
 /// The OpenPGP key that commits and summaries are signed with.
 pub(super) async fn key(State(service): App, request: Request) -> Response {
     file(ServeFile::new(service.channels.key_file()).oneshot(request).await, "no-cache")
@@ -107,6 +171,7 @@ pub(super) async fn ed25519_key(State(service): App, request: Request) -> Respon
 /// A file of a repository, for nodes: what is there is signed, and no secret.
 pub(super) async fn repository(
     State(service): App,
+    connection: Option<Extension<Connection>>,
     Path((profile, path)): Path<(String, String)>,
     mut request: Request,
 ) -> Result<Response> {
@@ -120,8 +185,33 @@ pub(super) async fn repository(
     // named by their ends, and carry those signatures.
     let is_fixed = first == "objects" && !path.ends_with(".commitmeta");
     let cache = if is_fixed { "public, max-age=31536000, immutable" } else { "no-cache" };
-    let folder = service.channels.folder().join(profile);
-    Ok(file(ServeDir::new(folder).append_index_html_on_directories(false).oneshot(request).await, cache))
+    let folder = service.channels.folder().join(&profile);
+    // What a client reads is not removed under its hands.
+    let reading = connection.map(|Extension(connection)| {
+        let client = connection.peer.ip();
+        service.channels.reading(&profile, client, &path, OffsetDateTime::now_utc());
+        Reading { service: Arc::clone(&service), profile, client }
+    });
+    let answer = file(ServeDir::new(folder).append_index_html_on_directories(false).oneshot(request).await, cache);
+    Ok(answer.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _until_it_is_sent = &reading;
+            frame
+        }))
+    }))
+}
+
+/// An answer that is being sent to a client.
+struct Reading {
+    service: Arc<Service>,
+    profile: String,
+    client: IpAddr,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.service.channels.read(&self.profile, self.client, OffsetDateTime::now_utc());
+    }
 }
 
 fn file<B>(

@@ -15,6 +15,7 @@ mod first_token;
 mod images;
 mod locks;
 mod machines;
+mod mirrors;
 mod read_to_end;
 mod refusals;
 mod registry;
@@ -84,6 +85,10 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(channels::list))
         .routes(routes!(channels::show))
         .routes(routes!(channels::publish))
+        .routes(routes!(channels::promote))
+        .routes(routes!(channels::prune))
+        .routes(routes!(mirrors::show, mirrors::follow, mirrors::unfollow))
+        .routes(routes!(mirrors::look))
         .routes(routes!(channels::mark))
         .routes(routes!(registry_admin::list, registry_admin::delete))
         .routes(routes!(registry_admin::tags))

@@ -120,7 +120,11 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         registry: registry.clone(),
         images,
         reboots: Reboots::new(store.clone(), reboot_rules(&settings)),
-        channels: Arc::new(Channels::new(store.clone(), &settings.state_dir).with_metrics(channel_metrics)),
+        channels: Arc::new(
+            Channels::new(store.clone(), &settings.state_dir)
+                .with_metrics(channel_metrics)
+                .with_grace(settings.channels.grace),
+        ),
         oci: Arc::clone(&oci),
         anonymous_pull: settings.registry.anonymous_pull,
         templates: templates(&settings)?,
@@ -205,6 +209,7 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     if let Err(error) = take::sweep(&service).await {
         tracing::warn!(error = &error as &dyn std::error::Error, "files of snapshots that nobody knows of are left");
     }
+    service.channels.tidy().await;
     let channels = Arc::clone(&service.channels);
     tasks.spawn(async move {
         if let Err(error) = channels.settle().await {
@@ -228,6 +233,9 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     tasks.spawn(sightings.run(stop.clone()));
     tasks.spawn(health.run(stop.clone()));
     tasks.spawn(prune(store.clone(), stop.clone()));
+    tasks.spawn(channel::mirror::run(Arc::clone(&service.channels), stop.clone()));
+    tasks.spawn(channel::delta::run(Arc::clone(&service.channels), registry.subscribe(), stop.clone()));
+    tasks.spawn(channel::retire::run(Arc::clone(&service.channels), stop.clone()));
     tasks.spawn(tidy_registry(Arc::clone(&service), stop.clone()));
     tasks.spawn(look_for_silent(registry.clone(), stop.clone()));
     tasks.spawn(bringup::run(Arc::clone(&service), stop.clone()));

@@ -48,6 +48,8 @@ pub struct Settings {
     pub registry: RegistrySettings,
     /// The right to restart, for nodes that ask for it.
     pub fleet_lock: FleetLockSettings,
+    /// Channels of releases.
+    pub channels: ChannelSettings,
 }
 
 impl Settings {
@@ -154,6 +156,14 @@ pub struct FleetLockSettings {
     pub slots: usize,
     /// So many minutes a node keeps that right after it has asked last.
     pub lease_minutes: u32,
+}
+
+/// Channels of releases.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ChannelSettings {
+    /// How long the objects of a retired release stay, and how long after a client has read of them.
+    #[serde(serialize_with = "seconds")]
+    pub grace: Duration,
 }
 
 fn format_name<S: Serializer>(json: &bool, serializer: S) -> Result<S::Ok, S::Error> {

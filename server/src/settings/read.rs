@@ -11,8 +11,8 @@ use nkd_api::MacAddr;
 use toml::{Table, Value};
 
 use super::{
-    DhcpInterface, DhcpSettings, FleetLockSettings, HttpSettings, Inputs, LogSettings, NetbootSettings,
-    RegistrySettings, SettingProblem, Settings, SettingsError, TftpSettings,
+    ChannelSettings, DhcpInterface, DhcpSettings, FleetLockSettings, HttpSettings, Inputs, LogSettings,
+    NetbootSettings, RegistrySettings, SettingProblem, Settings, SettingsError, TftpSettings,
 };
 use crate::netboot::dhcp::{Mode, Reservation};
 
@@ -75,6 +75,9 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
         slots: lock.integer("slots", 1..=1000).and_then(|slots| usize::try_from(slots).ok()).unwrap_or(1),
         lease_minutes: lock.integer("lease_minutes", 1..=10_080).and_then(|n| u32::try_from(n).ok()).unwrap_or(60),
     });
+    let channels = root.section("channels", |channels| ChannelSettings {
+        grace: Duration::from_secs(channels.integer("grace", 1..=2_592_000).unwrap_or(3600)),
+    });
     if dhcp.mode == Mode::Server {
         for (i, interface) in dhcp.interfaces.iter().enumerate() {
             if interface.pool.is_none() && dhcp.reservations.is_empty() {
@@ -108,6 +111,7 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
             netboot,
             registry,
             fleet_lock,
+            channels,
         };
         return (known, Ok(settings));
     }

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use async_trait::async_trait;
 use nkd_api::user::{AuditEntry, Role, User};
+use sqlx::query::Query;
+use sqlx::sqlite::SqliteArguments;
 use sqlx::{Row, Sqlite, Transaction};
 
 use super::group::Write;
@@ -62,14 +64,7 @@ impl Store {
 
     /// Adds a line to the audit trail.
     pub async fn audit(&self, entry: &AuditEntry) -> Result<(), StoreError> {
-        sqlx::query("INSERT INTO audit (at, who, action, target, detail) VALUES (?, ?, ?, ?, ?)")
-            .bind(millis(entry.at))
-            .bind(&entry.who)
-            .bind(&entry.action)
-            .bind(&entry.target)
-            .bind(&entry.detail)
-            .execute(&self.write)
-            .await?;
+        audit(entry).execute(&self.write).await?;
         Ok(())
     }
 
@@ -141,6 +136,16 @@ impl Store {
     pub async fn save_leases(&self, changes: &[(String, Option<String>)]) -> Result<(), StoreError> {
         self.writer.write(SaveLeases(changes.to_vec())).await
     }
+}
+
+/// A line of the audit trail.
+pub(super) fn audit(entry: &AuditEntry) -> Query<'_, Sqlite, SqliteArguments> {
+    sqlx::query("INSERT INTO audit (at, who, action, target, detail) VALUES (?, ?, ?, ?, ?)")
+        .bind(millis(entry.at))
+        .bind(&entry.who)
+        .bind(&entry.action)
+        .bind(&entry.target)
+        .bind(&entry.detail)
 }
 
 /// [`Store::save_leases`] with the leases.

@@ -1,9 +1,14 @@
 //! Channels and their releases.
 
 use nkd_api::channel::Channel;
+use nkd_api::user::AuditEntry;
 use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+use time::OffsetDateTime;
 
-use super::{Store, StoreError, conflict};
+use super::{Store, StoreError, conflict, from_millis, millis};
+use crate::content::channel::mirror;
+use crate::content::channel::retire::Retired;
 
 impl Store {
     /// All channels by name.
@@ -31,5 +36,87 @@ impl Store {
         let update = "UPDATE channel SET doc = ?, revision = revision + 1 WHERE name = ? AND revision = ?";
         let done = sqlx::query(update).bind(doc).bind(&channel.name).bind(revision).execute(&self.write).await?;
         if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Stale) }
+    }
+
+    /// All mirrors by channel, each with the revision to save it with.
+    pub async fn mirrors(&self) -> Result<Vec<(mirror::Record, i64)>, StoreError> {
+        let rows = sqlx::query("SELECT doc, revision FROM channel_mirror ORDER BY name").fetch_all(&self.read).await?;
+        rows.iter().map(|row| Ok((self.seal.decode("channel_mirror", row.get(0))?, row.get(1)))).collect()
+    }
+
+    /// The mirror of a channel.
+    pub async fn mirror(&self, name: &str) -> Result<Option<(mirror::Record, i64)>, StoreError> {
+        let row = sqlx::query("SELECT doc, revision FROM channel_mirror WHERE name = ?").bind(name);
+        let row = row.fetch_optional(&self.read).await?;
+        row.map(|row| Ok((self.seal.decode("channel_mirror", row.get(0))?, row.get(1)))).transpose()
+    }
+
+    /// Writes a mirror. `revision` is the one that was read; 0: it is new.
+    pub async fn save_mirror(&self, record: &mirror::Record, revision: i64) -> Result<(), StoreError> {
+        let (name, doc) = (&record.mirror.channel, self.seal.encode("channel_mirror", record)?);
+        if revision == 0 {
+            let insert = sqlx::query("INSERT INTO channel_mirror (name, doc, revision) VALUES (?, ?, 1)");
+            let done = insert.bind(name).bind(doc).execute(&self.write).await;
+            done.map_err(|error| conflict(error, || format!("the channel `{name}` follows an upstream already")))?;
+            return Ok(());
+        }
+        let update = "UPDATE channel_mirror SET doc = ?, revision = revision + 1 WHERE name = ? AND revision = ?";
+        let done = sqlx::query(update).bind(doc).bind(name).bind(revision).execute(&self.write).await?;
+        if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Stale) }
+    }
+
+    /// Forgets a mirror.
+    pub async fn remove_mirror(&self, name: &str) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM channel_mirror WHERE name = ?").bind(name).execute(&self.write).await?;
+        Ok(())
+    }
+
+    /// Takes releases off a channel, all in one: the channel as it is then, their commits as retired, the audit trail.
+    pub async fn retire(
+        &self,
+        channel: &Channel,
+        revision: i64,
+        commits: &[&str],
+        trail: &[AuditEntry],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.write.begin().await?;
+        let update = "UPDATE channel SET doc = ?, revision = revision + 1 WHERE name = ? AND revision = ?";
+        let update = sqlx::query(update).bind(self.seal.encode("channel", channel)?).bind(&channel.name).bind(revision);
+        if update.execute(&mut *tx).await?.rows_affected() != 1 {
+            return Err(StoreError::Stale);
+        }
+        for commit in commits {
+            let insert = "INSERT INTO channel_retired (profile, commit_id, retired_at) VALUES (?, ?, ?)
+                 ON CONFLICT (profile, commit_id) DO UPDATE SET retired_at = excluded.retired_at";
+            let insert = sqlx::query(insert).bind(&channel.profile).bind(*commit).bind(millis(now));
+            insert.execute(&mut *tx).await?;
+        }
+        for entry in trail {
+            super::access::audit(entry).execute(&mut *tx).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// The commits that were retired and whose objects may be there still.
+    pub async fn retired(&self) -> Result<Vec<Retired>, StoreError> {
+        let rows =
+            sqlx::query("SELECT profile, commit_id, retired_at FROM channel_retired").fetch_all(&self.read).await?;
+        let retired =
+            |row: &SqliteRow| Retired { profile: row.get(0), commit: row.get(1), at: from_millis(row.get(2)) };
+        Ok(rows.iter().map(retired).collect())
+    }
+
+    /// Forgets retired commits, unless they were retired again.
+    pub async fn forget_retired(&self, gone: &[Retired]) -> Result<(), StoreError> {
+        let mut tx = self.write.begin().await?;
+        for one in gone {
+            let delete =
+                sqlx::query("DELETE FROM channel_retired WHERE profile = ? AND commit_id = ? AND retired_at = ?");
+            delete.bind(&one.profile).bind(&one.commit).bind(millis(one.at)).execute(&mut *tx).await?;
+        }
+        tx.commit().await?;
+        Ok(())
     }
 }

@@ -22,6 +22,15 @@ impl Store {
         row.map(|row| Ok((self.seal.decode("upgrade", row.get(0))?, row.get(1)))).transpose()
     }
 
+    /// The upgrades of all clusters that have not come to their end.
+    pub async fn upgrades_under_way(&self) -> Result<Vec<Upgrade>, StoreError> {
+        let newest =
+            "SELECT doc FROM upgrade AS u WHERE number = (SELECT max(number) FROM upgrade WHERE cluster = u.cluster)";
+        let rows = sqlx::query(newest).fetch_all(&self.read).await?;
+        let upgrades = rows.iter().map(|row| self.seal.decode::<Upgrade>("upgrade", row.get(0)));
+        upgrades.filter(|upgrade| !matches!(upgrade, Ok(upgrade) if upgrade.state.is_end())).collect()
+    }
+
     /// Writes an upgrade. `revision` is the one that was read; 0: it is new.
     pub async fn save_upgrade(&self, cluster: Uuid, upgrade: &Upgrade, revision: i64) -> Result<i64, StoreError> {
         let (id, number) = (cluster.to_string(), i64::from(upgrade.number));

@@ -18,6 +18,7 @@ fn release(number: u32, kubernetes: &str) -> Release {
         notes: String::new(),
         published_at: NOW,
         signed_by: None,
+        promoted_from: None,
         barrier: false,
         dead_end: None,
         rollout_minutes: 0,

@@ -3,33 +3,40 @@
 //! One repository a profile, `<state>/ostree/<profile>`. A release is published when the list of releases says so, which
 //! happens after its commit is whole, verified, signed and on the disk; refs and summary follow, and are made right
 //! again at every start. The ref `nkd/<channel>/<number>` stands for each release; the ref that it came from stands for
-//! the newest one.
+//! the newest one that was published from there.
 
+pub mod delta;
 mod detached;
 mod ed25519;
 pub mod metrics;
+pub mod mirror;
 mod program;
+pub mod prune;
+mod publish;
+mod reads;
 mod repository;
+pub mod retire;
 mod signer;
+mod source;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::PoisonError;
 
 use nkd_api::agent::ReleaseSource;
-use nkd_api::channel::{Channel, MarkOrder, PublishOrder, Release};
+use nkd_api::channel::{Channel, MarkOrder, Release};
 use time::OffsetDateTime;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use self::metrics::Metrics;
 pub use self::program::ProgramError;
-use self::repository::Keys;
+use self::reads::Reads;
 pub use self::repository::Repository;
 use self::signer::Signer;
-use super::image::profile;
-use crate::machine::lifecycle::{NAME_RULE, valid_name};
+pub use self::source::SourceError;
 use crate::store::{Store, StoreError};
 
 /// Name of the sealed OpenPGP key.
@@ -39,6 +46,8 @@ const ED25519_KEY: &str = "channel/ed25519-key";
 /// The public halves, beside the repositories.
 const KEY_FILE: &str = "key.asc";
 const ED25519_KEY_FILE: &str = "key.ed25519";
+/// Of retired commits.
+const GRACE: time::Duration = time::Duration::hours(1);
 
 /// Why nothing was published.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +61,7 @@ pub enum ChannelError {
         reason: String,
     },
     /// There is no repository.
-    #[error("{} is no ostree repository: it has no `objects` and `config`; name the folder that has them, on the service's host", .0.display())]
+    #[error("{} is no ostree repository: it has no `objects` and `config`; name the folder that has them, a tar of it, or an OCI archive, on the service's host", .0.display())]
     NoRepository(PathBuf),
     /// The ref is not there.
     #[error("`{reference}` is no ref or commit there; the repository has: {known}")]
@@ -65,6 +74,35 @@ pub enum ChannelError {
     /// There is no such release.
     #[error("there is no release {number} in the channel `{channel}`: `nkd channel show` lists those there are")]
     Missing {
+        /// Of which channel.
+        channel: String,
+        /// Which.
+        number: u32,
+    },
+    /// There is no such channel.
+    #[error("there is no channel `{0}`: `nkd channel list` shows those there are")]
+    NoChannel(String),
+    /// The channel follows nothing.
+    #[error(
+        "the channel `{0}` follows no upstream: `nkd channel mirror {0} --from ADDRESS --ref REF` makes it follow one"
+    )]
+    NoMirror(String),
+    /// ostree shows a commit in another way than it did.
+    #[error("it cannot be told when commit {0} was made")]
+    NoDate(String),
+    /// A release that nothing leads to is not given to another channel.
+    #[error("release {number} of the channel `{channel}` is a dead end: {reason}")]
+    DeadEnd {
+        /// Of which channel.
+        channel: String,
+        /// Which.
+        number: u32,
+        /// Why.
+        reason: String,
+    },
+    /// The list names a commit that a backup did not hold.
+    #[error("the commit of release {number} in the channel `{channel}` is not here: publish it again first")]
+    Gone {
         /// Of which channel.
         channel: String,
         /// Which.
@@ -128,6 +166,9 @@ pub enum ChannelError {
     /// No key could be made.
     #[error("the operating system gives no random numbers")]
     Random,
+    /// What it is to be published from is not taken.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// A program failed.
     #[error(transparent)]
     Program(ProgramError),
@@ -158,13 +199,37 @@ pub struct Channels {
     /// One at a time writes.
     writing: Mutex<()>,
     metrics: Metrics,
+    /// A mirror is to look, or to follow something else.
+    mirrors: Notify,
+    /// What clients read of the repositories.
+    reads: std::sync::Mutex<Reads>,
+    /// How long a retired commit stays, and how long after somebody has read of it.
+    grace: time::Duration,
 }
 
 impl Channels {
     /// Of a service.
     #[must_use]
     pub fn new(store: Store, state_dir: &Path) -> Self {
-        Self { store, state_dir: state_dir.into(), writing: Mutex::new(()), metrics: Metrics::default() }
+        let (writing, metrics, mirrors) = (Mutex::new(()), Metrics::default(), Notify::new());
+        let (reads, grace) = (std::sync::Mutex::default(), GRACE);
+        Self { store, state_dir: state_dir.into(), writing, metrics, mirrors, reads, grace }
+    }
+
+    /// Keeps retired commits for so long.
+    #[must_use]
+    pub fn with_grace(self, grace: std::time::Duration) -> Self {
+        Self { grace: grace.try_into().unwrap_or(GRACE), ..self }
+    }
+
+    /// A client begins to read a file of a repository. [`Self::read`] is to follow.
+    pub fn reading(&self, profile: &str, client: IpAddr, path: &str, now: OffsetDateTime) {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner).begin(profile, client, path, now);
+    }
+
+    /// It has read it, or gone away.
+    pub fn read(&self, profile: &str, client: IpAddr, now: OffsetDateTime) {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner).end(profile, client, now);
     }
 
     /// Counts in these metrics from now on.
@@ -228,6 +293,17 @@ impl Channels {
         Ok(Some(ReleaseSource { repository: format!("/ostree/{}", channel.profile), key, ed25519_key }))
     }
 
+    /// Removes what orders of a service that was killed left. To be called before there are orders.
+    pub async fn tidy(&self) {
+        let folder = self.folder();
+        // It is told in the log.
+        let tidied = blocking(move || {
+            source::tidy(&folder);
+            Ok(())
+        });
+        let _ = tidied.await;
+    }
+
     /// Makes refs and summaries say what the list of releases says: a service that was killed may not have come so far.
     ///
     /// # Errors
@@ -243,101 +319,6 @@ impl Channels {
             blocking(move || settle(&Repository::open(&repository)?, &channels, &profile, &signer)).await?;
         }
         Ok(())
-    }
-
-    /// Publishes a release, or finds that it is published. `step` hears what is done now.
-    ///
-    /// # Errors
-    /// [`ChannelError`]; the channel is as before then.
-    pub async fn publish(
-        &self,
-        name: &str,
-        order: PublishOrder,
-        now: OffsetDateTime,
-        step: impl Fn(&str) + Send + Sync,
-    ) -> Result<Release, ChannelError> {
-        if !valid_name(name) {
-            return Err(wrong("channel", NAME_RULE));
-        }
-        let version_fits = |version: &String| crate::cluster::file::syntax::version(version).is_some();
-        if order.kubernetes.as_ref().is_some_and(|version| !version_fits(version)) {
-            return Err(wrong("kubernetes", "write it like v1.31.4"));
-        }
-        let _writing = self.writing.lock().await;
-        step("looking at the repository");
-        let (found, wanted) = (order.ostree.clone(), order.reference.clone());
-        let found = blocking(move || Found::look(Path::new(&found), wanted.as_deref())).await?;
-        let (mut channel, revision) = match self.store.channel(name).await? {
-            Some((channel, revision)) => (channel, revision),
-            None => (found.new_channel(name, &order)?, 0),
-        };
-        fits(&channel, &order)?;
-        let version = order.version.clone().or_else(|| found.version.clone());
-        let version = version.ok_or_else(|| wrong("version", "the commit does not tell it: say it with --version"))?;
-        let same = |r: &&Release| r.commit == found.commit && r.kubernetes == order.kubernetes && r.version == version;
-        let there = channel.newest().filter(same).cloned();
-        let folder = self.folder().join(&channel.profile);
-        // After a backup was restored, the list names commits that are not here.
-        let here = |release: &Release| Repository::at(&folder).is_ok_and(|ours| ours.has(&release.commit));
-        if let Some(there) = there.clone().filter(here) {
-            return Ok(there);
-        }
-
-        step("taking the commit, and verifying it");
-        let signer = Arc::new(self.signer().await?);
-        let (openpgp, ed25519) = (order.key.clone(), order.ed25519_key.clone());
-        let keys = Keys { openpgp: openpgp.map(PathBuf::from), ed25519: ed25519.map(PathBuf::from) };
-        let (from, commit) = (found.repository.clone(), found.commit.clone());
-        let (repository, signed_by) = blocking(move || {
-            let repository = Repository::open(&folder)?;
-            let signed_by = repository.take(&from, &commit, &keys)?;
-            Ok((repository, signed_by))
-        })
-        .await?;
-
-        step("signing it");
-        let next = channel.newest().map_or(1, |release| release.number + 1);
-        let number = there.as_ref().map_or(next, |release| release.number);
-        let (own, commit) = (format!("nkd/{name}/{number}"), found.commit.clone());
-        let (ours, by) = (repository.clone(), Arc::clone(&signer));
-        blocking(move || {
-            ours.sign(&commit, &by)?;
-            ours.point(&own, &commit)
-        })
-        .await?;
-        let before = channel.releases.iter().rfind(|release| release.number < number).map(|r| r.commit.clone());
-        if let Some(before) = before.filter(|before| *before != found.commit && repository.has(before)) {
-            step("making the difference to the release before");
-            let (ours, commit) = (repository.clone(), found.commit.clone());
-            blocking(move || ours.delta(&before, &commit)).await?;
-        }
-
-        let release = there.clone().unwrap_or(Release {
-            number,
-            version,
-            commit: found.commit,
-            reference: found.reference,
-            kubernetes: order.kubernetes,
-            notes: order.notes,
-            published_at: now,
-            signed_by,
-            barrier: order.barrier,
-            dead_end: None,
-            rollout_minutes: order.rollout_minutes,
-        });
-        if there.is_none() {
-            channel.releases.push(release.clone());
-            self.store.save_channel(&channel, revision).await?;
-        }
-        step("writing the summary");
-        let (channels, profile) = (self.store.channels().await?, channel.profile);
-        let settled = blocking(move || settle(&repository, &channels, &profile, &signer)).await;
-        if let Err(error) = settled {
-            // It is published: nodes pull by commit. The next start, or the next release, writes the summary.
-            tracing::error!(error = &error as &dyn std::error::Error, channel = name, "the summary is not written");
-        }
-        tracing::info!(channel = name, release = number, commit = release.commit, "published");
-        Ok(release)
     }
 
     /// Changes what is known of a release.
@@ -392,73 +373,15 @@ impl Channels {
     }
 }
 
-/// What an order found in its repository.
-struct Found {
-    repository: Repository,
-    reference: String,
-    commit: String,
-    version: Option<String>,
-}
-
-impl Found {
-    fn look(path: &Path, wanted: Option<&str>) -> Result<Self, ChannelError> {
-        let repository = Repository::at(path)?;
-        let refs = repository.refs()?;
-        let reference = match (wanted, refs.as_slice()) {
-            (Some(wanted), _) => wanted.to_owned(),
-            (None, [only]) => only.clone(),
-            (None, []) => return Err(wrong("ostree", "the repository has no ref: say which commit with --ref")),
-            (None, _) => return Err(wrong("ref", &format!("say which one with --ref: {}", refs.join(", ")))),
-        };
-        let no_ref = || ChannelError::NoRef { reference: reference.clone(), known: refs.join(", ") };
-        if reference.starts_with('-') {
-            return Err(no_ref());
-        }
-        let commit = repository.commit(&reference).map_err(|error| match error {
-            ChannelError::Program(ProgramError::Refused { .. }) => no_ref(),
-            other => other,
-        })?;
-        let version = repository.version(&commit)?;
-        // A commit was named: the ref that stands for it, if one does.
-        let named = |name: &&String| repository.commit(name).is_ok_and(|of| of == commit);
-        let is_ref = refs.contains(&reference);
-        let reference = if is_ref { Some(reference) } else { refs.iter().find(named).cloned() };
-        Ok(Self { repository, reference: reference.unwrap_or_default(), commit, version })
-    }
-
-    /// A ref is often `<profile>/<architecture>/...`.
-    fn new_channel(&self, name: &str, order: &PublishOrder) -> Result<Channel, ChannelError> {
-        let mut parts = self.reference.split('/');
-        let (first, second) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-        let profile = order.profile.clone().unwrap_or_else(|| first.to_owned());
-        let architecture = order.architecture.clone().unwrap_or_else(|| second.to_owned());
-        if profile::by_name(&profile).is_none() {
-            return Err(wrong("profile", "say it with --profile: nestos, fedora-coreos or lab"));
-        }
-        if !["x86_64", "aarch64"].contains(&architecture.as_str()) {
-            return Err(wrong("architecture", "say it with --architecture: x86_64 or aarch64"));
-        }
-        Ok(Channel { name: name.into(), profile, architecture, releases: Vec::new() })
-    }
-}
-
-/// A channel keeps its profile and architecture.
-fn fits(channel: &Channel, order: &PublishOrder) -> Result<(), ChannelError> {
-    let differs = |what, said: &Option<String>, is: &str| match said {
-        Some(said) if said != is => {
-            Err(wrong(what, &format!("the channel `{}` is of {is}: publish to another channel", channel.name)))
-        }
-        _ => Ok(()),
-    };
-    differs("profile", &order.profile, &channel.profile)?;
-    differs("architecture", &order.architecture, &channel.architecture)
-}
-
+/// Makes refs and summary what the list of releases says.
 fn settle(repository: &Repository, channels: &[Channel], profile: &str, signer: &Signer) -> Result<(), ChannelError> {
-    let mut newest: BTreeMap<&str, &Release> = BTreeMap::new();
-    let mut commits = Vec::new();
+    let (mut newest, mut refs, mut commits) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+    let mut signed = Vec::new();
     for channel in channels.iter().filter(|channel| channel.profile == profile) {
         for release in &channel.releases {
+            let own = format!("nkd/{}/{}", channel.name, release.number);
+            refs.insert(own.clone());
+            commits.insert(release.commit.clone());
             if !repository.has(&release.commit) {
                 let (channel, number) = (&channel.name, release.number);
                 tracing::warn!(channel, number, "the commit of a release is not here: publish it again");
@@ -466,24 +389,34 @@ fn settle(repository: &Repository, channels: &[Channel], profile: &str, signer: 
             }
             // Published before the service had its ed25519 key, or taken once more by a service that was killed then.
             match repository.sign_if_not(&release.commit, signer) {
-                Ok(()) => commits.push(release.commit.as_str()),
+                Ok(()) => signed.push(release.commit.as_str()),
                 Err(error @ (ChannelError::Damaged(_) | ChannelError::Detached { .. })) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(error, channel = channel.name, number = release.number, "a release is not signed");
                 }
                 Err(error) => return Err(error),
             }
-            repository.point(&format!("nkd/{}/{}", channel.name, release.number), &release.commit)?;
-            let held = newest.entry(&release.reference).or_insert(release);
-            if held.published_at < release.published_at {
-                *held = release;
+            repository.point(&own, &release.commit)?;
+            // The ref that a promoted commit came from goes on with its own builds.
+            if release.promoted_from.is_none() && !release.reference.is_empty() {
+                let held = newest.entry(release.reference.as_str()).or_insert(release);
+                if held.published_at < release.published_at {
+                    *held = release;
+                }
             }
         }
     }
-    for (reference, release) in newest.into_iter().filter(|(reference, _)| !reference.is_empty()) {
+    for (reference, release) in newest {
         repository.point(reference, &release.commit)?;
+        refs.insert(reference.to_owned());
     }
-    repository.renew_deltas(&commits, signer.ed25519())?;
+    for name in repository.refs()?.iter().filter(|name| !refs.contains(*name)) {
+        // Of releases that are retired, or that were never acknowledged.
+        if name.starts_with("nkd/") || repository.commit(name).is_ok_and(|commit| !commits.contains(&commit)) {
+            repository.ostree("refs", &["--delete", name])?;
+        }
+    }
+    repository.renew_deltas(&signed, signer.ed25519())?;
     repository.summarize(signer)
 }
 

@@ -4,7 +4,8 @@
 
 use std::ffi::OsStr;
 use std::io::{self, Write as _};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 /// A program could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -64,12 +65,42 @@ pub(super) fn run<S: AsRef<OsStr>>(
         let _ = pipe.write_all(input);
     }
     let output = child.wait_with_output().map_err(lost)?;
+    judged(program, words, output)
+}
+
+/// Runs `program` to its end, or ends it: after `limit`, or when nobody waits for it any more.
+pub(super) async fn run_within<S: AsRef<OsStr>>(
+    program: &'static str,
+    package: &'static str,
+    words: &[S],
+    limit: Duration,
+) -> Result<(), ProgramError> {
+    let mut command = tokio::process::Command::new(program);
+    command.args(words).env("LC_ALL", "C.UTF-8").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child =
+        command.kill_on_drop(true).spawn().map_err(|source| ProgramError::Start { program, package, source })?;
+    match tokio::time::timeout(limit, child.wait_with_output()).await {
+        Ok(Ok(output)) => judged(program, words, output).map(drop),
+        Ok(Err(source)) => Err(ProgramError::Lost { program, source }),
+        Err(_) => {
+            let said = format!("nothing came to an end in {} minutes", limit.as_secs() / 60);
+            Err(ProgramError::Refused { program, verb: verb(words), said })
+        }
+    }
+}
+
+/// What it printed, or its last words.
+fn judged<S: AsRef<OsStr>>(program: &'static str, words: &[S], output: Output) -> Result<Vec<u8>, ProgramError> {
     if output.status.success() {
         return Ok(output.stdout);
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.trim().rsplit('\n').next().unwrap_or_default().trim_start_matches("error: ").to_owned();
     let said = if said.is_empty() { format!("it ended with {}", output.status) } else { said };
-    let verb = words.iter().map(|word| word.as_ref().to_string_lossy()).find(|word| !word.starts_with('-'));
-    Err(ProgramError::Refused { program, verb: verb.unwrap_or_default().into_owned(), said })
+    Err(ProgramError::Refused { program, verb: verb(words), said })
+}
+
+fn verb<S: AsRef<OsStr>>(words: &[S]) -> String {
+    let words = words.iter().map(|word| word.as_ref().to_string_lossy());
+    words.into_iter().find(|word| !word.starts_with('-')).unwrap_or_default().into_owned()
 }

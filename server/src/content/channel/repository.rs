@@ -2,9 +2,10 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::ChannelError;
-use super::program::{ProgramError, run};
+use super::program::{ProgramError, run, run_within};
 use super::signer::Signer;
 
 /// Files of keys; a commit must be signed by one of each file that is given.
@@ -15,6 +16,9 @@ pub(super) struct Keys {
     /// ed25519, base64, one a line.
     pub ed25519: Option<PathBuf>,
 }
+
+/// Before the names of repositories in which a signature is verified.
+pub(super) const VERIFY: &str = ".verify-";
 
 /// A repository in a folder.
 #[derive(Debug, Clone)]
@@ -71,13 +75,19 @@ impl Repository {
         self.path.join("objects").join(first).join(format!("{rest}.{kind}"))
     }
 
-    /// The version in a commit's metadata.
-    pub(super) fn version(&self, commit: &str) -> Result<Option<String>, ChannelError> {
-        match self.ostree("show", &["--print-metadata-key=version", commit]) {
-            Ok(text) => Ok(Some(text.trim().trim_matches('\'').to_owned())),
+    /// A text in a commit's metadata.
+    pub(super) fn metadata(&self, commit: &str, key: &str) -> Result<Option<String>, ChannelError> {
+        match self.ostree("show", &[&format!("--print-metadata-key={key}"), commit]) {
+            Ok(text) => Ok(Some(text.trim().trim_matches(['\'', '"']).to_owned())),
             Err(ChannelError::Program(error)) if error.says("No such metadata key") => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// The ref that a commit says it was made for.
+    pub(super) fn bound_to(&self, commit: &str) -> Result<Option<String>, ChannelError> {
+        let list = self.metadata(commit, "ostree.ref-binding")?.unwrap_or_default();
+        Ok(list.split('\'').nth(1).map(str::to_owned))
     }
 
     /// Takes a commit with everything in it, every checksum computed anew. With keys, the commit must be signed by one of
@@ -97,7 +107,7 @@ impl Repository {
         };
         // Only what was verified comes here: ostree checks signatures when it pulls from a remote.
         let parent = self.path.parent().unwrap_or(&self.path);
-        let place = tempfile::Builder::new().prefix(".verify-").tempdir_in(parent).map_err(io("make", parent))?;
+        let place = tempfile::Builder::new().prefix(VERIFY).tempdir_in(parent).map_err(io("make", parent))?;
         let checked = Self::open(place.path())?;
         let mut url = OsString::from("file://");
         url.push(&from.path);
@@ -164,13 +174,27 @@ impl Repository {
         self.sign_summary(signer.ed25519())
     }
 
-    fn ostree<S: AsRef<OsStr>>(&self, verb: &str, words: &[S]) -> Result<String, ChannelError> {
+    pub(super) fn ostree<S: AsRef<OsStr>>(&self, verb: &str, words: &[S]) -> Result<String, ChannelError> {
+        let output = run("ostree", "ostree", &self.words(verb, words), b"").map_err(ChannelError::from)?;
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+
+    /// The same for what depends on others; it ends with whoever waits for it.
+    pub(super) async fn ostree_within<S: AsRef<OsStr>>(
+        &self,
+        verb: &str,
+        words: &[S],
+        limit: Duration,
+    ) -> Result<(), ChannelError> {
+        Ok(run_within("ostree", "ostree", &self.words(verb, words), limit).await?)
+    }
+
+    fn words<S: AsRef<OsStr>>(&self, verb: &str, words: &[S]) -> Vec<OsString> {
         let mut repo = OsString::from("--repo=");
         repo.push(&self.path);
         let mut all = vec![OsString::from(verb), repo];
         all.extend(words.iter().map(|word| word.as_ref().to_owned()));
-        let output = run("ostree", "ostree", &all, b"").map_err(ChannelError::from)?;
-        Ok(String::from_utf8_lossy(&output).into_owned())
+        all
     }
 }
 

@@ -1,5 +1,12 @@
 //! Channels, with the real ostree as builder and as client.
 
+mod deltas;
+mod mirror;
+mod promote;
+mod prune;
+mod sources;
+mod upstream;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -11,7 +18,7 @@ use serde_json::{Value, json};
 use zgvariant::serialized::{Context, Data};
 use zgvariant::{LE, OwnedVariant, Variant, to_bytes};
 
-use super::harness::Place;
+use super::harness::{self, Place};
 use super::node;
 
 const MAC: &str = "52:54:00:aa:0c:01";
@@ -165,7 +172,7 @@ async fn releases_are_published_and_nodes_pull_them() {
     std::fs::remove_file(&summary).unwrap();
     std::fs::remove_file(place.state().join("ostree/lab/refs/heads").join(REF)).unwrap();
     let _service = place.start().await;
-    super::harness::eventually("the summary is there again", async || summary.exists().then_some(())).await;
+    harness::eventually("the summary is there again", async || summary.exists().then_some(())).await;
     assert!(pull(&system(&place, "late"), REF).status.success());
 }
 

@@ -1,0 +1,107 @@
+//! `nkd channel mirror ...`
+#![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
+
+use clap::Args;
+use nkd_api::channel::{Mirror, MirrorOrder};
+use reqwest::Method;
+use time::OffsetDateTime;
+
+use super::CliError;
+use super::channel::minutes;
+use super::client::{Client, segment};
+use super::output::{OutputArgs, age};
+
+#[derive(Debug, Args)]
+pub(super) struct MirrorArgs {
+    /// Channel; the first release makes it when it is not there. With nothing else: show how its mirror goes
+    name: String,
+    /// Address of the upstream's ostree repository: https, http or file
+    #[arg(long, value_name = "ADDRESS", requires = "reference")]
+    from: Option<String>,
+    /// Ref of the upstream
+    #[arg(long = "ref", value_name = "REF", requires = "from")]
+    reference: Option<String>,
+    /// File of armored OpenPGP public keys, on the service's host; every commit must be signed with one of them
+    #[arg(long, value_name = "FILE", requires = "from", conflicts_with = "insecure_unsigned")]
+    key: Option<String>,
+    /// Take commits whoever made them
+    #[arg(long, requires = "from")]
+    insecure_unsigned: bool,
+    /// File of certificates, on the service's host, from which the upstream's has to come
+    #[arg(long, value_name = "FILE", requires = "from")]
+    upstream_ca: Option<String>,
+    /// Profile of a new channel: nestos, fedora-coreos or lab [default: the first part of the ref]
+    #[arg(long, requires = "from")]
+    profile: Option<String>,
+    /// Architecture of a new channel [default: the second part of the ref]
+    #[arg(long, requires = "from")]
+    architecture: Option<String>,
+    /// Version of Kubernetes of the releases that come [default: what each commit says]
+    #[arg(long, value_name = "VERSION", requires = "from")]
+    kubernetes: Option<String>,
+    /// From one look to the next, like 90m, 6h or 7d [default: 6h]
+    #[arg(long, value_name = "TIME", value_parser = minutes, requires = "from")]
+    every: Option<u32>,
+    /// Look at once
+    #[arg(long, conflicts_with_all = ["from", "off"])]
+    now: bool,
+    /// Follow nothing any more; the releases stay
+    #[arg(long, conflicts_with = "from")]
+    off: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) async fn run(args: MirrorArgs, client: &Client) -> Result<(), CliError> {
+    let path = format!("/api/v1/channels/{}/mirror", segment(&args.name));
+    if args.off {
+        client.delete(&path).await?;
+        println!("{}: follows nothing any more", args.name);
+        return Ok(());
+    }
+    let absolute = |path: String| std::path::absolute(&path).map_or(path, |p| p.display().to_string());
+    let mirror: Mirror = match (args.from, args.reference) {
+        (Some(from), Some(reference)) => {
+            let order = MirrorOrder {
+                from,
+                reference,
+                key: args.key.map(absolute),
+                unsigned: args.insecure_unsigned,
+                ca: args.upstream_ca.map(absolute),
+                profile: args.profile,
+                architecture: args.architecture,
+                kubernetes: args.kubernetes,
+                every_minutes: args.every,
+            };
+            client.call(Method::PUT, &path, Some(&order)).await?
+        }
+        _ if args.now => client.call::<(), _>(Method::POST, &format!("{path}/look"), None).await?,
+        _ => client.get(&path).await?,
+    };
+    args.output.print(&mirror, |mirror| shown(mirror, OffsetDateTime::now_utc()));
+    Ok(())
+}
+
+fn shown(mirror: &Mirror, now: OffsetDateTime) -> String {
+    let ago = |at: Option<OffsetDateTime>| at.map_or_else(|| "never".to_owned(), |at| format!("{} ago", age(at, now)));
+    let trust = match &mirror.key {
+        Some(key) => format!("signed with a key of {key}"),
+        None => "whoever made it: no key was given".to_owned(),
+    };
+    let next =
+        if mirror.next_look_at <= now { "now".to_owned() } else { format!("in {}", age(now, mirror.next_look_at)) };
+    let mut lines = vec![
+        format!("{}: follows {} of {}", mirror.channel, mirror.reference, mirror.from),
+        format!("takes:        {trust}"),
+        format!(
+            "looked:       {}; the next time {next}, every {} minutes",
+            ago(mirror.looked_at),
+            mirror.every_minutes
+        ),
+        format!("last success: {}", ago(mirror.succeeded_at)),
+    ];
+    if let Some(problem) = &mirror.problem {
+        lines.push(format!("stands still: {problem} ({} looks without success)", mirror.failures));
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,285 @@
+//! Mirrors: a channel follows a ref of an upstream repository, and each new commit there is its next release.
+//!
+//! What is followed, when the next look is due and how the last one went is in the store, so a service that was killed
+//! goes on. A look that fails leaves the channel as it is; the next one comes after a pause that doubles.
+#![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in; reads keys")]
+
+pub mod decide;
+mod upstream;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nkd_api::channel::{Mirror, MirrorOrder, PublishOrder};
+use nkd_api::user::AuditEntry;
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::decide::{Offered, Verdict, judge, pause};
+use self::upstream::Upstream;
+use super::publish::{fits, is_version, new_channel};
+use super::{ChannelError, Channels, Repository, blocking, wrong};
+use crate::http::chain;
+use crate::machine::lifecycle::{NAME_RULE, valid_name};
+use crate::store::StoreError;
+
+/// How often it is looked whether a mirror is due.
+const TICK: Duration = Duration::from_secs(15);
+/// How often an upstream is looked at, when nothing else was said.
+const EVERY_MINUTES: u32 = 6 * 60;
+
+/// A mirror with what nobody needs to be shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The mirror.
+    pub mirror: Mirror,
+    /// OpenPGP keys, one of which the commits are signed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<String>,
+    /// Certificates that the upstream's has to come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+}
+
+impl Channels {
+    /// Makes a channel follow an upstream, from now on.
+    ///
+    /// # Errors
+    /// [`ChannelError`]; what was followed before is followed still then.
+    pub async fn follow(&self, name: &str, order: MirrorOrder, now: OffsetDateTime) -> Result<Mirror, ChannelError> {
+        if !valid_name(name) {
+            return Err(wrong("channel", NAME_RULE));
+        }
+        let from = url::Url::parse(&order.from).ok().filter(|url| {
+            let has_host = url.scheme() == "file" || url.has_host();
+            ["file", "http", "https"].contains(&url.scheme()) && has_host && url.username().is_empty()
+        });
+        let from = from.ok_or_else(|| {
+            wrong("from", "write the repository's address like https://upstream.example/repo, or http:// or file://")
+        })?;
+        if order.reference.is_empty() || order.reference.starts_with('-') || order.reference.contains([':', '@']) {
+            return Err(wrong("ref", "name a ref of the upstream, like fedora/x86_64/coreos/stable"));
+        }
+        if order.key.is_some() == order.unsigned {
+            let reason = "say whose signature its commits must bear with --key FILE, or take them --insecure-unsigned";
+            return Err(wrong("key", reason));
+        }
+        if order.kubernetes.as_ref().is_some_and(|version| !is_version(version)) {
+            return Err(wrong("kubernetes", "write it like v1.31.4"));
+        }
+        let (profile, architecture) = (order.profile.as_deref(), order.architecture.as_deref());
+        let channel = match self.store.channel(name).await? {
+            Some((channel, _)) => {
+                fits(&channel, profile, architecture)?;
+                channel
+            }
+            None => new_channel(name, &order.reference, profile, architecture)?,
+        };
+        let every_minutes = order.every_minutes.unwrap_or(EVERY_MINUTES).max(1);
+        let mirror = Mirror {
+            channel: name.into(),
+            profile: channel.profile,
+            architecture: channel.architecture,
+            from: from.to_string(),
+            reference: order.reference,
+            key: order.key.clone(),
+            ca: order.ca.clone(),
+            kubernetes: order.kubernetes,
+            every_minutes,
+            next_look_at: now,
+            looked_at: None,
+            succeeded_at: None,
+            failures: 0,
+            problem: None,
+        };
+        let (key, ca) = (order.key, order.ca);
+        let record = blocking(move || {
+            let read = |path: Option<String>, mark: &str| match path {
+                Some(path) => text_of(Path::new(&path), mark).map(Some),
+                None => Ok(None),
+            };
+            let (keys, ca) =
+                (read(key, "-----BEGIN PGP PUBLIC KEY BLOCK-----")?, read(ca, "-----BEGIN CERTIFICATE-----")?);
+            Ok(Record { mirror, keys, ca })
+        });
+        let record = record.await?;
+        let revision = self.store.mirror(name).await?.map_or(0, |(_, revision)| revision);
+        self.store.save_mirror(&record, revision).await?;
+        self.mirrors.notify_one();
+        Ok(record.mirror)
+    }
+
+    /// What a channel follows, and how that goes.
+    ///
+    /// # Errors
+    /// [`ChannelError::NoMirror`], and those of the store.
+    pub async fn mirror(&self, name: &str) -> Result<Mirror, ChannelError> {
+        Ok(self.followed(name).await?.0.mirror)
+    }
+
+    /// Looks at the upstream as soon as may be.
+    ///
+    /// # Errors
+    /// [`ChannelError::NoMirror`], and those of the store.
+    pub async fn look_now(&self, name: &str, now: OffsetDateTime) -> Result<Mirror, ChannelError> {
+        let (mut record, revision) = self.followed(name).await?;
+        record.mirror.next_look_at = now;
+        self.store.save_mirror(&record, revision).await?;
+        self.mirrors.notify_one();
+        Ok(record.mirror)
+    }
+
+    /// Follows nothing any more. The releases stay.
+    ///
+    /// # Errors
+    /// [`ChannelError::NoMirror`], and those of the store.
+    pub async fn unfollow(&self, name: &str) -> Result<(), ChannelError> {
+        self.followed(name).await?;
+        self.store.remove_mirror(name).await?;
+        upstream::forget(&self.folder(), name).await
+    }
+
+    async fn followed(&self, name: &str) -> Result<(Record, i64), ChannelError> {
+        self.store.mirror(name).await?.ok_or_else(|| ChannelError::NoMirror(name.into()))
+    }
+
+    /// Looks at an upstream, and writes down how that went.
+    async fn look(&self, record: Record, revision: i64) {
+        let looked = self.look_at(&record).await;
+        let now = OffsetDateTime::now_utc();
+        let mut mirror = record.mirror.clone();
+        let name = mirror.channel.clone();
+        mirror.looked_at = Some(now);
+        let result = match looked {
+            Ok(Verdict::Backwards(reason)) => Err(reason),
+            Ok(verdict) => Ok(if verdict == Verdict::New { "published" } else { "same" }),
+            Err(error) => Err(chain(&error)),
+        };
+        self.metrics.looked(&name, result.as_ref().unwrap_or(&"failed"), now);
+        match result {
+            Ok(_) => (mirror.succeeded_at, mirror.failures, mirror.problem) = (Some(now), 0, None),
+            Err(problem) => {
+                mirror.failures = mirror.failures.saturating_add(1);
+                tracing::warn!(
+                    channel = name,
+                    from = mirror.from,
+                    failures = mirror.failures,
+                    problem,
+                    "a mirror stands still"
+                );
+                mirror.problem = Some(problem);
+            }
+        }
+        mirror.next_look_at = now + pause(every(&mirror), mirror.failures);
+        match self.store.save_mirror(&Record { mirror, ..record }, revision).await {
+            // It follows something else by now, or nothing, or is to look again.
+            Ok(()) | Err(StoreError::Stale) => {}
+            Err(error) => {
+                tracing::error!(
+                    channel = name,
+                    error = &error as &dyn std::error::Error,
+                    "how a mirror went is not kept"
+                );
+            }
+        }
+    }
+
+    async fn look_at(&self, record: &Record) -> Result<Verdict, ChannelError> {
+        let (mirror, ours) = (&record.mirror, self.folder());
+        let upstream = Upstream::open(&ours, record).await?;
+        let offered = upstream.look().await?;
+        let channel = self.store.channel(&mirror.channel).await?.map(|(channel, _)| channel);
+        let known = ours.join(&mirror.profile);
+        let newest = channel.as_ref().and_then(|channel| Some(channel.newest()?.commit.clone()));
+        let place = known.clone();
+        let newest_at = blocking(move || match (newest, Repository::at(&place)) {
+            (Some(newest), Ok(repository)) if repository.has(&newest) => repository.made_at(&newest).map(Some),
+            _ => Ok(None),
+        });
+        let commit = offered.commit.as_str();
+        let verdict = judge(channel.as_ref(), newest_at.await?, Offered { commit, made_at: offered.made_at });
+        if verdict != Verdict::New {
+            return Ok(verdict);
+        }
+        upstream.pull(commit, &known).await?;
+        let order = PublishOrder {
+            ostree: upstream.path().display().to_string(),
+            reference: Some(mirror.reference.clone()),
+            kubernetes: mirror.kubernetes.clone(),
+            // A commit that has no version is called by its name.
+            version: offered.version.is_none().then(|| commit.chars().take(12).collect()),
+            profile: Some(mirror.profile.clone()),
+            architecture: Some(mirror.architecture.clone()),
+            key: record.keys.as_ref().map(|_| upstream.keys().display().to_string()),
+            ..PublishOrder::default()
+        };
+        let entry = AuditEntry {
+            at: OffsetDateTime::now_utc(),
+            who: "mirror".into(),
+            action: "channel.publish".into(),
+            target: mirror.channel.clone(),
+            detail: format!("{} {} {commit}", mirror.from, mirror.reference),
+        };
+        self.store.audit(&entry).await?;
+        self.publish(&mirror.channel, order, OffsetDateTime::now_utc(), |_| {}).await?;
+        upstream.remove().await?;
+        Ok(verdict)
+    }
+}
+
+/// Looks at upstreams as they are due, until the service stops.
+pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
+    let mut looks: JoinSet<String> = JoinSet::new();
+    let mut busy = BTreeSet::new();
+    loop {
+        match channels.store.mirrors().await {
+            Ok(mirrors) => {
+                let now = OffsetDateTime::now_utc();
+                for (record, revision) in mirrors {
+                    let mirror = &record.mirror;
+                    let is_due = decide::is_due(mirror.next_look_at, every(mirror), now);
+                    if is_due && busy.insert(mirror.channel.clone()) {
+                        let (channels, name) = (Arc::clone(&channels), mirror.channel.clone());
+                        looks.spawn(async move {
+                            channels.look(record, revision).await;
+                            name
+                        });
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "mirrors cannot be read"),
+        }
+        tokio::select! {
+            // What is being pulled is dropped, and goes on at the next start.
+            () = stop.cancelled() => return,
+            () = channels.mirrors.notified() => {}
+            () = tokio::time::sleep(TICK) => {}
+            Some(done) = looks.join_next() => match done {
+                Ok(name) => drop(busy.remove(&name)),
+                Err(error) => {
+                    tracing::error!(%error, "a look at an upstream broke");
+                    // Nobody knows which one it was.
+                    looks.abort_all();
+                    busy.clear();
+                }
+            },
+        }
+    }
+}
+
+fn every(mirror: &Mirror) -> Duration {
+    Duration::from_secs(u64::from(mirror.every_minutes) * 60)
+}
+
+/// A file of keys or certificates.
+fn text_of(path: &Path, mark: &str) -> Result<String, ChannelError> {
+    let text = std::fs::read_to_string(path).map_err(super::repository::io("read", path))?;
+    match text.contains(mark) && text.len() < 1 << 20 {
+        true => Ok(text),
+        false => Err(wrong("key", &format!("{} has no `{mark}`: name an armored file", path.display()))),
+    }
+}

@@ -1,0 +1,91 @@
+//! Which releases may leave a channel (pure).
+//!
+//! What always holds: the newest releases stay, and among them one that something leads to; so does a release that a
+//! machine runs, that an upgrade goes to, that another channel has been given, or that a machine has yet to stop at.
+
+use nkd_api::channel::{Channel, Release};
+
+/// Who uses releases.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Users {
+    /// Names of machines, and the commits that they run.
+    pub machines: Vec<(String, String)>,
+    /// Names of clusters, and the commits that their upgrades go to.
+    pub upgrades: Vec<(String, String)>,
+}
+
+impl Users {
+    /// Whether a machine runs a commit or is on its way to it.
+    #[must_use]
+    pub fn has(&self, commit: &str) -> bool {
+        self.machines.iter().chain(&self.upgrades).any(|(_, of)| of == commit)
+    }
+}
+
+/// Why an old release stays.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Needed {
+    /// Somebody runs it.
+    #[error("{0} runs it")]
+    Runs(String),
+    /// Several do.
+    #[error("{0} and {1} more run it")]
+    RunMany(String, usize),
+    /// An upgrade is under way.
+    #[error("an upgrade of the cluster {0} goes to it")]
+    Upgrade(String),
+    /// It was promoted.
+    #[error("the channel {0} has it as release {1}: prune that one first")]
+    Promoted(String, u32),
+    /// Somebody older comes through here.
+    #[error("it is a barrier, and {0} runs release {1}, which is older")]
+    Barrier(String, u32),
+}
+
+/// The releases that are older than the newest `keep`, and why each of them stays. None: it may go.
+#[must_use]
+pub fn plan<'a>(channel: &'a Channel, keep: u32, all: &[Channel], users: &Users) -> Vec<(&'a Release, Option<Needed>)> {
+    // A dead end is nothing to go to: it does not count.
+    let open = channel.releases.iter().rev().filter(|release| release.dead_end.is_none());
+    let Some(oldest_kept) = open.take(keep.max(1) as usize).last().map(|release| release.number) else {
+        return Vec::new();
+    };
+    let newest = channel.newest().map(|release| release.number);
+    let old = channel.releases.iter().filter(|release| release.number < oldest_kept && Some(release.number) != newest);
+    old.map(|release| (release, needed(channel, release, all, users))).collect()
+}
+
+fn needed(channel: &Channel, release: &Release, all: &[Channel], users: &Users) -> Option<Needed> {
+    let runs: Vec<&String> =
+        users.machines.iter().filter(|(_, of)| *of == release.commit).map(|(name, _)| name).collect();
+    match runs.as_slice() {
+        [] => {}
+        [only] => return Some(Needed::Runs((*only).clone())),
+        [first, others @ ..] => return Some(Needed::RunMany((*first).clone(), others.len())),
+    }
+    if let Some((cluster, _)) = users.upgrades.iter().find(|(_, commit)| *commit == release.commit) {
+        return Some(Needed::Upgrade(cluster.clone()));
+    }
+    for other in all.iter().filter(|other| other.name != channel.name) {
+        let is_it = |there: &&Release| {
+            let from = there.promoted_from.as_ref();
+            from.is_some_and(|from| from.channel == channel.name && from.release == release.number)
+        };
+        if let Some(there) = other.releases.iter().find(is_it) {
+            return Some(Needed::Promoted(other.name.clone(), there.number));
+        }
+    }
+    if release.barrier && release.dead_end.is_none() {
+        // A commit that was published twice stands where it came last.
+        let stands = |commit: &str| channel.releases.iter().rfind(|release| release.commit == commit);
+        let older = users.machines.iter().filter_map(|(name, commit)| Some((name, stands(commit)?.number)));
+        if let Some((name, number)) = older.into_iter().find(|(_, number)| *number < release.number) {
+            return Some(Needed::Barrier(name.clone(), number));
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+#[path = "prune_tests.rs"]
+mod tests;

@@ -1,0 +1,285 @@
+//! Publishing: a commit, whole, verified and signed, becomes a channel's next release; or a release of one channel
+//! becomes the next one of another.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nkd_api::channel::{Channel, PromoteOrder, Promoted, PublishOrder, Release};
+use time::OffsetDateTime;
+
+use super::delta::origins;
+use super::program::ProgramError;
+use super::repository::Keys;
+use super::source::Source;
+use super::{ChannelError, Channels, Repository, blocking, settle, wrong};
+use crate::content::image::profile;
+use crate::machine::lifecycle::{NAME_RULE, valid_name};
+
+/// Key of a commit's metadata: the version of Kubernetes that is in it.
+const KUBERNETES: &str = "nkd.kubernetes";
+
+impl Channels {
+    /// Publishes a release, or finds that it is published. `step` hears what is done now.
+    ///
+    /// # Errors
+    /// [`ChannelError`]; the channel is as before then.
+    pub async fn publish(
+        &self,
+        name: &str,
+        order: PublishOrder,
+        now: OffsetDateTime,
+        step: impl Fn(&str) + Send + Sync,
+    ) -> Result<Release, ChannelError> {
+        if !valid_name(name) {
+            return Err(wrong("channel", NAME_RULE));
+        }
+        if order.kubernetes.as_ref().is_some_and(|version| !is_version(version)) {
+            return Err(wrong("kubernetes", "write it like v1.31.4"));
+        }
+        step("looking at the repository");
+        let (path, wanted, folder) = (order.ostree.clone(), order.reference.clone(), self.folder());
+        let look = move || Found::look(Source::open(Path::new(&path), wanted.as_deref(), &folder)?);
+        let found = blocking(look).await?;
+        let _writing = self.writing.lock().await;
+        let (profile, architecture) = (order.profile.as_deref(), order.architecture.as_deref());
+        let (channel, revision) = match self.store.channel(name).await? {
+            Some((channel, revision)) => (channel, revision),
+            None => (new_channel(name, &found.reference, profile, architecture)?, 0),
+        };
+        fits(&channel, profile, architecture)?;
+        let version = order.version.clone().or_else(|| found.version.clone());
+        let version = version.ok_or_else(|| wrong("version", "the commit does not tell it: say it with --version"))?;
+        let kubernetes = order.kubernetes.clone().or_else(|| found.kubernetes.clone());
+        let same = |r: &&Release| r.commit == found.commit && r.kubernetes == kubernetes && r.version == version;
+        let there = channel.newest().filter(same).cloned();
+        let folder = self.folder().join(&channel.profile);
+        // After a backup was restored, the list names commits that are not here.
+        let here = |release: &Release| Repository::at(&folder).is_ok_and(|ours| ours.has(&release.commit));
+        if let Some(there) = there.clone().filter(here) {
+            return Ok(there);
+        }
+
+        step("taking the commit, and verifying it");
+        let (openpgp, ed25519) = (order.key.clone(), order.ed25519_key.clone());
+        let keys = Keys { openpgp: openpgp.map(PathBuf::from), ed25519: ed25519.map(PathBuf::from) };
+        let (source, commit) = (found.source, found.commit.clone());
+        let (repository, signed_by) = blocking(move || {
+            let repository = Repository::open(&folder)?;
+            let signed_by = repository.take(&source.repository, &commit, &keys)?;
+            Ok((repository, signed_by))
+        })
+        .await?;
+        let release = there.unwrap_or_else(|| Release {
+            number: next_number(&channel),
+            version,
+            commit: found.commit,
+            reference: found.reference,
+            kubernetes,
+            notes: order.notes,
+            published_at: now,
+            signed_by,
+            promoted_from: None,
+            barrier: order.barrier,
+            dead_end: None,
+            rollout_minutes: order.rollout_minutes,
+        });
+        self.list(repository, (channel, revision), release, step).await
+    }
+
+    /// Makes a release of a channel the next one of another channel, or finds that it is there.
+    ///
+    /// # Errors
+    /// [`ChannelError`]; both channels are as before then.
+    pub async fn promote(
+        &self,
+        name: &str,
+        order: PromoteOrder,
+        now: OffsetDateTime,
+        step: impl Fn(&str) + Send + Sync,
+    ) -> Result<Release, ChannelError> {
+        if !valid_name(&order.to) {
+            return Err(wrong("to", NAME_RULE));
+        }
+        if order.to == name {
+            return Err(wrong("to", "that is the channel itself: name another one"));
+        }
+        let _writing = self.writing.lock().await;
+        let (source, _) = self.store.channel(name).await?.ok_or_else(|| ChannelError::NoChannel(name.into()))?;
+        let release = match order.release {
+            Some(number) => {
+                source.release(number).ok_or_else(|| ChannelError::Missing { channel: name.into(), number })?
+            }
+            None => source.newest().ok_or_else(|| wrong("release", "the channel has none yet"))?,
+        };
+        let open = |channel: &str, release: &Release| match &release.dead_end {
+            Some(reason) => Err(ChannelError::DeadEnd {
+                channel: channel.to_owned(),
+                number: release.number,
+                reason: reason.clone(),
+            }),
+            None => Ok(()),
+        };
+        open(name, release)?;
+        let (target, revision) = match self.store.channel(&order.to).await? {
+            Some(there) => there,
+            None => (Channel { name: order.to.clone(), releases: Vec::new(), ..source.clone() }, 0),
+        };
+        if (&target.profile, &target.architecture) != (&source.profile, &source.architecture) {
+            let (profile, architecture) = (&target.profile, &target.architecture);
+            let reason = format!("the channel `{}` is of {profile} for {architecture}: name another one", order.to);
+            return Err(wrong("to", &reason));
+        }
+        let repository = Repository::at(&self.folder().join(&source.profile))?;
+        if !repository.has(&release.commit) {
+            return Err(ChannelError::Gone { channel: name.into(), number: release.number });
+        }
+        // Wherever it stands there: an order that comes twice takes no fleet back.
+        let same = |r: &&Release| {
+            (&r.commit, &r.version, &r.kubernetes) == (&release.commit, &release.version, &release.kubernetes)
+        };
+        if let Some(there) = target.releases.iter().rfind(same) {
+            open(&order.to, there)?;
+            return Ok(there.clone());
+        }
+        let release = Release {
+            number: next_number(&target),
+            published_at: now,
+            promoted_from: Some(Promoted { channel: name.into(), release: release.number }),
+            barrier: order.barrier,
+            dead_end: None,
+            rollout_minutes: order.rollout_minutes,
+            ..release.clone()
+        };
+        self.list(repository, (target, revision), release, step).await
+    }
+
+    /// The rest of a release's way, when its commit is here: signature, ref, delta; then the list says so.
+    async fn list(
+        &self,
+        repository: Repository,
+        (mut channel, revision): (Channel, i64),
+        release: Release,
+        step: impl Fn(&str) + Send + Sync,
+    ) -> Result<Release, ChannelError> {
+        step("signing it");
+        let signer = Arc::new(self.signer().await?);
+        let (name, number) = (channel.name.clone(), release.number);
+        let (own, commit) = (format!("nkd/{name}/{number}"), release.commit.clone());
+        let (ours, by) = (repository.clone(), Arc::clone(&signer));
+        blocking(move || {
+            ours.sign(&commit, &by)?;
+            ours.point(&own, &commit)
+        })
+        .await?;
+        let is_new = channel.release(number).is_none();
+        if is_new {
+            channel.releases.push(release.clone());
+        }
+        let (ours, commit) = (repository.clone(), release.commit.clone());
+        let origins = origins(&channel, &self.store.machines().await?);
+        for from in blocking(move || ours.missing(origins, &commit)).await? {
+            step(&format!("making the difference from {}", from.split_at(12).0));
+            let (ours, commit) = (repository.clone(), release.commit.clone());
+            if let Err(error) = blocking(move || ours.delta(&from, &commit)).await {
+                // Nodes fetch objects without it, and it is tried again.
+                tracing::warn!(error = &error as &dyn std::error::Error, channel = name, "a difference is not made");
+            }
+        }
+        if is_new {
+            self.store.save_channel(&channel, revision).await?;
+        }
+        step("writing the summary");
+        let (channels, profile) = (self.store.channels().await?, channel.profile);
+        let settled = blocking(move || settle(&repository, &channels, &profile, &signer)).await;
+        if let Err(error) = settled {
+            // It is published: nodes pull by commit. The next start, or the next release, writes the summary.
+            tracing::error!(error = &error as &dyn std::error::Error, channel = name, "the summary is not written");
+        }
+        tracing::info!(channel = name, release = number, commit = release.commit, "published");
+        Ok(release)
+    }
+}
+
+pub(super) fn is_version(text: &str) -> bool {
+    crate::cluster::file::syntax::version(text).is_some()
+}
+
+/// The newest release never goes, so no number comes twice.
+fn next_number(channel: &Channel) -> u32 {
+    channel.newest().map_or(1, |release| release.number + 1)
+}
+
+/// What an order found in its repository.
+struct Found {
+    source: Source,
+    reference: String,
+    commit: String,
+    version: Option<String>,
+    kubernetes: Option<String>,
+}
+
+impl Found {
+    fn look(source: Source) -> Result<Self, ChannelError> {
+        let repository = &source.repository;
+        let refs = repository.refs()?;
+        let reference = match (&source.wanted, refs.as_slice()) {
+            (Some(wanted), _) => wanted.clone(),
+            (None, [only]) => only.clone(),
+            (None, []) => return Err(wrong("ostree", "the repository has no ref: say which commit with --ref")),
+            (None, _) => return Err(wrong("ref", &format!("say which one with --ref: {}", refs.join(", ")))),
+        };
+        let no_ref = || ChannelError::NoRef { reference: reference.clone(), known: refs.join(", ") };
+        if reference.starts_with('-') {
+            return Err(no_ref());
+        }
+        let commit = repository.commit(&reference).map_err(|error| match error {
+            ChannelError::Program(ProgramError::Refused { .. }) => no_ref(),
+            other => other,
+        })?;
+        let version = repository.metadata(&commit, "version")?;
+        let kubernetes = repository.metadata(&commit, KUBERNETES)?;
+        if let Some(said) = kubernetes.as_ref().filter(|said| !is_version(said)) {
+            return Err(wrong("kubernetes", &format!("the commit says `{said}` ({KUBERNETES}): it is like v1.31.4")));
+        }
+        // A commit was named: the ref that stands for it, if one does.
+        let named = |name: &&String| repository.commit(name).is_ok_and(|of| of == commit);
+        let is_ref = refs.contains(&reference);
+        let reference = if is_ref { Some(reference) } else { refs.iter().find(named).cloned() };
+        // A ref that was fetched from a remote is called REMOTE:REF. Names of our own are no builder's.
+        let reference = reference.map(|name| name.split_once(':').map_or(name.clone(), |(_, name)| name.to_owned()));
+        let reference = reference.filter(|name| !name.starts_with("nkd/")).unwrap_or_default();
+        Ok(Self { source, reference, commit, version, kubernetes })
+    }
+}
+
+/// A new channel. A ref is often `<profile>/<architecture>/...`.
+pub(super) fn new_channel(
+    name: &str,
+    reference: &str,
+    profile: Option<&str>,
+    architecture: Option<&str>,
+) -> Result<Channel, ChannelError> {
+    let mut parts = reference.split('/');
+    let (first, second) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let (profile, architecture) = (profile.unwrap_or(first), architecture.unwrap_or(second));
+    if profile::by_name(profile).is_none() {
+        return Err(wrong("profile", "say it with --profile: nestos, fedora-coreos or lab"));
+    }
+    if !["x86_64", "aarch64"].contains(&architecture) {
+        return Err(wrong("architecture", "say it with --architecture: x86_64 or aarch64"));
+    }
+    let (name, releases) = (name.to_owned(), Vec::new());
+    Ok(Channel { name, profile: profile.to_owned(), architecture: architecture.to_owned(), releases })
+}
+
+/// A channel keeps its profile and architecture.
+pub(super) fn fits(channel: &Channel, profile: Option<&str>, architecture: Option<&str>) -> Result<(), ChannelError> {
+    let differs = |what, said: Option<&str>, is: &str| match said {
+        Some(said) if said != is => {
+            Err(wrong(what, &format!("the channel `{}` is of {is}: publish to another channel", channel.name)))
+        }
+        _ => Ok(()),
+    };
+    differs("profile", profile, &channel.profile)?;
+    differs("architecture", architecture, &channel.architecture)
+}

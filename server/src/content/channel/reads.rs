@@ -1,0 +1,135 @@
+//! Which commits clients are reading (pure).
+//!
+//! A client reads a commit first, then folders and files, which may belong to many commits. So whatever it reads counts
+//! for the commits that it has begun, until it has been silent for a while. Clients are told apart by their address:
+//! those behind one address count as one, which keeps more and loses nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use time::{Duration, OffsetDateTime};
+
+/// A client of a profile's repository.
+type Client = (String, IpAddr);
+
+/// What clients read.
+#[derive(Debug, Default)]
+pub struct Reads {
+    clients: BTreeMap<Client, Session>,
+}
+
+#[derive(Debug)]
+struct Session {
+    commits: BTreeSet<String>,
+    last: OffsetDateTime,
+    /// Answers that are being sent.
+    open: usize,
+}
+
+impl Reads {
+    /// A client asks for a file of the repository; [`Self::end`] is to follow.
+    pub fn begin(&mut self, profile: &str, client: IpAddr, path: &str, now: OffsetDateTime) {
+        let new = || Session { commits: BTreeSet::new(), last: now, open: 0 };
+        let session = self.clients.entry((profile.to_owned(), client)).or_insert_with(new);
+        session.last = now;
+        session.open += 1;
+        session.commits.extend(commits_of(path));
+    }
+
+    /// The answer is sent, or broke off.
+    pub fn end(&mut self, profile: &str, client: IpAddr, now: OffsetDateTime) {
+        if let Some(session) = self.clients.get_mut(&(profile.to_owned(), client)) {
+            session.last = now;
+            session.open = session.open.saturating_sub(1);
+        }
+    }
+
+    /// Whether nobody has read anything of a commit for so long.
+    #[must_use]
+    pub fn is_quiet(&self, profile: &str, commit: &str, quiet: Duration, now: OffsetDateTime) -> bool {
+        let reads = |(client, session): (&Client, &Session)| {
+            client.0 == profile && session.commits.contains(commit) && !session.is_over(quiet, now)
+        };
+        !self.clients.iter().any(reads)
+    }
+
+    /// Forgets clients that have been silent for so long.
+    pub fn forget(&mut self, quiet: Duration, now: OffsetDateTime) {
+        self.clients.retain(|_, session| !session.is_over(quiet, now));
+    }
+}
+
+impl Session {
+    fn is_over(&self, quiet: Duration, now: OffsetDateTime) -> bool {
+        self.open == 0 && now - self.last >= quiet
+    }
+}
+
+/// The commits that a path is about.
+fn commits_of(path: &str) -> Vec<String> {
+    let parts: Vec<&str> = path.split('/').collect();
+    match parts.as_slice() {
+        ["objects", first, rest] => {
+            let name = rest.strip_suffix(".commit").or_else(|| rest.strip_suffix(".commitmeta"));
+            name.map(|name| format!("{first}{name}")).into_iter().collect()
+        }
+        // Both ends of a difference, in base64 with _ for /, of which the first two characters are a folder.
+        ["deltas", first, rest, ..] => format!("{first}{rest}").split('-').filter_map(hex_of).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn hex_of(name: &str) -> Option<String> {
+    let bytes = STANDARD_NO_PAD.decode(name.replace('_', "/")).ok()?;
+    (bytes.len() == 32).then(|| hex::encode(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = "77feac3b160f4857f72f994a39a211362e77477c70cf65f83ae41a30f57faef9";
+
+    fn at(minute: i64) -> OffsetDateTime {
+        OffsetDateTime::UNIX_EPOCH + Duration::minutes(minute)
+    }
+
+    fn quiet(reads: &Reads, now: i64) -> bool {
+        reads.is_quiet("lab", ONE, Duration::minutes(60), at(now))
+    }
+
+    #[test]
+    fn whatever_a_client_reads_counts_for_the_commit_that_it_has_begun() {
+        let (mut reads, one, other) = (Reads::default(), IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        assert!(quiet(&reads, 0));
+        let mut read = |client, path: &str, minute| {
+            reads.begin("lab", client, path, at(minute));
+            reads.end("lab", client, at(minute));
+            (quiet(&reads, minute + 59), quiet(&reads, minute + 60))
+        };
+        let file = "objects/00/11.filez";
+        assert_eq!(read(one, file, 0), (true, true), "of nothing that is known");
+        assert_eq!(read(one, &format!("objects/{}/{}.commit", &ONE[..2], &ONE[2..]), 10), (false, true));
+        assert_eq!(read(one, file, 60), (false, true), "it goes on");
+        assert_eq!(read(other, file, 100), (false, true), "somebody else's does not count");
+        assert!(quiet(&reads, 120));
+        assert!(reads.is_quiet("nestos", ONE, Duration::minutes(60), at(61)));
+    }
+
+    #[test]
+    fn an_answer_that_takes_hours_is_a_read_all_the_while() {
+        let (mut reads, client) = (Reads::default(), IpAddr::from([10, 0, 0, 1]));
+        reads.begin("lab", client, "deltas/aa/aaaa/0", at(0));
+        assert!(quiet(&reads, 500), "that is no difference");
+        reads.begin("lab", client, "deltas/d_/6sOxYPSFf3L5lKOaIRNi53R3xwz2X4OuQaMPV_rvk/0", at(0));
+        reads.forget(Duration::minutes(60), at(500));
+        assert!(!quiet(&reads, 500));
+        reads.end("lab", client, at(500));
+        reads.end("lab", client, at(500));
+        assert_eq!((quiet(&reads, 559), quiet(&reads, 560)), (false, true));
+        reads.forget(Duration::minutes(60), at(560));
+        assert!(reads.clients.is_empty());
+    }
+}

@@ -1,0 +1,179 @@
+//! Old releases leave their channel; later, when nobody reads them any more, their objects leave the repository.
+//!
+//! Three moments, each found again after a `kill -9`: the list without the release, its commit among the retired ones and
+//! the audit trail are one write; refs and summary follow, as at every start; a retired commit is forgotten when ostree
+//! has removed it and the summary was written.
+#![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use nkd_api::channel::{Channel, KeptRelease, PruneOrder, Pruned, Release};
+use nkd_api::user::AuditEntry;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+use super::prune::{Users, plan};
+use super::{ChannelError, Channels, Repository, blocking, settle, wrong};
+use crate::store::StoreError;
+
+/// The longest time between two looks.
+const TICK: Duration = Duration::from_secs(60);
+
+/// A commit that no release is any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retired {
+    /// Whose repository has it.
+    pub profile: String,
+    /// Which.
+    pub commit: String,
+    /// Since when.
+    pub at: OffsetDateTime,
+}
+
+impl Channels {
+    /// Retires releases that are older than the newest ones and that nobody needs.
+    ///
+    /// # Errors
+    /// [`ChannelError`]; nothing has changed then.
+    pub async fn prune(
+        &self,
+        name: &str,
+        order: PruneOrder,
+        by: &str,
+        now: OffsetDateTime,
+    ) -> Result<Pruned, ChannelError> {
+        if order.keep == 0 {
+            return Err(wrong("keep", "at least the newest release stays: say 1 or more"));
+        }
+        let _writing = self.writing.lock().await;
+        let (channel, revision) =
+            self.store.channel(name).await?.ok_or_else(|| ChannelError::NoChannel(name.to_owned()))?;
+        let (all, users) = (self.store.channels().await?, self.users().await?);
+        let mut pruned = Pruned { dry_run: order.dry_run, retired: Vec::new(), kept: Vec::new() };
+        for (release, needed) in plan(&channel, order.keep, &all, &users) {
+            match needed {
+                None => pruned.retired.push(release.clone()),
+                Some(reason) => pruned.kept.push(KeptRelease {
+                    release: release.number,
+                    version: release.version.clone(),
+                    reason: reason.to_string(),
+                }),
+            }
+        }
+        if order.dry_run || pruned.retired.is_empty() {
+            return Ok(pruned);
+        }
+        let goes = |release: &Release| pruned.retired.iter().any(|gone| gone.number == release.number);
+        let rest = channel.releases.iter().filter(|release| !goes(release)).cloned().collect();
+        let rest = Channel { releases: rest, ..channel.clone() };
+        let entry = |release: &Release| AuditEntry {
+            at: now,
+            who: by.to_owned(),
+            action: "channel.retire".into(),
+            target: format!("{name} {}", release.number),
+            // Nowhere else is it known any more.
+            detail: serde_json::to_string(release).unwrap_or_default(),
+        };
+        let trail: Vec<AuditEntry> = pruned.retired.iter().map(entry).collect();
+        let commits: Vec<&str> = pruned.retired.iter().map(|release| release.commit.as_str()).collect();
+        self.store.retire(&rest, revision, &commits, &trail, now).await?;
+        tracing::info!(channel = name, releases = commits.len(), "releases are retired");
+        if let Err(error) = self.settle_profile(&channel.profile).await {
+            // They are off the list. The next start, or the next release, writes the summary.
+            tracing::error!(error = &error as &dyn std::error::Error, channel = name, "the summary is not written");
+        }
+        Ok(pruned)
+    }
+
+    /// Removes the objects of commits that were retired long enough ago and that nobody has read since. `since`: from
+    /// when on it is known what was read.
+    ///
+    /// # Errors
+    /// [`ChannelError`]; what is left goes the next time.
+    pub async fn sweep(&self, since: OffsetDateTime, now: OffsetDateTime) -> Result<(), ChannelError> {
+        let grace = self.grace;
+        let mut going: BTreeMap<String, Vec<Retired>> = BTreeMap::new();
+        for retired in self.store.retired().await? {
+            if now - retired.at.max(since) >= grace && self.is_quiet(&retired, now) {
+                going.entry(retired.profile.clone()).or_default().push(retired);
+            }
+        }
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner).forget(grace, now);
+        for (profile, retired) in going {
+            let _writing = self.writing.lock().await;
+            let (channels, users) = (self.store.channels().await?, self.users().await?);
+            // A release may have come to be this commit again.
+            let of_profile = || channels.iter().filter(|channel| channel.profile == profile);
+            let holds = |retired: &Retired| {
+                of_profile().any(|channel| channel.releases.iter().any(|release| release.commit == retired.commit))
+            };
+            let (held, loose): (Vec<_>, Vec<_>) = retired.into_iter().partition(holds);
+            let unused = |retired: &Retired| !users.has(&retired.commit) && self.is_quiet(retired, now);
+            let loose: Vec<Retired> = loose.into_iter().filter(unused).collect();
+            if !loose.is_empty() {
+                let repository = Repository::at(&self.folder().join(&profile));
+                let commits: Vec<String> = loose.iter().map(|retired| retired.commit.clone()).collect();
+                // After a backup was restored, there may be no repository.
+                if let Ok(repository) = repository {
+                    blocking(move || commits.iter().try_for_each(|commit| repository.remove(commit))).await?;
+                    self.settle_profile(&profile).await?;
+                }
+                tracing::info!(profile, commits = loose.len(), "objects of retired releases are removed");
+            }
+            self.store.forget_retired(&[held, loose].concat()).await?;
+        }
+        Ok(())
+    }
+
+    fn is_quiet(&self, retired: &Retired, now: OffsetDateTime) -> bool {
+        let reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        reads.is_quiet(&retired.profile, &retired.commit, self.grace, now)
+    }
+
+    /// Who uses releases now.
+    async fn users(&self) -> Result<Users, StoreError> {
+        let machines = self.store.machines().await?;
+        let runs = machines.into_iter().filter_map(|machine| Some((machine.name, machine.facts?.booted_deployment?)));
+        let upgrades = self.store.upgrades_under_way().await?;
+        let goes = upgrades.into_iter().filter_map(|upgrade| Some((upgrade.cluster, upgrade.commit?)));
+        Ok(Users { machines: runs.collect(), upgrades: goes.collect() })
+    }
+
+    /// Refs and summary of a repository, as the list of releases has them.
+    async fn settle_profile(&self, profile: &str) -> Result<(), ChannelError> {
+        let (channels, signer) = (self.store.channels().await?, self.signer().await?);
+        let (folder, profile) = (self.folder().join(profile), profile.to_owned());
+        blocking(move || settle(&Repository::at(&folder)?, &channels, &profile, &signer)).await
+    }
+}
+
+impl Repository {
+    /// Removes a commit to which no ref leads, what is only in it, and the differences from and to it.
+    fn remove(&self, commit: &str) -> Result<(), ChannelError> {
+        for (from, to) in self.deltas()?.iter().filter(|(from, to)| from == commit || to == commit) {
+            self.ostree("static-delta", &["delete", &format!("{from}-{to}")])?;
+        }
+        match self.has(commit) {
+            true => self.ostree("prune", &[format!("--delete-commit={commit}")]).map(drop),
+            // Killed in the middle of it: the commit goes first, what was in it next.
+            false => self.ostree::<&str>("prune", &[]).map(drop),
+        }
+    }
+}
+
+/// Removes what nobody reads any more, until the service stops.
+pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
+    let since = OffsetDateTime::now_utc();
+    let tick = Duration::try_from(channels.grace / 4).unwrap_or(TICK).clamp(Duration::from_millis(250), TICK);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(tick) => {}
+        }
+        if let Err(error) = channels.sweep(since, OffsetDateTime::now_utc()).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "retired releases could not be removed");
+        }
+    }
+}

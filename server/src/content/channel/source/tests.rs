@@ -1,0 +1,50 @@
+//! Bounds of what is unpacked.
+
+use std::io::Write as _;
+
+use super::*;
+
+fn tar_of(members: usize, size: usize) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for number in 0..members {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(size as u64);
+        let name = format!("objects/ab/{number:062x}.filez");
+        tar.append_data(&mut header, name, &vec![0; size][..]).unwrap();
+    }
+    tar.into_inner().unwrap()
+}
+
+fn refused(bytes: &[u8], limits: Limits) -> String {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("packed");
+    fs::write(&path, bytes).unwrap();
+    let taken = tarball::unpack(&path, &place.path().join("repo"), &place.path().join("layout"), limits);
+    match taken {
+        Err(Failed::Refused(reason)) => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_unpacks_to_too_much_ends_there() {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    packed.write_all(&tar_of(2, 1 << 20)).unwrap();
+    let packed = packed.finish().unwrap();
+    let few = Limits { bytes: 1 << 20, members: 100 };
+    assert_eq!(refused(&packed, few), "it does not read: it unpacks to more than 1048576 bytes");
+    let many = Limits { bytes: 1 << 30, members: 100 };
+    assert_eq!(refused(&tar_of(101, 1), many), "it has more than 100 members");
+    assert_eq!(refused(&tar_of(100, 1), many), "its repository has no `config`");
+}
+
+#[test]
+fn a_name_that_fills_the_memory_is_refused() {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::GNULongName);
+    header.set_size(2 << 20);
+    header.set_cksum();
+    tar.append(&header, &vec![b'a'; 2 << 20][..]).unwrap();
+    assert_eq!(refused(&tar.into_inner().unwrap(), LIMITS), "a name in it is longer than any name");
+}

@@ -1,0 +1,171 @@
+//! A channel follows an upstream repository, which is a real one behind a real server.
+
+use serde_json::Value;
+
+use super::harness::{Place, eventually};
+use super::{Builder, REF, good, pull, refused, system};
+
+fn file_url(builder: &Builder) -> String {
+    format!("file://{}", builder.path("repo"))
+}
+
+/// The mirror, when it has looked at least once more than `before`.
+async fn looked(place: &Place, before: &Value) -> Value {
+    place.ok(&["channel", "mirror", "stable", "--now"]);
+    eventually("the mirror has looked", async || {
+        let mirror = shown(place);
+        (mirror["lookedAt"] != before["lookedAt"]).then_some(mirror)
+    })
+    .await
+}
+
+fn shown(place: &Place) -> Value {
+    serde_json::from_str(&place.ok(&["channel", "mirror", "stable", "-o", "json"])).unwrap()
+}
+
+fn releases(place: &Place) -> Vec<Value> {
+    let output = place.cli(&["channel", "show", "stable", "-o", "json"]);
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    shown["releases"].as_array().cloned().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn each_new_commit_of_a_signed_upstream_is_a_release() {
+    let place = Place::new();
+    let service = place.start().await;
+    let builder = Builder::new(&place);
+    let (home, id, public) = builder.key("upstream");
+    let signed = [format!("--gpg-sign={id}"), format!("--gpg-homedir={home}")];
+    let one = builder.build("1", b"one", &[&signed[0], &signed[1], "--add-metadata-string=nkd.kubernetes=v1.20.2"]);
+    let order = ["channel", "mirror", "stable", "--from", &file_url(&builder), "--ref", REF, "--key", &public];
+    place.ok(&order);
+    let first = eventually("the first release", async || releases(&place).first().cloned()).await;
+    assert_eq!((&first["commit"], &first["signedBy"]), (&one.clone().into(), &"upstream".into()));
+    assert_eq!((&first["kubernetes"], &first["reference"]), (&"v1.20.2".into(), &REF.into()));
+    let trail = place.ok(&["audit"]);
+    assert!(trail.contains("channel.mirror") && trail.contains("channel.publish"), "{trail}");
+
+    // It survives an end of the service, and what is the same is no release.
+    service.kill();
+    let _service = place.start().await;
+    let before = shown(&place);
+    let mirror = looked(&place, &before).await;
+    assert_eq!((&mirror["failures"], releases(&place).len()), (&0.into(), 1), "{mirror}");
+
+    let two = builder.build("2", b"two", &[&signed[0], &signed[1]]);
+    looked(&place, &mirror).await;
+    assert_eq!(releases(&place)[1]["commit"], two);
+    let repo = system(&place, "node");
+    assert!(pull(&repo, &two).status.success());
+
+    // Not signed, then signed by somebody else: the channel stays.
+    builder.build("3", b"unsigned", &[]);
+    let mirror = looked(&place, &shown(&place)).await;
+    assert!(mirror["problem"].as_str().unwrap().contains("no signatures found"), "{mirror}");
+    let (other_home, other, _) = builder.key("stranger");
+    builder.build("4", b"theirs", &[&format!("--gpg-sign={other}"), &format!("--gpg-homedir={other_home}")]);
+    let mirror = looked(&place, &mirror).await;
+    assert!(mirror["problem"].as_str().unwrap().contains("public key not found"), "{mirror}");
+    assert_eq!((&mirror["failures"], releases(&place).len()), (&2.into(), 2), "{mirror}");
+    good("gpgconf", &["--homedir", &home, "--kill", "gpg-agent"]);
+    good("gpgconf", &["--homedir", &other_home, "--kill", "gpg-agent"]);
+
+    place.ok(&["channel", "mirror", "stable", "--off"]);
+    refused(&place.cli(&["channel", "mirror", "stable"]), "the channel `stable` follows no upstream");
+    assert_eq!(releases(&place).len(), 2, "the releases stay");
+    assert!(!place.state().join("ostree/.mirror-stable").exists());
+}
+
+#[tokio::test]
+async fn an_upstream_that_fails_or_goes_back_leaves_the_channel_as_it_is() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    let at = |day: u32| format!("--timestamp=2026-01-{day:02} 00:00:00 +0000");
+    let one = builder.build("1", b"one", &[&at(1)]);
+    let two = builder.build("2", b"two", &[&at(2)]);
+    let repo = builder.repo();
+    good("ostree", &["summary", &repo, "-u"]);
+    // Behind HTTPS, with an authority of its own.
+    let upstream = super::upstream::Upstream::serve(&place, &builder.path("repo")).await;
+    let from = format!("https://{}/", upstream.address);
+    let words = [
+        "channel",
+        "mirror",
+        "stable",
+        "--from",
+        &from,
+        "--ref",
+        REF,
+        "--insecure-unsigned",
+        "--upstream-ca",
+        &upstream.ca,
+    ];
+    place.ok(&[&words[..], &["--kubernetes", "v1.21.0"]].concat());
+    let first = eventually("the first release", async || releases(&place).first().cloned()).await;
+    assert_eq!((&first["commit"], &first["kubernetes"]), (&two.clone().into(), &"v1.21.0".into()));
+    let mirror = eventually("a success", async || Some(shown(&place)).filter(|m| m["succeededAt"].is_string())).await;
+    let success = mirror["succeededAt"].clone();
+
+    let problem = async |what: &str| {
+        let mirror = looked(&place, &shown(&place)).await;
+        let problem = mirror["problem"].as_str().unwrap_or_default();
+        assert!(problem.contains(what), "`{what}` is not in: {mirror}");
+        assert_eq!(mirror["succeededAt"], success, "the last success is shown");
+        assert_eq!(releases(&place), [first.clone()]);
+    };
+    // Back to an older commit; to garbage; gone.
+    good("ostree", &["reset", &repo, REF, &one]);
+    good("ostree", &["summary", &repo, "-u"]);
+    problem("the upstream went back to commit").await;
+    std::fs::write(builder.path("repo/summary"), b"this is no summary").unwrap();
+    problem("ostree pull").await;
+    std::fs::remove_file(builder.path("repo/summary")).unwrap();
+    std::fs::rename(builder.path("repo/refs"), builder.path("refs")).unwrap();
+    problem("ostree pull").await;
+    std::fs::rename(builder.path("refs"), builder.path("repo/refs")).unwrap();
+    // A commit whose objects are not what they are called.
+    let three = builder.build("3", b"three", &[&at(3)]);
+    let objects =
+        good("find", &[&builder.path("repo/objects"), "-name", "*.filez", "-newer", &builder.path("repo/config")]);
+    for object in objects.lines() {
+        std::fs::write(object, b"garbage").unwrap();
+    }
+    problem("ostree pull").await;
+    assert!(!place.state().join(format!("ostree/lab/objects/{}/{}.commit", &three[..2], &three[2..])).exists());
+    let said = place.ok(&["channel", "mirror", "stable"]);
+    assert!(said.contains("stands still: ") && said.contains("last success: "), "{said}");
+    assert!(place.log_text().contains("a mirror stands still"));
+    let metrics = reqwest::get(place.metrics_url("/metrics")).await.unwrap().text().await.unwrap();
+    let failed = "nkd_channel_mirror_looks_total{channel=\"stable\",result=\"failed\"} 4";
+    assert!(metrics.contains(failed) && metrics.contains("nkd_channel_mirror_success_timestamp_seconds"), "{metrics}");
+}
+
+#[tokio::test]
+async fn wrong_mirrors_say_what_to_do() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let order = |more: &[&str]| place.cli(&[&["channel", "mirror", "stable"], more].concat());
+    refused(
+        &order(&["--from", "https://up.example/repo", "--ref", REF]),
+        "--key FILE, or take them --insecure-unsigned",
+    );
+    refused(
+        &order(&["--from", "ftp://up.example/", "--ref", REF, "--insecure-unsigned"]),
+        "write the repository's address",
+    );
+    refused(
+        &order(&["--from", "https://a:b@up.example/", "--ref", REF, "--insecure-unsigned"]),
+        "write the repository's",
+    );
+    refused(
+        &order(&["--from", "https://up.example/", "--ref=-x", "--insecure-unsigned"]),
+        "name a ref of the upstream",
+    );
+    refused(
+        &order(&["--from", "https://up.example/", "--ref", "main", "--insecure-unsigned"]),
+        "say it with --profile",
+    );
+    refused(&order(&["--from", "https://up.example/", "--ref", REF, "--key", "/etc/hostname"]), "name an armored file");
+    refused(&order(&["--now"]), "the channel `stable` follows no upstream");
+}
