@@ -25,7 +25,7 @@ pub const VM_PACKAGES: [&str; 11] = [
 ];
 
 /// Packages that the tests need beside [`VM_PACKAGES`].
-pub const TEST_PACKAGES: [&str; 17] = [
+pub const TEST_PACKAGES: [&str; 18] = [
     "atftp",
     "busybox",
     "faketime",
@@ -42,6 +42,7 @@ pub const TEST_PACKAGES: [&str; 17] = [
     "udhcpc",
     "util-linux",
     "xorriso",
+    "xz-utils",
     "zstd",
 ];
 
