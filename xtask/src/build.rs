@@ -43,6 +43,7 @@ pub const TEST_PACKAGES: [&str; 18] = [
     "udhcpc",
     "util-linux",
     "xorriso",
+    "xz-utils",
     "zstd",
 ];
 

@@ -29,8 +29,7 @@ fn channel(commits: &[&str]) -> Channel {
 
 fn machines(runs: &[(&str, usize)], architecture: &str) -> Vec<Machine> {
     let machine = |commit: &str| {
-        let mut machine =
-            new_machine(Uuid::new_v4(), nkd_api::machine::Identity::default(), OffsetDateTime::UNIX_EPOCH);
+        let mut machine = new_machine(Uuid::nil(), nkd_api::machine::Identity::default(), OffsetDateTime::UNIX_EPOCH);
         let (architecture, booted_deployment) = (architecture.to_owned(), Some(commit.to_owned()));
         machine.facts = Some(Facts { architecture, booted_deployment, ..Facts::default() });
         machine

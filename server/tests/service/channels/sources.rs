@@ -70,7 +70,8 @@ fn header(kind: EntryType, size: usize) -> Header {
     header.set_entry_type(kind);
     header.set_size(size as u64);
     header.set_mode(0o644);
-    (header.set_uid(0), header.set_gid(0));
+    header.set_uid(0);
+    header.set_gid(0);
     header
 }
 
@@ -103,7 +104,8 @@ fn layer(builder: &Builder, commit: &str) -> Vec<u8> {
         let mut link = header(EntryType::Link, 0);
         tar.append_link(&mut link, format!("{top}/{object}.file-xattrs-link"), &attributes).unwrap();
         head.set_mode(meta.mode() & 0o7777);
-        (head.set_uid(meta.uid().into()), head.set_gid(meta.gid().into()));
+        head.set_uid(meta.uid().into());
+        head.set_gid(meta.gid().into());
         if meta.is_symlink() {
             head.set_entry_type(EntryType::Symlink);
             let target = std::fs::read_link(&path).unwrap();
@@ -237,7 +239,7 @@ async fn an_image_that_is_not_whole_or_not_a_commit_is_refused() {
     not_taken(&place, &image("plain"), "it holds no ostree commit, only files");
     layout(&image("above"), &[bytes.clone(), plain()], &labels);
     not_taken(&place, &image("above"), "1 of its layers hold nothing of its commit, and would be lost");
-    layout(&image("other"), &[bytes.clone()], &json!({"ostree.commit": "0".repeat(64)}));
+    layout(&image("other"), std::slice::from_ref(&bytes), &json!({"ostree.commit": "0".repeat(64)}));
     not_taken(&place, &image("other"), "it was made of commit 0000");
 
     // A byte of a layer, of the manifest; a layer that is cut off or gone.
@@ -246,7 +248,7 @@ async fn an_image_that_is_not_whole_or_not_a_commit_is_refused() {
         files.max_by_key(|path| std::fs::metadata(path).unwrap().len()).unwrap()
     };
     let broken = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
-        layout(&image(name), &[bytes.clone()], &labels);
+        layout(&image(name), std::slice::from_ref(&bytes), &labels);
         let path = largest(&image(name));
         let mut content = std::fs::read(&path).unwrap();
         change(&mut content);
