@@ -36,7 +36,9 @@ mod tests {
     #[test]
     fn a_file_system_is_told_once_and_not_at_every_log_line() {
         let tree = tempfile::tempdir().unwrap();
-        ["boot", "var", "sysroot/ostree"].map(|path| std::fs::create_dir_all(tree.path().join(path)).unwrap());
+        for path in ["boot", "var", "sysroot/ostree"] {
+            std::fs::create_dir_all(tree.path().join(path)).unwrap();
+        }
         let told = room(&Root::new(tree.path()));
         assert_eq!(told.iter().map(|room| room.path.as_str()).collect::<Vec<_>>(), ["/sysroot"], "it is one");
         std::fs::remove_dir_all(tree.path().join("sysroot")).unwrap();
