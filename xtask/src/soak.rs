@@ -24,7 +24,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ("NKD_CLUSTER_IMAGE", image.as_os_str()),
         ("NKD_NEWER_IMAGE", newer.as_os_str()),
     ];
-    let tests = ["control_planes", "certificates", "cluster_faults", "housekeeper", "updates", "whole_upgrade"];
+    let tests =
+        ["control_planes", "certificates", "cluster_faults", "housekeeper", "snapshots", "updates", "whole_upgrade"];
     let tests = tests.map(|test| ["--test", test]).concat();
     let words = [&["test", "--package", "nkd-vm-tests", "--no-fail-fast"], &tests[..], &["--"]].concat();
     let only = ["--ignored", "--test-threads=1", "--nocapture"];
