@@ -159,6 +159,14 @@ impl Nkd {
         Ok(net.run(command, within(300))?.success()?.text())
     }
 
+    /// The same, with what it printed in a file.
+    pub fn nkd_into(&self, net: &Network, words: &[&str], file: &Path) -> Result<(), Error> {
+        let mut command = Command::new("sh");
+        command.args(["-c", "file=$1; shift; exec \"$@\" >\"$file\"", "sh"]).arg(file).arg(&self.program);
+        command.args(words).envs(self.environment());
+        net.run(command, within(300))?.success().map(drop)
+    }
+
     /// The same with `-o json`, read.
     pub fn json(&self, net: &Network, words: &[&str]) -> Result<Value, Error> {
         let text = self.nkd(net, &[words, &["-o", "json"]].concat())?;

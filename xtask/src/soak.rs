@@ -34,6 +34,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "certificates",
         "cluster_faults",
         "housekeeper",
+        "snapshots",
         "updates",
         "whole_upgrade",
         "update_faults",

@@ -84,6 +84,12 @@ impl Programs {
         })
     }
 
+    /// Whether the one that runs answers.
+    pub(super) fn answers(&self, folder: &Path) -> Result<(), String> {
+        let live: Vec<&str> = self.live.iter().map(String::as_str).collect();
+        self.range(folder, &live, &[KUBE_SYSTEM]).map(drop)
+    }
+
     /// Bytes of its database.
     pub(super) fn size(&self) -> Result<u64, String> {
         let path = self.root.join(self.data.trim_start_matches('/')).join("member/snap/db");

@@ -12,6 +12,7 @@ use std::fs::{File, Permissions, TryLockError};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nkd_api::Sha256Digest;
 use nkd_api::agent::KubeadmOrder;
@@ -20,23 +21,36 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::etcd::{Programs, SNAPSHOT};
+use super::renew::wait;
 use super::run::{Diary, Failure, failure};
 use super::{fit, proof};
 use crate::client::chain;
 use crate::files::{self, FileError};
 
+/// How long the running etcd may take to answer.
+const ANSWER: Duration = Duration::from_secs(300);
 /// How many are kept.
 const KEPT: usize = 3;
 /// What is to stay free beside the snapshot and its restored copy, in MiB; etcd's log takes 64 of them.
 const SPARE: u64 = 256;
 
 pub(super) fn snapshot(order: &KubeadmOrder, state: &Path, diary: &mut Diary) -> Result<(), Failure> {
-    let etcd = || Programs::of_node(Path::new("/etc/kubernetes"), Path::new("/proc"));
+    let etcd = |work: &Path| {
+        let mut found = None;
+        // After a power cut the run may begin before the kubelet has started it.
+        wait(ANSWER, || {
+            let etcd = Programs::of_node(Path::new("/etc/kubernetes"), Path::new("/proc"))?;
+            etcd.answers(work)?;
+            found = Some(etcd);
+            Ok(())
+        })?;
+        found.ok_or_else(|| "etcd does not run on this node".to_owned())
+    };
     take(etcd, &Snapshots::new(state), order.operation, |step| diary.step(step))
 }
 
 fn take(
-    etcd: impl FnOnce() -> Result<Programs, String>,
+    etcd: impl FnOnce(&Path) -> Result<Programs, String>,
     snapshots: &Snapshots,
     operation: Uuid,
     mut step: impl FnMut(&str) -> Result<(), Failure>,
@@ -48,7 +62,7 @@ fn take(
         return Ok(());
     }
     let work = Work::begin(snapshots.0.join("work")).map_err(at("check"))?;
-    let etcd = etcd().map_err(at("check"))?;
+    let etcd = etcd(&work.0).map_err(at("check"))?;
     let wanted = (etcd.size().map_err(at("check"))? >> 20) * 2 + SPARE;
     fit::free_for(&work.0, wanted, "a snapshot of etcd and the copy that proves it need").map_err(at("check"))?;
     step("save")?;

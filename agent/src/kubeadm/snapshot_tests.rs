@@ -1,7 +1,7 @@
 //! Snapshots of a real etcd, in a root of its own as a container has one.
 
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::*;
 
@@ -73,7 +73,7 @@ impl World {
     /// Takes one; `meanwhile` hears each step before it begins.
     fn take(&self, state: &Path, operation: u128, mut meanwhile: impl FnMut(&str)) -> Result<Vec<String>, String> {
         let mut steps = Vec::new();
-        let etcd = || Programs::new(self.root(), &Self::arguments(self.port));
+        let etcd = |_: &Path| Programs::new(self.root(), &Self::arguments(self.port));
         let ended = take(etcd, &Snapshots::new(state), Uuid::from_u128(operation), |step| {
             meanwhile(step);
             steps.push(step.to_owned());

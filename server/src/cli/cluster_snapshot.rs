@@ -73,7 +73,10 @@ fn of(cluster: &str) -> String {
 async fn take(client: &Client, cluster: &str, watch: bool, output: OutputArgs) -> Result<(), CliError> {
     let mut snapshot: EtcdSnapshot = client.call(Method::POST, &of(cluster), None::<&()>).await?;
     output.print(&snapshot, said);
-    while watch {
+    if !watch {
+        return Ok(());
+    }
+    loop {
         let seen: EtcdSnapshot = client.poll(&format!("{}/{}", of(cluster), snapshot.id)).await?;
         if (seen.state, &seen.detail) != (snapshot.state, &snapshot.detail) {
             output.print(&seen, said);
@@ -88,7 +91,6 @@ async fn take(client: &Client, cluster: &str, watch: bool, output: OutputArgs) -
         snapshot = seen;
         tokio::time::sleep(LOOK).await;
     }
-    Ok(())
 }
 
 /// What comes is checked; whoever has a file of it knows by the exit code whether it is one.

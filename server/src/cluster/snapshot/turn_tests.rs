@@ -165,7 +165,7 @@ fn a_row_is_taken_as_long_as_its_run_goes_on_and_is_heard_of() {
 
 #[test]
 fn the_newest_few_are_kept() {
-    let state = |n: u128| if n % 2 == 0 { SnapshotState::Verified } else { SnapshotState::Failed };
+    let state = |n: u128| if n.is_multiple_of(2) { SnapshotState::Verified } else { SnapshotState::Failed };
     let mut all: Vec<EtcdSnapshot> =
         (0..16).map(|n| row(n, state(n), NOW - SECOND * i32::try_from(n).unwrap())).collect();
     all.insert(0, row(99, SnapshotState::Taking, NOW));
