@@ -101,9 +101,15 @@ impl Scene {
         self.lab.nkd(&[&words[..], &["--ignore-preflight-errors", "ImagePull"], more].concat())
     }
 
-    /// `nkd upgrade status -o json`. A service that was killed is waited for.
+    /// `nkd upgrade status -o json`. On a busy computer the service may not answer the first time.
     pub fn status(&self) -> Result<Value> {
-        self.lab.nkd.json(&self.lab.net, &["upgrade", "status", CLUSTER])
+        let end = Instant::now() + within(30);
+        loop {
+            match self.lab.nkd.json(&self.lab.net, &["upgrade", "status", CLUSTER]) {
+                Err(_) if Instant::now() < end => std::thread::sleep(PAUSE),
+                answer => return answer,
+            }
+        }
     }
 
     pub fn kubectl(&self, words: &[&str]) -> Result<String> {

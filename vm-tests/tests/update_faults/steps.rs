@@ -184,8 +184,8 @@ impl Scene {
             for step in STEPS {
                 if !hits.contains_key(step) && self.is_at(step, fault.node(step), release, console) {
                     let (node, stage) = (fault.node(step), stage(&self.nodes[fault.node(step)], release));
-                    println!("   {} at {step} of {}", fault.name(), self.nodes[node].name());
                     if self.strike(fault, node)? {
+                        println!("   {} at {step} of {}", fault.name(), self.nodes[node].name());
                         hits.insert(step, Hit { node, stage, at: Instant::now(), on: None });
                         self.let_go(step, node)?;
                     }

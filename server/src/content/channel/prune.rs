@@ -40,6 +40,9 @@ pub enum Needed {
     /// Somebody older comes through here.
     #[error("it is a barrier, and {0} runs release {1}, which is older")]
     Barrier(String, u32),
+    /// A commit that was published twice stands where it came last, with the marks that it has there.
+    #[error("release {0} is the same commit, and stays")]
+    Same(u32),
 }
 
 /// The releases that are older than the newest `keep`, and why each of them stays. None: it may go.
@@ -52,7 +55,17 @@ pub fn plan<'a>(channel: &'a Channel, keep: u32, all: &[Channel], users: &Users)
     };
     let newest = channel.newest().map(|release| release.number);
     let old = channel.releases.iter().filter(|release| release.number < oldest_kept && Some(release.number) != newest);
-    old.map(|release| (release, needed(channel, release, all, users))).collect()
+    let mut plan: Vec<_> = old.map(|release| (release, needed(channel, release, all, users))).collect();
+    // An older release of the same commit would come to light in its place, without its marks.
+    for place in 1..plan.len() {
+        let (before, now) = plan.split_at_mut(place);
+        let (release, needed) = &mut now[0];
+        if needed.is_none() {
+            let same = before.iter().find(|(older, needed)| older.commit == release.commit && needed.is_some());
+            *needed = same.map(|(older, _)| Needed::Same(older.number));
+        }
+    }
+    plan
 }
 
 fn needed(channel: &Channel, release: &Release, all: &[Channel], users: &Users) -> Option<Needed> {
