@@ -249,9 +249,9 @@ impl Scene<'_> {
             harm: harms[1].word(),
             end: "on the new release".into(),
         });
-        for machine in 0..2 {
+        for (machine, harm) in harms.into_iter().enumerate() {
             self.is_whole(machine, commit, "healthy")?;
-            let hit = self.tell(machine, name, &FORWARD, harms[machine], "on the new release")?;
+            let hit = self.tell(machine, name, &FORWARD, harm, "on the new release")?;
             assert_eq!(hit, FORWARD.len(), "{}", self.table());
         }
         Ok(())

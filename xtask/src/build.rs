@@ -25,7 +25,7 @@ pub const VM_PACKAGES: [&str; 11] = [
 ];
 
 /// Packages that the tests need beside [`VM_PACKAGES`].
-pub const TEST_PACKAGES: [&str; 18] = [
+pub const TEST_PACKAGES: [&str; 19] = [
     "atftp",
     "busybox",
     "faketime",
