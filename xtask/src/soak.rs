@@ -36,7 +36,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     ];
     let is_named = |test: &&str| arguments.filter.as_deref() == Some(*test);
     let whole = tests.iter().any(is_named);
-    let chosen = tests.iter().copied().filter(|test| !whole || is_named(&test));
+    let chosen = tests.iter().copied().filter(|test| !whole || is_named(test));
     let tests: Vec<&str> = chosen.flat_map(|test| ["--test", test]).collect();
     let words = [&["test", "--package", "nkd-vm-tests", "--no-fail-fast"], &tests[..], &["--"]].concat();
     let only = ["--ignored", "--test-threads=1", "--nocapture"];
