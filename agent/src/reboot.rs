@@ -1,8 +1,9 @@
 //! Restarts the machine.
 #![expect(clippy::disallowed_methods, reason = "runs systemctl")]
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sys::reboot::{RebootMode, reboot};
@@ -33,7 +34,7 @@ impl Reboot {
             Self::System => {
                 let asked = Command::new("systemctl").arg("reboot").stdin(Stdio::null()).kill_on_drop(true).status();
                 match timeout(PATIENCE, asked).await {
-                    Ok(Ok(status)) if status.success() => sleep(PATIENCE).await,
+                    Ok(Ok(status)) if is_under_way(status) => sleep(PATIENCE).await,
                     Ok(Ok(status)) => tracing::warn!(%status, "systemctl reboot failed"),
                     Ok(Err(error)) => tracing::warn!(%error, "systemctl cannot be run"),
                     Err(_) => tracing::warn!("systemctl reboot does not end"),
@@ -45,5 +46,23 @@ impl Reboot {
                 }
             }
         }
+    }
+}
+
+/// systemd goes down. When it is quick it ends everything of our unit, `systemctl` too, before that has said its last word:
+/// a restart by the kernel in that moment would cut off what makes the next deployment, and every database.
+fn is_under_way(systemctl: ExitStatus) -> bool {
+    systemctl.success() || systemctl.signal().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_systemctl_that_went_down_with_the_system_has_not_failed() {
+        let (well, failed, terminated) = (0, 1 << 8, 15);
+        assert!(is_under_way(ExitStatus::from_raw(well)) && is_under_way(ExitStatus::from_raw(terminated)));
+        assert!(!is_under_way(ExitStatus::from_raw(failed)));
     }
 }
