@@ -277,6 +277,26 @@ pub struct MarkOrder {
     pub rollout_minutes: Option<u32>,
 }
 
+/// What a system says that it runs, and its channel does not have: it is led nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct UnknownRelease {
+    /// The commit or image, as the system has it.
+    pub payload: String,
+    /// How often it was asked from since the service started.
+    pub times: u64,
+    /// When that was for the first time.
+    #[serde(with = "time::serde::rfc3339")]
+    pub first_at: OffsetDateTime,
+    /// When that was last.
+    #[serde(with = "time::serde::rfc3339")]
+    pub last_at: OffsetDateTime,
+    /// How the system called itself last (`node_uuid` of the update graph).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+}
+
 /// What an update of a machine from a channel would be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use nkd_api::channel::{
     Channel, Explained, ExplainedRelease, MarkOrder, PromoteOrder, PruneOrder, Pruned, PublishOrder, PublishUpdate,
-    Release,
+    Release, UnknownRelease,
 };
 use reqwest::Method;
 use time::OffsetDateTime;
@@ -54,6 +54,13 @@ pub(super) enum ChannelCommand {
     List(OutputArgs),
     /// Show a channel's releases
     Show {
+        /// Name
+        name: String,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Systems that ask for updates from a release that the channel does not have: they are led nowhere
+    Unknown {
         /// Name
         name: String,
         #[command(flatten)]
@@ -230,6 +237,18 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
                         ]
                     }),
                 )
+            });
+        }
+        ChannelCommand::Unknown { name, output } => {
+            let unknown: Vec<UnknownRelease> =
+                client.get(&format!("/api/v1/channels/{}/unknown", segment(&name))).await?;
+            let now = OffsetDateTime::now_utc();
+            output.print(&unknown, |unknown| {
+                let row = |u: &UnknownRelease| {
+                    let node = u.node.clone().unwrap_or_else(|| "-".into());
+                    vec![u.payload.clone(), node, u.times.to_string(), age(u.first_at, now), age(u.last_at, now)]
+                };
+                table(&["RUNS", "NODE", "ASKED", "FIRST", "LAST"], unknown.iter().map(row))
             });
         }
         ChannelCommand::Show { name, output } => {

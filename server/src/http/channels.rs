@@ -10,7 +10,9 @@ use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt as _;
 use nkd_api::ErrorBody;
-use nkd_api::channel::{Channel, MarkOrder, PromoteOrder, PruneOrder, Pruned, PublishOrder, PublishUpdate, Release};
+use nkd_api::channel::{
+    Channel, MarkOrder, PromoteOrder, PruneOrder, Pruned, PublishOrder, PublishUpdate, Release, UnknownRelease,
+};
 use nkd_api::user::Role;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
@@ -42,11 +44,27 @@ pub(super) async fn list(State(service): App, caller: Caller) -> Result<Json<Vec
 #[utoipa::path(get, path = "/api/v1/channels/{channel}", tag = "channels", responses((status = 200, body = Channel), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn show(State(service): App, caller: Caller, Path(name): Path<String>) -> Result<Json<Channel>> {
     caller.require(Role::Viewer)?;
-    let channel = service.registry.store().channel(&name).await?;
+    Ok(Json(known(&service, &name).await?))
+}
+
+/// The channel of this name.
+async fn known(service: &Service, name: &str) -> Result<Channel> {
     let missing = || {
         ApiError::not_found(format!("there is no channel `{name}`")).hint("`nkd channel list` shows those there are")
     };
-    Ok(Json(channel.ok_or_else(missing)?.0))
+    Ok(service.registry.store().channel(name).await?.ok_or_else(missing)?.0)
+}
+
+/// Systems that ask for updates from a release that the channel does not have, since the service started.
+#[utoipa::path(get, path = "/api/v1/channels/{channel}/unknown", tag = "channels", responses((status = 200, body = Vec<UnknownRelease>), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn unknown(
+    State(service): App,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<Vec<UnknownRelease>>> {
+    caller.require(Role::Viewer)?;
+    known(&service, &name).await?;
+    Ok(Json(service.channels.unknown(&name)))
 }
 
 /// Publishes a release. Answers with one [`PublishUpdate`] a line while it goes on; it goes on if the caller leaves.

@@ -84,6 +84,7 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(images::profiles))
         .routes(routes!(channels::list))
         .routes(routes!(channels::show))
+        .routes(routes!(channels::unknown))
         .routes(routes!(channels::publish))
         .routes(routes!(channels::promote))
         .routes(routes!(channels::prune))

@@ -57,10 +57,11 @@ pub(super) async fn graph(
         let value = "the parameters stream (a channel) and basearch are needed".to_owned();
         return kind_and_value(StatusCode::BAD_REQUEST, "missing_params", value);
     }
-    match service.channels.asked(&asked.stream, &asked.basearch, &asked.os_checksum).await {
+    let (node, now) = (asked.node_uuid.as_deref(), OffsetDateTime::now_utc());
+    match service.channels.asked(&asked.stream, &asked.basearch, &asked.os_checksum, node, now).await {
         Ok(Some(channel)) => {
-            let asker = Asker { node: asked.node_uuid.as_deref(), wariness: asked.rollout_wariness };
-            axum::Json(graph::graph(&channel, &asker, OffsetDateTime::now_utc())).into_response()
+            let asker = Asker { node, wariness: asked.rollout_wariness };
+            axum::Json(graph::graph(&channel, &asker, now)).into_response()
         }
         Ok(None) => {
             let value = format!("there is no channel {} for {}", asked.stream, asked.basearch);

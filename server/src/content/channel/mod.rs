@@ -18,6 +18,7 @@ mod repository;
 pub mod retire;
 mod signer;
 mod source;
+pub mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use nkd_api::agent::ReleaseSource;
-use nkd_api::channel::{Channel, MarkOrder, Release};
+use nkd_api::channel::{Channel, MarkOrder, Release, UnknownRelease};
 use time::OffsetDateTime;
 use tokio::sync::{Mutex, Notify};
 
@@ -37,6 +38,7 @@ use self::reads::Reads;
 pub use self::repository::Repository;
 use self::signer::Signer;
 pub use self::source::SourceError;
+use self::unknown::Unknown;
 use crate::store::{Store, StoreError};
 
 /// Name of the sealed OpenPGP key.
@@ -203,6 +205,7 @@ pub struct Channels {
     mirrors: Notify,
     /// What clients read of the repositories.
     reads: std::sync::Mutex<Reads>,
+    unknown: std::sync::Mutex<Unknown>,
     /// How long a retired commit stays, and how long after somebody has read of it.
     grace: time::Duration,
 }
@@ -212,8 +215,8 @@ impl Channels {
     #[must_use]
     pub fn new(store: Store, state_dir: &Path) -> Self {
         let (writing, metrics, mirrors) = (Mutex::new(()), Metrics::default(), Notify::new());
-        let (reads, grace) = (std::sync::Mutex::default(), GRACE);
-        Self { store, state_dir: state_dir.into(), writing, metrics, mirrors, reads, grace }
+        let (reads, unknown, grace) = (std::sync::Mutex::default(), std::sync::Mutex::default(), GRACE);
+        Self { store, state_dir: state_dir.into(), writing, metrics, mirrors, reads, unknown, grace }
     }
 
     /// Keeps retired commits for so long.
@@ -238,16 +241,32 @@ impl Channels {
         Self { metrics, ..self }
     }
 
-    /// The channel that a client asks the graph of, which runs this commit: counted, and said when it is not one of ours.
+    /// Systems whose release the channel does not have, who asked last first.
+    #[must_use]
+    pub fn unknown(&self, channel: &str) -> Vec<UnknownRelease> {
+        self.unknown.lock().unwrap_or_else(PoisonError::into_inner).of(channel)
+    }
+
+    /// The channel that a client asks the graph of, which runs this commit: counted, and shown when it is not one of ours.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub async fn asked(&self, name: &str, architecture: &str, commit: &str) -> Result<Option<Channel>, StoreError> {
+    pub async fn asked(
+        &self,
+        name: &str,
+        architecture: &str,
+        commit: &str,
+        node: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<Option<Channel>, StoreError> {
         let channel = self.store.channel(name).await?.map(|(channel, _)| channel);
         let channel = channel.filter(|channel| channel.architecture == architecture);
         let known = channel.as_ref().is_some_and(|c| c.releases.iter().any(|release| release.commit == commit));
         // A name that no channel has is whatever somebody sent.
         let label = channel.as_ref().map_or("", |channel| &channel.name);
+        if channel.is_some() && !known {
+            self.unknown.lock().unwrap_or_else(PoisonError::into_inner).asked(label, commit, node, now);
+        }
         if self.metrics.asked(label, known) && !known {
             let commit: String = commit.chars().filter(char::is_ascii_hexdigit).take(64).collect();
             tracing::warn!(

@@ -446,7 +446,13 @@ async fn a_client_of_the_graph_is_led_from_release_to_release() {
     let other = http.get(place.api_url("/v1/graph?basearch=x86_64&stream=none")).send().await.unwrap();
     assert_eq!(other.status(), 404);
     assert_eq!(other.json::<Value>().await.unwrap()["kind"], "no_graph");
-    ask(&format!("&os_checksum={:064}", 0)).await;
+    ask(&format!("&os_checksum={:064}&node_uuid=0a0b", 0)).await;
+    let unknown: Value = serde_json::from_str(&place.ok(&["channel", "unknown", "stable", "-o", "json"])).unwrap();
+    assert_eq!(unknown.as_array().map(Vec::len), Some(1), "{unknown:#}");
+    let (runs, node, times) = (&unknown[0]["payload"], &unknown[0]["node"], &unknown[0]["times"]);
+    assert_eq!((runs, node, times), (&format!("{:064}", 0).into(), &"0a0b".into(), &1.into()));
+    assert!(place.ok(&["channel", "unknown", "stable"]).contains("0a0b"));
+    refused(&place.cli(&["channel", "unknown", "none"]), "there is no channel `none`");
     assert!(place.log_text().contains("a system asks for updates from a release that the channel does not have"));
     let metrics = reqwest::get(place.metrics_url("/metrics")).await.unwrap().text().await.unwrap();
     let unknown = "nkd_graph_requests_total{channel=\"stable\",payload=\"unknown\"} 1";
