@@ -40,6 +40,9 @@ pub enum Needed {
     /// Somebody older comes through here.
     #[error("it is a barrier, and {0} runs release {1}, which is older")]
     Barrier(String, u32),
+    /// An older release of the same commit stays.
+    #[error("it is the same commit as release {0}, which stays")]
+    Again(u32),
 }
 
 /// The releases that are older than the newest `keep`, and why each of them stays. None: it may go.
@@ -52,7 +55,15 @@ pub fn plan<'a>(channel: &'a Channel, keep: u32, all: &[Channel], users: &Users)
     };
     let newest = channel.newest().map(|release| release.number);
     let old = channel.releases.iter().filter(|release| release.number < oldest_kept && Some(release.number) != newest);
-    old.map(|release| (release, needed(channel, release, all, users))).collect()
+    let mut plan: Vec<_> = old.map(|release| (release, needed(channel, release, all, users))).collect();
+    for i in 0..plan.len() {
+        // A commit counts as its last release: were that one gone, an older one would count, with other marks.
+        let stays = |(older, needed): &&(&Release, _)| older.commit == plan[i].0.commit && Option::is_some(needed);
+        if let Some(older) = plan[..i].iter().find(stays).map(|(older, _)| older.number) {
+            plan[i].1.get_or_insert(Needed::Again(older));
+        }
+    }
+    plan
 }
 
 fn needed(channel: &Channel, release: &Release, all: &[Channel], users: &Users) -> Option<Needed> {

@@ -9,6 +9,9 @@ fn tar_of(members: usize, size: usize) -> Vec<u8> {
     for number in 0..members {
         let mut header = tar::Header::new_gnu();
         header.set_size(size as u64);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mode(0o644);
         let name = format!("objects/ab/{number:062x}.filez");
         tar.append_data(&mut header, name, &vec![0; size][..]).unwrap();
     }
