@@ -40,9 +40,9 @@ pub enum Needed {
     /// Somebody older comes through here.
     #[error("it is a barrier, and {0} runs release {1}, which is older")]
     Barrier(String, u32),
-    /// A commit that was published twice stands where it came last, with the marks that it has there.
-    #[error("release {0} is the same commit, and stays")]
-    Same(u32),
+    /// An older release of the same commit stays.
+    #[error("it is the same commit as release {0}, which stays")]
+    Again(u32),
 }
 
 /// The releases that are older than the newest `keep`, and why each of them stays. None: it may go.
@@ -56,13 +56,11 @@ pub fn plan<'a>(channel: &'a Channel, keep: u32, all: &[Channel], users: &Users)
     let newest = channel.newest().map(|release| release.number);
     let old = channel.releases.iter().filter(|release| release.number < oldest_kept && Some(release.number) != newest);
     let mut plan: Vec<_> = old.map(|release| (release, needed(channel, release, all, users))).collect();
-    // An older release of the same commit would come to light in its place, without its marks.
-    for place in 1..plan.len() {
-        let (before, now) = plan.split_at_mut(place);
-        let (release, needed) = &mut now[0];
-        if needed.is_none() {
-            let same = before.iter().find(|(older, needed)| older.commit == release.commit && needed.is_some());
-            *needed = same.map(|(older, _)| Needed::Same(older.number));
+    for i in 0..plan.len() {
+        // A commit counts as its last release: were that one gone, an older one would count, with other marks.
+        let stays = |(older, needed): &&(&Release, _)| older.commit == plan[i].0.commit && Option::is_some(needed);
+        if let Some(older) = plan[..i].iter().find(stays).map(|(older, _)| older.number) {
+            plan[i].1.get_or_insert(Needed::Again(older));
         }
     }
     plan

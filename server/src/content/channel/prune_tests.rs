@@ -115,6 +115,32 @@ proptest! {
 }
 
 #[test]
+fn a_commit_that_is_a_dead_end_by_its_last_release_stays_one() {
+    let release = |number: u32, commit_number: u32| Release {
+        number,
+        version: String::new(),
+        commit: commit(commit_number),
+        reference: String::new(),
+        kubernetes: None,
+        notes: String::new(),
+        published_at: at(0),
+        signed_by: None,
+        promoted_from: None,
+        barrier: false,
+        dead_end: None,
+        rollout_minutes: 0,
+    };
+    let dead = Release { dead_end: Some("it eats disks".into()), ..release(2, 1) };
+    let releases = vec![release(1, 1), dead, release(3, 3)];
+    let channel = Channel { name: "stable".into(), profile: "lab".into(), architecture: "x86_64".into(), releases };
+    let other = given(&channel, &[true]);
+    let plan = plan(&channel, 1, &[channel.clone(), other], &Users::default());
+    let needed: Vec<_> = plan.into_iter().map(|(release, needed)| (release.number, needed)).collect();
+    let promoted = Needed::Promoted("edge".into(), 1);
+    assert_eq!(needed, [(1, Some(promoted)), (2, Some(Needed::Again(1)))]);
+}
+
+#[test]
 fn reasons_are_sentences() {
     let said = |needed: Needed| needed.to_string();
     assert_eq!(said(Needed::Runs("n1".into())), "n1 runs it");
