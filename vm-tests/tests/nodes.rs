@@ -150,6 +150,36 @@ fn a_node_switches_itself_off_and_starts_again_as_it_likes() -> Result {
     Ok(())
 }
 
+/// The unit of the agent's package that gives up a release whose agent does not run.
+#[test]
+fn a_node_restarts_when_its_release_is_not_confirmed_in_time() -> Result {
+    const UNIT: &str = include_str!("../../agent/dist/nkd-boot-deadline.service");
+    let net = Network::create("nodes-deadline")?;
+    let mut node = Node::named("cp1").address("192.0.2.11/24").start(&net)?;
+    let counter = |line: &str| format!("mkdir -p /boot/grub && echo '{line}' >/boot/grub/grubenv");
+    let start = "touch /run/ostree-booted && systemctl daemon-reload && systemctl start nkd-boot-deadline";
+    let unit = UNIT.replace("NKD_BOOT_DEADLINE=2700", "NKD_BOOT_DEADLINE=3");
+    assert_ne!(unit, UNIT);
+    let place = "/etc/systemd/system/nkd-boot-deadline.service";
+    node.shell(&format!("cat >{place} <<'UNIT'\n{unit}\nUNIT"), within(20))?;
+
+    // A boot loader that does not count, or that has given up already.
+    for line in ["saved_entry=0", "boot_counter=-1"] {
+        node.shell(&format!("{} && {start}", counter(line)), within(20))?;
+        node.shell("while systemctl is-active --quiet nkd-boot-deadline; do sleep 0.1; done", within(20))?;
+    }
+    // Confirmed while it waits.
+    node.shell(&format!("{} && {start}", counter("boot_counter=2")), within(20))?;
+    node.shell("systemctl is-active nkd-boot-deadline", within(20))?;
+    node.shell(&counter("saved_entry=0"), within(20))?;
+    node.shell("while systemctl is-active --quiet nkd-boot-deadline; do sleep 0.1; done", within(20))?;
+    assert!(node.is_on());
+    // Never confirmed.
+    node.shell(&format!("{} && {start}", counter("boot_counter=0")), within(20))?;
+    assert_eq!(node.wait_off(within(60))?, Ending::Reboot);
+    Ok(())
+}
+
 #[test]
 fn three_nodes_reach_one_another_by_name() -> Result {
     let net = Network::create("nodes-three")?;
