@@ -2,7 +2,6 @@
 //!
 //! What is followed, when the next look is due and how the last one went is in the store, so a service that was killed
 //! goes on. A look that fails leaves the channel as it is; the next one comes after a pause that doubles.
-#![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in; reads keys")]
 
 pub mod decide;
 mod upstream;
@@ -148,6 +147,7 @@ impl Channels {
     }
 
     /// Looks at an upstream, and writes down how that went.
+    #[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
     async fn look(&self, record: Record, revision: i64) {
         let looked = self.look_at(&record).await;
         let now = OffsetDateTime::now_utc();
@@ -188,6 +188,7 @@ impl Channels {
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
     async fn look_at(&self, record: &Record) -> Result<Verdict, ChannelError> {
         let (mirror, ours) = (&record.mirror, self.folder());
         let upstream = Upstream::open(&ours, record).await?;
@@ -232,6 +233,7 @@ impl Channels {
 }
 
 /// Looks at upstreams as they are due, until the service stops.
+#[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
     let mut looks: JoinSet<String> = JoinSet::new();
     let mut busy = BTreeSet::new();
@@ -276,6 +278,7 @@ fn every(mirror: &Mirror) -> Duration {
 }
 
 /// A file of keys or certificates.
+#[expect(clippy::disallowed_methods, reason = "reads a file")]
 fn text_of(path: &Path, mark: &str) -> Result<String, ChannelError> {
     let text = std::fs::read_to_string(path).map_err(super::repository::io("read", path))?;
     match text.contains(mark) && text.len() < 1 << 20 {

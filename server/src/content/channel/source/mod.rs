@@ -4,7 +4,6 @@
 //! whose files need neither owners nor attributes on the disk. Names come from a short list, links are never made, and
 //! the real ostree then takes the commit with every checksum computed anew. The folder goes when the order is done; what
 //! a service that was killed left goes at its next start.
-#![expect(clippy::disallowed_methods, reason = "reads and unpacks files")]
 
 mod filez;
 mod image;
@@ -139,6 +138,7 @@ pub(super) fn tidy(folder: &Path) {
 }
 
 /// Opens a file that is one.
+#[expect(clippy::disallowed_methods, reason = "opens a file")]
 fn open_file(path: &Path) -> Result<(File, u64), Failed> {
     let meta = fs::metadata(path).map_err(Failed::io("read", path))?;
     if !meta.is_file() {

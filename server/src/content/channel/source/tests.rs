@@ -1,4 +1,5 @@
 //! Bounds of what is unpacked.
+#![expect(clippy::disallowed_methods, reason = "writes files to be read")]
 
 use std::io::Write as _;
 
