@@ -60,6 +60,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             "--test-threads=1",
         ];
         tier("kubeadm", &[&words[..], &filter[..]].concat(), &environment)?;
+        let words = ["test", "--package", "nkd-agent", "--lib", "--", "--ignored", "--test-threads=1"];
+        let not_installer = ["--skip", "install::"];
+        tier("etcd snapshot", &[&words[..], &not_installer, &filter[..]].concat(), &environment)?;
         let tests = ["--test", "nodes", "--test", "cluster_changes"];
         let words = [&["test", "--package", "nkd-vm-tests"], &tests[..], &["--", "--test-threads=1"]].concat();
         tier("nodes", &[&words[..], &filter[..]].concat(), &environment)?;
@@ -68,7 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let program = build::nkd()?;
         let image = build::lab_image()?;
         let installer = build::installer()?;
-        let words = ["test", "--package", "nkd-agent", "--lib", "--", "--ignored"];
+        let words = ["test", "--package", "nkd-agent", "--lib", "--", "--ignored", "--skip", "kubeadm::"];
         tier("installer", &[&words[..], &filter[..]].concat(), &[("NKD_COREOS_INSTALLER", installer.as_os_str())])?;
         let environment = [("NKD_PROGRAM", program.as_os_str()), ("NKD_LAB_IMAGE", image.as_os_str())];
         // One machine at a time: two share two cores, and every wait would have to be twice as long.
