@@ -9,6 +9,9 @@ use serde_json::Value;
 
 use crate::{Error, Network, Service, programs, within};
 
+/// So much of a console stands in the report of a failure.
+const CONSOLE_LINES: usize = 40;
+
 /// How the service hands out addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DhcpMode {
@@ -208,7 +211,8 @@ impl Nkd {
             }
             if last["phase"]["name"] == "failed" || Instant::now() >= end {
                 let events = self.nkd(net, &["machine", "events", name]).unwrap_or_default();
-                return Err(Error::Unexpected { what: what.to_owned(), got: format!("{last:#}\n{events}") });
+                let consoles = consoles(net.folder());
+                return Err(Error::Unexpected { what: what.to_owned(), got: format!("{last:#}\n{events}{consoles}") });
             }
             // Asking costs processor time that the machines under test want.
             std::thread::sleep(Duration::from_secs(3));
@@ -221,4 +225,20 @@ impl Nkd {
         let of_kind = events.as_array().into_iter().flatten().filter(|e| e["kind"] == kind);
         Ok(of_kind.map(|e| e["message"].as_str().unwrap_or_default().to_owned()).collect())
     }
+}
+
+/// The last lines on the serial console of every machine of a network, for the report of a failure: elsewhere nothing else may
+/// be left of it.
+fn consoles(folder: &Path) -> String {
+    let machines = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut logs: Vec<PathBuf> = machines.map(|machine| machine.path().join("serial.log")).collect();
+    logs.sort();
+    let told = logs.iter().filter_map(|log| Some((log, std::fs::read(log).ok()?)));
+    let last = |text: &str| text.lines().rev().take(CONSOLE_LINES).map(str::to_owned).collect::<Vec<_>>();
+    told.map(|(log, bytes)| {
+        let mut lines = last(&String::from_utf8_lossy(&bytes));
+        lines.reverse();
+        format!("\n{}:\n{}\n", log.display(), lines.join("\n"))
+    })
+    .collect()
 }

@@ -196,6 +196,10 @@ impl MachineSpec {
         say("-qmp", format!("unix:{},server=on,wait=off", escape(parts.monitor)));
         say("-object", "rng-random,filename=/dev/urandom,id=rng0".into());
         say("-device", "virtio-rng-pci,rng=rng0".into());
+        if self.firmware == Firmware::Bios {
+            // The firmware begins its boot order again, as that of a server does: SeaBIOS else stops for ever after one try.
+            say("-boot", "reboot-timeout=5000".into());
+        }
         if self.firmware != Firmware::Bios {
             say("-drive", format!("if=pflash,format=raw,readonly=on,file={OVMF_CODE}"));
             say("-drive", format!("if=pflash,format=raw,file={}", escape(parts.variables)));
