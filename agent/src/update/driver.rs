@@ -16,13 +16,14 @@ use tokio::time::{Instant, timeout};
 use super::gate;
 use super::kubernetes::{Place, fits, kubelet_version, prepare};
 use super::node::NodeClient;
-use super::state::{Action, Event, Failure, Job, Journal, Now, Retry, Settings, State, System, Tree, id_of};
+use super::state::{Action, Event, Failure, Ill, Job, Journal, Now, Retry, Settings, State, System, Tree, id_of};
 use crate::client::{Client, chain};
 use crate::clock::Clock;
 use crate::console;
 use crate::facts::{self, Root};
 use crate::files::{self, FileError};
 use crate::identity::Store;
+use crate::kubeadm;
 use crate::ostree::{self, Backend, Source, ask};
 use crate::reboot::Reboot;
 use crate::tls;
@@ -278,14 +279,20 @@ impl Shared {
         self.place.upgrade(&tree, desired, stays)
     }
 
-    async fn check(self: &Arc<Self>, job: &Job) -> Result<(), String> {
-        let system = blocking(self, Self::system).await.map_err(|failure| failure.reason)?;
+    async fn check(self: &Arc<Self>, job: &Job) -> Result<(), Ill> {
+        let system = blocking(self, Self::system).await.map_err(|failure| Ill::Node(failure.reason))?;
         let mut node = NodeClient::new(&self.options.root);
-        let seen = node.look().await.map_err(|reason| format!("the cluster's API does not answer: {reason}"))?;
-        gate::judge(job, &system, &seen)?;
+        let away = |reason: String| {
+            let reason = format!("the cluster's API does not answer: {reason}");
+            // That of a control plane is its own.
+            let own = kubeadm::api_server_port(&self.options.root).is_some();
+            if own { Ill::Node(reason) } else { Ill::Unknown(reason) }
+        };
+        let seen = node.look().await.map_err(away)?;
+        gate::judge(job, &system, &seen).map_err(Ill::Node)?;
         let root = self.options.root.clone();
         let tried = tokio::task::spawn_blocking(move || gate::try_out(&root)).await;
-        tried.unwrap_or_else(|error| Err(error.to_string()))
+        tried.unwrap_or_else(|error| Err(error.to_string())).map_err(Ill::Node)
     }
 
     fn job(&self) -> Result<Job, Failure> {

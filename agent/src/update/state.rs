@@ -232,6 +232,16 @@ pub struct Failure {
     pub reason: String,
 }
 
+/// What the gate holds against a node, in one sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ill {
+    /// It is not as it should be: the release is to blame.
+    Node(String),
+    /// Nobody can tell: the cluster's API, which runs on other nodes, does not answer. When that lasts, the node goes back to
+    /// what was known to be well, and may try the release again.
+    Unknown(String),
+}
+
 /// What has happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -246,7 +256,7 @@ pub enum Event {
     /// An effect has ended.
     Ended(Result<Option<Tree>, Failure>),
     /// The gate has looked: what is not as it should be.
-    Checked(Result<(), String>),
+    Checked(Result<(), Ill>),
 }
 
 /// What is to be done.
@@ -678,7 +688,7 @@ impl State {
         }
     }
 
-    fn checked(&mut self, checked: Result<(), String>, now: Now, said: &mut Vec<Action>) {
+    fn checked(&mut self, checked: Result<(), Ill>, now: Now, said: &mut Vec<Action>) {
         self.busy = false;
         if self.stage() != Some(Stage::Check) {
             return;
@@ -694,8 +704,12 @@ impl State {
                     self.go(Stage::Confirm, None);
                 }
             }
-            Err(reason) => {
+            Err(ill) => {
                 self.gate = Some((since, None));
+                let (reason, blame) = match ill {
+                    Ill::Node(reason) => (reason, true),
+                    Ill::Unknown(reason) => (reason, false),
+                };
                 if self.why != reason {
                     said.push(Action::Say(format!("not healthy yet: {reason}")));
                 }
@@ -709,9 +723,10 @@ impl State {
                     let target = job.desired.os.as_ref().and_then(id_of);
                     target.is_some() && target != job.from.as_deref()
                 });
-                match back {
-                    true => self.condemn(Stage::Revert, reason),
-                    false => self.go(Stage::Failed, Some(reason)),
+                match (back, blame) {
+                    (true, true) => self.condemn(Stage::Revert, reason),
+                    (true, false) => self.go(Stage::Revert, Some(reason)),
+                    (false, _) => self.go(Stage::Failed, Some(reason)),
                 }
             }
         }

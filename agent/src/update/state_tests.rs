@@ -190,7 +190,7 @@ impl World {
                 let right = target.is_none() || target == Some(self.booted);
                 let healthy = right && (self.release != Release::Ill || self.booted == OLD);
                 self.passed |= healthy;
-                Event::Checked(if healthy { Ok(()) } else { Err("ill".into()) })
+                Event::Checked(if healthy { Ok(()) } else { Err(Ill::Node("ill".into())) })
             }
             Action::Confirm => {
                 self.counter = None;
@@ -432,6 +432,48 @@ fn another_update_waits_for_the_end_of_the_one_that_has_begun() {
     assert_eq!(state.report().unwrap().state, ReportedState::Healthy);
     let (state, _) = state.step(Event::Desired(Some(other), None), later);
     assert_eq!(state.journal().job.as_ref().unwrap().desired.uid, "u2");
+}
+
+/// A worker whose API is away for longer than its gate goes back: nobody knows whether it is well. The release is not to blame, and
+/// may be tried again; an ill one is, and may not.
+#[test]
+fn a_release_is_not_to_blame_for_an_api_that_is_away() {
+    let settings = Settings::default();
+    for (ill, denied) in [(Ill::Unknown("away".into()), 0), (Ill::Node("ill".into()), 1)] {
+        let world = World::new(Release::Good, desired(1));
+        let job = Job {
+            desired: Desired { go: true, ..desired(1) },
+            stage: Stage::Check,
+            boot_id: "1".into(),
+            from: Some(OLD.into()),
+            failed_before: Vec::new(),
+            kubeadm: true,
+            restaged: 0,
+            reason: String::new(),
+            condemned: false,
+        };
+        let mut system = world.system();
+        let deployment = |id: &str, booted| Deployment { id: id.into(), booted, staged: false };
+        system.deployments = vec![deployment(NEW, true), deployment(OLD, false)];
+        let state = State::new(settings, Journal { job: Some(job), denied: Vec::new() });
+        let (state, _) = state.step(Event::Seen(Ok(system.clone())), world.now());
+        let (state, _) = state.step(Event::Checked(Err(ill.clone())), world.now());
+        assert_eq!(state.journal().job.as_ref().unwrap().stage, Stage::Check);
+        let later = Now { uptime: world.uptime + settings.gate, ..world.now() };
+        let (state, _) = state.step(Event::Tick, later);
+        let (state, actions) = state.step(Event::Checked(Err(ill)), later);
+        assert_eq!(actions.last(), Some(&Action::Revert));
+        let (state, _) = state.step(Event::Ended(Ok(None)), later);
+        // The restart, and what was there before.
+        system.boot_id = "2".into();
+        system.deployments = vec![deployment(OLD, true), deployment(NEW, false)];
+        let state = State::new(settings, state.journal().clone());
+        let (state, actions) = state.step(Event::Seen(Ok(system)), world.now());
+        assert_eq!(actions.last(), Some(&Action::Settle));
+        let (state, _) = state.step(Event::Ended(Ok(None)), world.now());
+        assert_eq!(state.report().unwrap().state, ReportedState::RolledBack);
+        assert_eq!(state.journal().denied.len(), denied);
+    }
 }
 
 #[test]
