@@ -433,7 +433,11 @@ impl<'a> Planner<'a> {
         } else if chosen.is_empty() {
             return self.hold("NoNodes", "spec.nodeSelector chooses no node");
         } else if let Some(hours) = self.wish.hours.as_ref().filter(|hours| !hours.is_open(self.now)) {
-            let next = hours.next(self.now).map(|next| format!("; it opens at {next}")).unwrap_or_default();
+            let next = hours.next(self.now).map(|next| {
+                let (date, hour, minute) = (next.date(), next.hour(), next.minute());
+                format!("; it opens at {date} {hour:02}:{minute:02} UTC")
+            });
+            let next = next.unwrap_or_default();
             return self.hold("WindowClosed", format!("the window is closed{next}"));
         }
         let mut waiting: Vec<&'a NodeSeen> =

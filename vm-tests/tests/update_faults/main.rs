@@ -41,11 +41,36 @@ fn every_fault_at_every_step_ends_on_the_old_or_the_new_release() -> Result {
 
 #[test]
 #[ignore = "takes minutes: cargo xtask soak update_faults"]
-fn whatever_else_goes_wrong_is_told_and_the_upgrade_goes_on() -> Result {
-    let mut scene = Scene::start("update-scenarios", 2)?;
-    scene.two_starts_a_budget_and_a_full_disk()?;
-    scene.two_updates_and_silent_agents()?;
-    scene.no_api_server_and_other_clocks()?;
-    scene.an_operator_with_another_clock()?;
-    scene.nodes_that_go_away()
+fn two_starts_at_once_an_impossible_budget_and_a_full_disk() -> Result {
+    Scene::start("update-two-starts", 2)?.two_starts_a_budget_and_a_full_disk()
+}
+
+#[test]
+#[ignore = "takes minutes: cargo xtask soak update_faults"]
+fn of_two_updates_one_waits_and_silent_agents_are_given_up() -> Result {
+    Scene::start("update-silent", 2)?.two_updates_and_silent_agents()
+}
+
+#[test]
+#[ignore = "takes minutes: cargo xtask soak update_faults"]
+fn the_api_server_is_away_and_clocks_of_nodes_jump() -> Result {
+    Scene::start("update-api-away", 2)?.no_api_server_and_other_clocks()
+}
+
+#[test]
+#[ignore = "takes minutes: cargo xtask soak update_faults"]
+fn the_clock_of_the_operator_jumps() -> Result {
+    Scene::start("update-clock", 2)?.an_operator_with_another_clock()
+}
+
+#[test]
+#[ignore = "takes minutes: cargo xtask soak update_faults"]
+fn the_clock_jumps_in_front_of_a_window() -> Result {
+    Scene::start("update-window", 2)?.a_clock_in_front_of_a_window()
+}
+
+#[test]
+#[ignore = "takes minutes: cargo xtask soak update_faults"]
+fn nodes_are_deleted_and_a_machine_is_lost() -> Result {
+    Scene::start("update-gone", 2)?.nodes_that_go_away()
 }

@@ -5,8 +5,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nkd_vm_tests::{Clock, Error, within};
+use nkd_vm_tests::{Clock, Error, Service, within};
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use super::scene::{BEFORE, CLUSTER, Release, Scene, unexpected};
 use crate::Result;
@@ -55,7 +56,6 @@ impl Scene {
     /// Of two that begin an upgrade in the same moment one is told no. A budget that can never be met holds its node open; a
     /// node whose disk is full stays as it was; both go on when that is put right.
     pub fn two_starts_a_budget_and_a_full_disk(&mut self) -> Result {
-        println!("== two starts at once, a budget that can never be met, a full disk");
         let release = self.publish(BEFORE)?;
         self.apply("stuck.yaml", STUCK)?;
         self.kubectl(&["rollout", "status", "deployment/stuck", "--timeout=55s"])?;
@@ -136,7 +136,6 @@ impl Scene {
     /// Two updates go one after the other. A node whose agent never answers is given up, and so is one whose agent falls
     /// silent in its turn; both are taken at their word when they are heard of.
     pub fn two_updates_and_silent_agents(&mut self) -> Result {
-        println!("== two updates at once, agents that are silent");
         let (one, two) = (self.publish(BEFORE)?, self.publish(BEFORE)?);
         let strategy = json!({"silentSeconds": 40});
         let mask = "systemctl mask --now --runtime nkd-updater";
@@ -183,7 +182,6 @@ impl Scene {
 
     /// The API server is away for five minutes while a worker upgrades. The agents' clocks jump an hour, and back.
     pub fn no_api_server_and_other_clocks(&mut self) -> Result {
-        println!("== the API server is away for five minutes, and clocks jump");
         let release = self.publish(BEFORE)?;
         let offset = |scene: &Self, text: &str| {
             scene.nodes[1].write_file("/etc/site-clock", 0o644, text.as_bytes())?;
@@ -219,30 +217,35 @@ impl Scene {
         self.expect_all_whole(&release)
     }
 
-    /// The clock of the operator that leads is an hour ahead, is set right while one node is watched, and wrong again while the
-    /// next one is: neither ends a wait, and none is made longer by it. It runs beside the cluster here, where it can have a
-    /// clock of its own.
-    pub fn an_operator_with_another_clock(&mut self) -> Result {
-        println!("== the operator's clock jumps");
-        let release = self.publish(BEFORE)?;
+    fn scale_operators(&self, replicas: u32) -> Result {
+        let words = ["-n", "nkd-system", "scale", "deployment/housekeeper", &format!("--replicas={replicas}")];
+        self.kubectl(&words).map(drop)
+    }
+
+    /// An operator that runs beside the cluster, where it can have a clock of its own, instead of those in it. It leads.
+    fn operator_outside(&self, clock: &Clock) -> Result<Service> {
         let program = std::env::var_os("NKD_HOUSEKEEPER_PROGRAM").map(PathBuf::from).filter(|path| path.exists());
         let remedy = "run this through `cargo xtask soak`, which builds it";
         let program = program.ok_or(Error::NotBuilt { variable: "NKD_HOUSEKEEPER_PROGRAM", remedy })?;
-        self.nodes[0].hold("stage")?;
-        self.begin(&release, &["--os-only", "--soak", "60s"])?;
-        let scale = |scene: &Self, replicas: &str| {
-            let words = ["-n", "nkd-system", "scale", "deployment/housekeeper", &format!("--replicas={replicas}")];
-            scene.kubectl(&words).map(drop)
-        };
-        scale(self, "0")?;
-        let clock = Clock::new(&self.lab.net)?;
-        clock.jump("+1h")?;
+        self.scale_operators(0)?;
         let mut command = Command::new(program);
         command.arg("--kubeconfig").arg(self.lab.net.folder().join(format!("kubeconfig-{CLUSTER}")));
         command.args(["--identity", "outside", "--text"]);
         clock.govern(&mut command);
         let mut operator = self.lab.host.spawn("operator", command)?;
         operator.expect_log("leads", within(120))?;
+        Ok(operator)
+    }
+
+    /// The clock of the operator that leads is an hour ahead, is set right while one node is watched, and wrong again while the
+    /// next one is: neither ends a wait, and none is made longer by it.
+    pub fn an_operator_with_another_clock(&mut self) -> Result {
+        let release = self.publish(BEFORE)?;
+        self.nodes[0].hold("stage")?;
+        self.begin(&release, &["--os-only", "--soak", "60s"])?;
+        let clock = Clock::new(&self.lab.net)?;
+        clock.jump("+1h")?;
+        let mut operator = self.operator_outside(&clock)?;
         self.nodes[0].release("stage")?;
         for (name, jump) in [("cp1", "+0"), ("w1", "+1h")] {
             let soaks = |status: &Value| node(status, name).0 == "Soaking";
@@ -255,18 +258,67 @@ impl Scene {
         }
         self.until_state("complete", 600)?;
         operator.stop(within(40))?;
-        scale(self, "2")?;
+        self.scale_operators(2)?;
+        self.expect_all_whole(&release)
+    }
+
+    /// An operator's clock that is wrong opens a window too soon, and closes it when it is set right: what has begun comes to its
+    /// end, what has not waits for the window, and is told when that opens.
+    pub fn a_clock_in_front_of_a_window(&mut self) -> Result {
+        let release = self.publish(BEFORE)?;
+        let clock = Clock::new(&self.lab.net)?;
+        let mut operator = self.operator_outside(&clock)?;
+        let opens = (OffsetDateTime::now_utc() + Duration::from_secs(6 * 3600)).time();
+        let opens = format!("{:02}:{:02}", opens.hour(), opens.minute());
+        self.nodes[0].hold("arm")?;
+        self.begin(&release, &["--os-only", "--window", &format!("{opens}+4h")])?;
+        let closed = |status: &Value| {
+            let said = status["detail"].as_str().unwrap_or_default();
+            said.contains("the window is closed") && said.contains(&opens)
+        };
+        self.until("all wait for the window", 300, |scene, status| {
+            let staged = ["cp1", "w1", "w2"].iter().all(|name| node(status, name).0 == "Staged");
+            Ok(staged && closed(status) && !scene.nodes[0].is_held("arm"))
+        })?;
+        clock.jump("+7h")?;
+        self.until("cp1 upgrades", 300, |scene, _| Ok(scene.nodes[0].is_held("arm")))?;
+        clock.jump("+0")?;
+        self.nodes[0].release("arm")?;
+        self.until("cp1 is done, and the window closed", 600, |_, status| {
+            Ok(node(status, "cp1").0 == "Done" && closed(status))
+        })?;
+        self.expect_whole(&self.nodes[0], &release.commit, "healthy")?;
+        // Looked at for a while: nothing else begins.
+        let since = Instant::now();
+        self.until("workers go on waiting", 60, |scene, status| {
+            for name in ["w1", "w2"] {
+                assert_eq!(node(status, name).0, "Staged", "{name} has begun outside of the window");
+                scene.expect_open(name, true)?;
+            }
+            Ok(since.elapsed() >= Duration::from_secs(30))
+        })?;
+        clock.jump("+7h")?;
+        self.until_state("complete", 600)?;
+        operator.stop(within(40))?;
+        self.scale_operators(2)?;
         self.expect_all_whole(&release)
     }
 
     /// Nodes are deleted while they wait, when they are drained, and after their restart; a machine is lost for good.
     pub fn nodes_that_go_away(&mut self) -> Result {
-        println!("== nodes are deleted in the middle of their turn, and a machine is lost");
         let release = self.publish(BEFORE)?;
         self.nodes[1].hold("arm")?;
         self.nodes[2].hold("stage")?;
         self.begin(&release, &["--os-only"])?;
         self.until("w1 is drained and upgrades", 600, |scene, _| Ok(scene.nodes[1].is_held("arm")))?;
+        // This one waits for its turn, and is not drained yet. It is there again when its kubelet starts.
+        self.kubectl(&["delete", "node", "w2"])?;
+        self.until("w2 is not part of it any more", 60, |_, status| {
+            let nodes = status["nodes"].as_array().into_iter().flatten();
+            Ok(!nodes.into_iter().any(|node| node["name"] == "w2"))
+        })?;
+        self.nodes[2].shell("systemctl restart kubelet", within(30))?;
+        self.until("w2 is part of it again", 60, |_, status| Ok(!node(status, "w2").0.is_empty()))?;
         self.kubectl(&["delete", "node", "w1", "--wait=false"])?;
         self.nodes[1].release("arm")?;
         // It restarts, and its kubelet makes its node anew.
