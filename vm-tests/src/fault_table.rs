@@ -20,9 +20,12 @@ pub struct FaultTable {
 
 impl FaultTable {
     /// With nothing in it.
-    pub fn new(steps: &[&str], faults: &[&str]) -> Self {
-        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-        Self { steps: owned(steps), faults: owned(faults), cells: BTreeMap::new() }
+    pub fn new<S: Into<String>, F: Into<String>>(
+        steps: impl IntoIterator<Item = S>,
+        faults: impl IntoIterator<Item = F>,
+    ) -> Self {
+        let steps = steps.into_iter().map(Into::into).collect();
+        Self { steps, faults: faults.into_iter().map(Into::into).collect(), cells: BTreeMap::new() }
     }
 
     /// Says what came of a fault at a step.
@@ -61,7 +64,7 @@ mod tests {
 
     #[test]
     fn what_was_not_hit_is_never_said_to_be_well() {
-        let mut table = FaultTable::new(&["staging", "staged"], &["agent", "power"]);
+        let mut table = FaultTable::new(["staging", "staged"], ["agent", "power"]);
         table.set("staged", "agent", "ok");
         let text =
             "| step | agent | power |\n|---|---|---|\n| staging | not hit | not hit |\n| staged | ok | not hit |\n";

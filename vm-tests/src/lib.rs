@@ -50,6 +50,7 @@
 //!
 //! It wants root, `iproute2` and QEMU; what is missing is named in the error with its Debian package.
 
+mod budgeted;
 mod by_hand;
 mod cluster;
 mod error;
@@ -68,6 +69,7 @@ mod service;
 
 use std::time::Duration;
 
+pub use budgeted::budgeted_pods;
 pub use by_hand::install_by_hand;
 pub use cluster::LabCluster;
 pub use error::{ConsoleFailure, Error};

@@ -5,28 +5,9 @@
 
 use std::time::Instant;
 
-use nkd_vm_tests::{ClusterFile, ClusterLab, Error, bridge_pods, within};
+use nkd_vm_tests::{ClusterFile, ClusterLab, Error, bridge_pods, budgeted_pods, within};
 
 type Result<T = ()> = std::result::Result<T, Error>;
-
-const PODS: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web, namespace: default}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{name: web, image: 'k8s.gcr.io/pause:3.2', imagePullPolicy: Never}]
----
-apiVersion: policy/v1beta1
-kind: PodDisruptionBudget
-metadata: {name: web, namespace: default}
-spec: {minAvailable: 1, selector: {matchLabels: {app: web}}}
-";
 
 /// Names of the nodes that are Ready.
 fn ready(lab: &ClusterLab) -> Result<Vec<String>> {
@@ -84,7 +65,7 @@ fn a_cluster_comes_up_grows_shrinks_and_is_taken_apart_with_no_hand_on_its_nodes
 
     // A worker leaves: its pods go first, never more of them than their budget allows.
     let path = lab.net.folder().join("pods.yaml");
-    std::fs::write(&path, PODS).unwrap();
+    std::fs::write(&path, budgeted_pods("web", 2, None)).unwrap();
     lab.kubectl("rack7", &["apply", "-f", &path.display().to_string()])?;
     lab.kubectl("rack7", &["rollout", "status", "deployment/web", "--timeout=55s"])?;
     lab.nkd(&["cluster", "remove", "rack7", "w1"])?;

@@ -5,52 +5,13 @@
 
 use std::time::{Duration, Instant};
 
-use nkd_vm_tests::{ClusterLab, Error, within};
+use nkd_vm_tests::{ClusterLab, Error, budgeted_pods, within};
 use serde_json::{Value, json};
 
 type Result<T = ()> = std::result::Result<T, Error>;
 
 const CLUSTER: &str = "rack7";
 const OWN: &[&str] = &["-n", "nkd-system"];
-/// Two pods that may be one, and one that may never be none.
-const PODS: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web, namespace: default}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{name: web, image: 'k8s.gcr.io/pause:3.2', imagePullPolicy: Never}]
----
-apiVersion: policy/v1beta1
-kind: PodDisruptionBudget
-metadata: {name: web, namespace: default}
-spec: {minAvailable: 1, selector: {matchLabels: {app: web}}}
-";
-const STUCK: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: stuck, namespace: default}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: stuck}}
-  template:
-    metadata: {labels: {app: stuck}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      nodeSelector: {kubernetes.io/hostname: w1}
-      containers: [{name: stuck, image: 'k8s.gcr.io/pause:3.2', imagePullPolicy: Never}]
----
-apiVersion: policy/v1beta1
-kind: PodDisruptionBudget
-metadata: {name: stuck, namespace: default}
-spec: {minAvailable: 1, selector: {matchLabels: {app: stuck}}}
-";
-
 /// What an agent says next: node, what is desired of it, what it said about that last.
 type Agent = fn(&str, &Value, &str) -> Option<&'static str>;
 
@@ -215,7 +176,8 @@ fn nodes_are_upgraded_one_by_one_with_real_pods_budgets_and_rights() -> Result {
         "crd/updates.nkd.io",
         "crd/updates.housekeeper.io",
     ])?;
-    scene.apply("pods.yaml", PODS)?;
+    // Two pods that may be one.
+    scene.apply("pods.yaml", &budgeted_pods("web", 2, None))?;
     scene.kubectl(&["rollout", "status", "deployment/web", "--timeout=55s"])?;
     scene.kubectl(&[OWN, &["rollout", "status", "deployment/housekeeper", "--timeout=55s"]].concat())?;
 
@@ -265,7 +227,8 @@ fn events(scene: &Scene) -> Result {
 }
 
 fn budgets_that_can_never_be_met_and_cordons_of_others(scene: &mut Scene) -> Result {
-    scene.apply("stuck.yaml", STUCK)?;
+    // One that may never be none.
+    scene.apply("stuck.yaml", &budgeted_pods("stuck", 1, Some("w1")))?;
     scene.kubectl(&["rollout", "status", "deployment/stuck", "--timeout=55s"])?;
     scene.kubectl(&["cordon", "w2"])?;
     scene.ask("b", json!({}))?;

@@ -7,13 +7,12 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, of processes and files")]
 
-use std::fmt::Write as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nkd_vm_tests::{
-    Builds, DhcpMode, Error, Harm, LabCluster, Machine, Network, Nkd, Remote, Rollout, Saboteur, SshKey,
+    Builds, DhcpMode, Error, FaultTable, Harm, LabCluster, Machine, Network, Nkd, Remote, Rollout, Saboteur, SshKey,
     kubernetes_folder, within,
 };
 use serde_json::{Value, json};
@@ -49,13 +48,23 @@ fn unexpected(what: &str, got: impl Into<String>) -> Error {
     Error::Unexpected { what: what.to_owned(), got: got.into() }
 }
 
-/// A line of the table: which release, on which machine, at which step, and how the node ended.
-struct Row {
-    machine: &'static str,
-    release: &'static str,
-    step: String,
-    harm: &'static str,
-    end: String,
+/// The worker waits for its turn with the release laid out.
+const IN_LINE: &str = "waiting for its turn";
+/// On the way back from a release whose init does not start: nothing is left but to put it away.
+const SETTLE: [&str; 2] = ["before settle", "after settle"];
+
+fn column(machine: usize, harm: Harm) -> String {
+    format!("{}, {}", LabCluster::MACHINES[machine], harm.word())
+}
+
+/// Every step on the way forward and back, for both machines and every harm; only the power is cut on the way back.
+fn table() -> FaultTable {
+    let back = BACK.iter().map(|step| format!("ill: {step}"));
+    let settle = SETTLE.iter().map(|step| format!("no-init: {step}"));
+    let forward = FORWARD.iter().map(|step| (*step).to_owned());
+    let steps = forward.chain([IN_LINE.to_owned()]).chain(settle).chain(back);
+    let harms = [Harm::Kill, Harm::Power];
+    FaultTable::new(steps, [0, 1].iter().flat_map(|machine| harms.map(|harm| column(*machine, harm))))
 }
 
 struct Scene<'a> {
@@ -63,7 +72,7 @@ struct Scene<'a> {
     image: &'a Path,
     machines: Vec<Machine>,
     shells: [Remote; 2],
-    rows: Vec<Row>,
+    table: FaultTable,
     started: Instant,
 }
 
@@ -210,26 +219,16 @@ impl Scene<'_> {
     }
 
     /// Writes down at which of these steps harm was done.
-    fn tell(&mut self, machine: usize, release: &'static str, steps: &[&str], harm: Harm, end: &str) -> Result<usize> {
+    fn tell(&mut self, machine: usize, way: &str, steps: &[&str], harm: Harm, end: &str) -> Result<usize> {
         let done = Saboteur::of(&self.shells[machine]).done()?;
-        for step in steps {
-            let end = if done.iter().any(|done| done == step) { end } else { "not hit" };
-            let (machine, step, end) = (LabCluster::MACHINES[machine], (*step).to_owned(), end.to_owned());
-            self.rows.push(Row { machine, release, step, harm: harm.word(), end });
+        for step in steps.iter().filter(|step| done.iter().any(|done| done == *step)) {
+            self.table.set(&format!("{way}{step}"), &column(machine, harm), end);
         }
         Ok(done.len())
     }
 
-    fn table(&self) -> String {
-        let mut text = "| machine | release | step | fault | the node ends |\n|---|---|---|---|---|\n".to_owned();
-        for Row { machine, release, step, harm, end } in &self.rows {
-            let _ = writeln!(text, "| {machine} | {release} | {step} | {harm} | {end} |");
-        }
-        text
-    }
-
     /// The whole cluster to a release by the service, with harm on both machines on the way.
-    fn through(&mut self, number: u32, name: &'static str, commit: &str, harms: [Harm; 2]) -> Result {
+    fn through(&mut self, number: u32, commit: &str, harms: [Harm; 2]) -> Result {
         for (shell, harm) in self.shells.iter().zip(harms) {
             Saboteur::of(shell).plan(&FORWARD, harm)?;
         }
@@ -242,17 +241,11 @@ impl Scene<'_> {
         let started = self.started;
         let say = |line: &str| println!("[{:>5} s] {line}", started.elapsed().as_secs());
         self.rollout.wait_for("complete", &mut self.machines, within(3000), say)?;
-        self.rows.push(Row {
-            machine: LabCluster::MACHINES[1],
-            release: name,
-            step: "waiting for its turn".into(),
-            harm: harms[1].word(),
-            end: "on the new release".into(),
-        });
+        self.table.set(IN_LINE, &column(1, harms[1]), "on the new release");
         for (machine, harm) in harms.into_iter().enumerate() {
             self.is_whole(machine, commit, "healthy")?;
-            let hit = self.tell(machine, name, &FORWARD, harm, "on the new release")?;
-            assert_eq!(hit, FORWARD.len(), "{}", self.table());
+            let hit = self.tell(machine, "", &FORWARD, harm, "on the new release")?;
+            assert_eq!(hit, FORWARD.len(), "{}", self.table);
         }
         Ok(())
     }
@@ -274,8 +267,8 @@ impl Scene<'_> {
         let status = self.until(&update, "Halted", why, 2400)?;
         assert!(status["conditions"].to_string().contains("rolled back"), "{status:#}");
         self.is_whole(machine, before, "rolled-back")?;
-        let hit = self.tell(machine, name, steps, Harm::Power, "on the old release")?;
-        assert_eq!(hit, steps.len(), "{}", self.table());
+        let hit = self.tell(machine, &format!("{name}: "), steps, Harm::Power, "on the old release")?;
+        assert_eq!(hit, steps.len(), "{}", self.table);
         self.forget(&update)
     }
 
@@ -332,7 +325,7 @@ fn machines_end_on_the_old_or_the_new_release_whatever_happens() -> Result {
         let arguments = shell.run("cat /proc/cmdline", within(60))?;
         assert!(arguments.contains("panic=30"), "{arguments}");
     }
-    let mut scene = Scene { rollout, image: &image, machines, shells, rows: Vec::new(), started: Instant::now() };
+    let mut scene = Scene { rollout, image: &image, machines, shells, table: table(), started: Instant::now() };
     scene.rollout.publish(&image.join("repo"), LabCluster::KUBERNETES)?;
     let second = scene.publish("second", &[])?;
     let third = scene.publish("third", &[])?;
@@ -341,11 +334,11 @@ fn machines_end_on_the_old_or_the_new_release_whatever_happens() -> Result {
     let no_agent = scene.publish("no-agent", &[("usr/bin/nkd-agent", stopped)])?;
     let ill = scene.publish("ill", &[])?;
 
-    scene.through(2, "second", &second, [Harm::Kill, Harm::Power])?;
-    scene.through(3, "third", &third, [Harm::Power, Harm::Kill])?;
+    scene.through(2, &second, [Harm::Kill, Harm::Power])?;
+    scene.through(3, &third, [Harm::Power, Harm::Kill])?;
 
     for machine in [1, 0] {
-        scene.back(machine, "no-init", &no_init, &third, "did not come up", &["before settle", "after settle"])?;
+        scene.back(machine, "no-init", &no_init, &third, "did not come up", &SETTLE)?;
         scene.back(machine, "ill", &ill, &third, "not healthy after", &BACK)?;
     }
     // Nobody confirms that one, and nobody gives it up but the deadline, which is soon: for the others it would be too soon.
@@ -354,8 +347,7 @@ fn machines_end_on_the_old_or_the_new_release_whatever_happens() -> Result {
     scene.shells[1].run(soon, within(60))?;
     scene.back(1, "no-agent", &no_agent, &third, "did not come up", &[])?;
     scene.shells[1].run("rm -r /etc/systemd/system/nkd-boot-deadline.service.d", within(60))?;
-    println!("{}", scene.table());
-    std::fs::write(net.folder().join("faults.md"), scene.table()).unwrap();
+    println!("{}\nis {}", scene.table, scene.table.write(net.folder())?.display());
 
     // The same release is refused until somebody asks for another attempt.
     scene.ask("no-init-again", 1, &no_init, 0)?;
@@ -440,18 +432,18 @@ fn machines_end_on_the_old_or_the_new_release_whatever_happens() -> Result {
 
     // The whole service is away, for longer than a failed download is tried: the node waits.
     let ninth = scene.publish("ninth", &[])?;
-    let Scene { machines, shells, rows, started, .. } = scene;
+    let Scene { machines, shells, table, started, .. } = scene;
     nkd.process().kill()?;
     let rollout = Rollout { cluster: &cluster, net: &net, nkd: &nkd };
-    let mut scene = Scene { rollout, image: &image, machines, shells, rows, started };
+    let mut scene = Scene { rollout, image: &image, machines, shells, table, started };
     scene.ask("away", 1, &ninth, 0)?;
     scene.until("away", "", "does not say where the release is", 300)?;
     std::thread::sleep(Duration::from_secs(240));
-    let Scene { machines, shells, rows, started, .. } = scene;
+    let Scene { machines, shells, table, started, .. } = scene;
     nkd.process().start_again()?;
     nkd.process().expect_log("nkd serves", within(60))?;
     let rollout = Rollout { cluster: &cluster, net: &net, nkd: &nkd };
-    let mut scene = Scene { rollout, image: &image, machines, shells, rows, started };
+    let mut scene = Scene { rollout, image: &image, machines, shells, table, started };
     scene.until("away", "Complete", "", 1500)?;
     scene.is_whole(1, &ninth, "healthy")?;
     scene.say("done");

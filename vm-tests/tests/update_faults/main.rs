@@ -19,7 +19,7 @@ type Result<T = ()> = std::result::Result<T, Error>;
 #[ignore = "takes minutes: cargo xtask soak update_faults"]
 fn every_fault_at_every_step_ends_on_the_old_or_the_new_release() -> Result {
     let mut scene = Scene::start("update-faults", 1)?;
-    let mut table = FaultTable::new(STEPS, &FAULTS.map(Fault::name));
+    let mut table = FaultTable::new(STEPS.iter().copied(), FAULTS.map(Fault::name));
     let mut outcome = Ok(());
     for fault in FAULTS {
         outcome = scene.rollout_under(fault, &mut table);

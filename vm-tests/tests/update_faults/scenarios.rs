@@ -5,33 +5,13 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nkd_vm_tests::{Clock, Error, Service, within};
+use nkd_vm_tests::{Clock, Error, Service, budgeted_pods, within};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use super::scene::{BEFORE, CLUSTER, Release, Scene, unexpected};
 use crate::Result;
 
-/// A pod on w1 that may never leave, because somebody said so.
-const STUCK: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: stuck, namespace: default}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: stuck}}
-  template:
-    metadata: {labels: {app: stuck}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      nodeSelector: {kubernetes.io/hostname: w1}
-      containers: [{name: stuck, image: 'k8s.gcr.io/pause:3.2', imagePullPolicy: Never}]
----
-apiVersion: policy/v1beta1
-kind: PodDisruptionBudget
-metadata: {name: stuck, namespace: default}
-spec: {minAvailable: 1, selector: {matchLabels: {app: stuck}}}
-";
 /// How long the API server is away.
 const AWAY: Duration = Duration::from_secs(300);
 
@@ -57,7 +37,8 @@ impl Scene {
     /// node whose disk is full stays as it was; both go on when that is put right.
     pub fn two_starts_a_budget_and_a_full_disk(&mut self) -> Result {
         let release = self.publish(BEFORE)?;
-        self.apply("stuck.yaml", STUCK)?;
+        // A pod on w1 that may never leave, because somebody said so.
+        self.apply("stuck.yaml", &budgeted_pods("stuck", 1, Some("w1")))?;
         self.kubectl(&["rollout", "status", "deployment/stuck", "--timeout=55s"])?;
         let room = "mkdir -p /var/lib/site-os/room && mount -t tmpfs -o size=64k room /var/lib/site-os/room";
         self.nodes[2].shell(room, within(20))?;

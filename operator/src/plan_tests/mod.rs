@@ -1,0 +1,370 @@
+//! Updates in clusters where everything goes wrong in every order, and what holds all the same.
+
+use std::collections::BTreeMap;
+
+use nkd_api::update::{
+    Drain, MaxUnavailable, NodeStatus, OsRelease, Phase, Release, Strategy as Care, UpdateSpec, UpdateStatus, Window,
+};
+use proptest::prelude::*;
+use time::macros::datetime;
+
+use super::*;
+use crate::budget::PodSeen;
+use crate::seen::PodsSeen;
+use crate::turn::{orphans, turns};
+use crate::wish::{Hours, Source};
+
+mod lives;
+mod silence;
+mod turns;
+
+/// A Friday.
+const START: OffsetDateTime = datetime!(2026-01-02 22:00 UTC);
+
+fn release(number: u32) -> Release {
+    let os = Some(OsRelease { commit: Some(format!("commit-{number}")), ..OsRelease::default() });
+    Release { name: number.to_string(), os, kubernetes: Some(format!("v1.{}.0", 20 + number)) }
+}
+
+fn wish(uid: &str, spec: UpdateSpec) -> Wish {
+    let hours = spec.window.as_ref().map(|window| Hours::read(window).unwrap());
+    Wish {
+        source: Source::Ours,
+        namespace: None,
+        name: format!("update-{uid}"),
+        uid: uid.into(),
+        generation: 1,
+        created: START,
+        spec,
+        hours,
+        problem: None,
+        status: UpdateStatus::default(),
+    }
+}
+
+fn node(name: &str) -> NodeSeen {
+    let control_plane = name.starts_with("cp");
+    let labels = BTreeMap::from([("pool".to_owned(), name[..1].to_owned())]);
+    NodeSeen { name: name.into(), control_plane, labels, ready: true, kubelet: "v1.20.0".into(), ..NodeSeen::default() }
+}
+
+fn pod(name: &str) -> PodSeen {
+    let name = name.to_owned();
+    PodSeen { namespace: "default".into(), uid: name.clone(), name, labels: BTreeMap::new(), ending: false }
+}
+
+/// What an administrator has done, and what only the machine knows.
+#[derive(Debug, Clone, Default)]
+struct Beneath {
+    cordoned_by_hand: bool,
+    pods: Vec<PodSeen>,
+    obstacles: Vec<String>,
+    runs: u32,
+    /// Its agent does nothing and says nothing.
+    silent: bool,
+}
+
+/// A cluster with agents that do what they are told, or do not.
+#[derive(Debug)]
+struct World {
+    nodes: Vec<NodeSeen>,
+    beneath: BTreeMap<String, Beneath>,
+    wishes: Vec<Wish>,
+    now: OffsetDateTime,
+    own_node: Option<String>,
+    made: u32,
+    /// What was written, in order: node and reason.
+    written: Vec<(String, &'static str)>,
+}
+
+impl World {
+    fn of(names: &[&str]) -> Self {
+        let mut world = Self {
+            nodes: Vec::new(),
+            beneath: BTreeMap::new(),
+            wishes: Vec::new(),
+            now: START,
+            own_node: None,
+            made: 0,
+            written: Vec::new(),
+        };
+        names.iter().for_each(|name| world.join(name));
+        world
+    }
+
+    fn join(&mut self, name: &str) {
+        if self.nodes.iter().all(|node| node.name != name) {
+            self.nodes.push(node(name));
+            self.beneath.insert(name.into(), Beneath { pods: vec![pod(name)], ..Beneath::default() });
+        }
+    }
+
+    fn ask(&mut self, spec: UpdateSpec) {
+        self.made += 1;
+        let mut wish = wish(&self.made.to_string(), spec);
+        wish.created = START + Duration::seconds(self.made.into());
+        self.wishes.push(wish);
+    }
+
+    fn edit(&mut self, index: usize, change: impl FnOnce(&mut UpdateSpec)) {
+        if let Some(wish) = self.wishes.get_mut(index) {
+            change(&mut wish.spec);
+            wish.hours = wish.spec.window.as_ref().map(|window| Hours::read(window).unwrap());
+            wish.generation += 1;
+        }
+    }
+
+    fn get(&self, name: &str) -> &NodeSeen {
+        self.nodes.iter().find(|node| node.name == name).unwrap()
+    }
+
+    fn get_mut(&mut self, name: &str) -> Option<&mut NodeSeen> {
+        self.nodes.iter_mut().find(|node| node.name == name)
+    }
+
+    fn told(&self, index: usize, name: &str) -> &NodeStatus {
+        self.wishes[index].status.nodes.iter().find(|node| node.name == name).unwrap()
+    }
+
+    fn phase(&self, index: usize) -> Phase {
+        self.wishes[index].status.phase
+    }
+
+    /// One look of an operator, which is killed after so many steps.
+    fn look(&mut self, mut patience: usize) {
+        let mut seen = Seen { nodes: self.nodes.clone(), own_node: self.own_node.clone(), ahead: None };
+        for node in &mut seen.nodes {
+            node.waited = node.note.as_ref().map(|note| self.now - note.since).unwrap_or_default();
+        }
+        let wishes = self.wishes.clone();
+        for (wish, ahead) in turns(&wishes, &self.nodes) {
+            seen.ahead = ahead;
+            let steps = loop {
+                let steps = plan(wish, &seen, self.now);
+                let wanted: Vec<&String> = steps
+                    .iter()
+                    .filter_map(|s| if let Step::Inspect { node } = s { Some(node) } else { None })
+                    .collect();
+                if wanted.is_empty() {
+                    break steps;
+                }
+                for name in wanted {
+                    let beneath = &self.beneath[name];
+                    let pods = PodsSeen { leaving: beneath.pods.clone(), obstacles: beneath.obstacles.clone() };
+                    seen.nodes.iter_mut().find(|node| node.name == *name).unwrap().pods = Some(pods);
+                }
+            };
+            for step in steps {
+                if patience == 0 {
+                    return;
+                }
+                patience -= 1;
+                self.apply(&wish.uid, step);
+            }
+        }
+        seen.ahead = None;
+        for step in orphans(&seen, &wishes) {
+            self.apply("", step);
+        }
+    }
+
+    fn apply(&mut self, uid: &str, step: Step) {
+        match step {
+            Step::Inspect { .. } => unreachable!("answered before"),
+            Step::Tell(status) if status_text(&status).contains("\"\"") => panic!("an empty text: {status:#?}"),
+            Step::Tell(status) => self.wishes.iter_mut().find(|wish| wish.uid == uid).unwrap().status = *status,
+            Step::Evict { node, pods } => {
+                let beneath = self.beneath.get_mut(&node).unwrap();
+                assert!(pods.iter().all(|pod| !pod.ending), "asked once");
+                if beneath.obstacles.is_empty() {
+                    beneath.pods.iter_mut().for_each(|pod| pod.ending = true);
+                }
+            }
+            Step::Delete { node, at_once, .. } => {
+                let pods = &mut self.beneath.get_mut(&node).unwrap().pods;
+                if at_once { pods.clear() } else { pods.iter_mut().for_each(|pod| pod.ending = true) }
+            }
+            Step::Write { node, change, reason, .. } => self.write(uid, &node, *change, reason),
+        }
+    }
+
+    #[track_caller]
+    fn write(&mut self, uid: &str, name: &str, change: Change, reason: &'static str) {
+        let before = self.get(name).clone();
+        let wish = self.wishes.iter().find(|wish| wish.uid == uid).cloned();
+        let goes = matches!(&change.desired, Some(Some(desired)) if desired.go);
+        let (begins, opens) = (reason == "Draining", change.cordon == Some(false));
+        self.written.push((name.to_owned(), reason));
+        let node = self.get_mut(name).unwrap();
+        node.unschedulable = change.cordon.unwrap_or(node.unschedulable);
+        if let Some(by) = change.cordoned_by {
+            node.cordoned_by = by;
+        }
+        if let Some(desired) = change.desired {
+            node.desired = desired;
+        }
+        if let Some(note) = change.note {
+            node.note = note;
+        }
+        let hand = self.beneath[name].cordoned_by_hand;
+        assert!(!hand || self.get(name).unschedulable, "{name}: an administrator's cordon was undone");
+        assert!(!opens || before.cordoned_by.is_some(), "{name}: opened, and closed by somebody else");
+        assert!(!opens || !before.is_lost(), "{name}: opened, and nobody knows what it runs");
+        if begins {
+            self.check_begin(&wish.clone().unwrap(), &before);
+        }
+        if goes {
+            self.check_go(&wish.unwrap(), &before);
+        }
+    }
+
+    fn chosen<'a>(&'a self, wish: &'a Wish) -> impl Iterator<Item = &'a NodeSeen> {
+        let fits = |node: &&NodeSeen| wish.spec.node_selector.iter().all(|(k, v)| node.labels.get(k) == Some(v));
+        self.nodes.iter().filter(fits)
+    }
+
+    fn is_done(&self, wish: &Wish, node: &NodeSeen) -> bool {
+        let told = node.desired.as_ref().is_some_and(|d| d.uid == wish.uid && d.os == wish.spec.release.os);
+        told && node.note.as_ref().is_some_and(|note| note.uid == wish.uid && note.state == NoteState::Done)
+    }
+
+    fn check_begin(&self, wish: &Wish, before: &NodeSeen) {
+        let spec = &wish.spec;
+        assert!(!spec.paused && !spec.abort, "{}: began while it was told not to", before.name);
+        assert!(wish.hours.as_ref().is_none_or(|hours| hours.is_open(self.now)), "{}: began outside", before.name);
+        let limit = spec.max_unavailable.of(self.chosen(wish).count());
+        let chosen: Vec<&String> = self.chosen(wish).map(|node| &node.name).collect();
+        let away = self.nodes.iter().filter(|n| n.held() || (!n.ready && chosen.contains(&&n.name))).count();
+        assert!(away <= limit || before.held(), "{away} nodes are away, and {limit} may be: {self:#?}");
+        assert!(self.nodes.iter().filter(|node| node.busy_for().is_some()).count() <= limit.max(1));
+        let gave_up = |node: &NodeSeen| {
+            node.is_silent() && node.note.as_ref().is_some_and(|n| n.uid == wish.uid && n.retry >= spec.retry)
+        };
+        let failed = self.chosen(wish).filter(|node| {
+            let note = node.note.as_ref().filter(|note| note.uid == wish.uid && note.state == NoteState::Failed);
+            let fits = node.desired.as_ref().is_some_and(|d| d.uid == wish.uid && d.os == spec.release.os);
+            fits && (note.is_some_and(|note| note.retry >= spec.retry) || gave_up(node))
+        });
+        assert!(failed.count() < spec.strategy.halt_after_failures.max(1) as usize, "began after too many failures");
+        let older = |other: &&Wish| other.order() < wish.order() && !other.is_finished(&self.wishes);
+        assert!(self.wishes.iter().find(older).is_none(), "{}: an older update goes first", before.name);
+        let mut planes = self.nodes.iter().filter(|node| node.control_plane && node.name != before.name);
+        if before.control_plane {
+            assert!(planes.all(|n| n.ready && !n.may_move()), "{}: etcd's majority", before.name);
+        } else {
+            let mut planes = self.chosen(wish).filter(|node| node.control_plane);
+            assert!(planes.all(|node| self.is_done(wish, node)), "{}: before a control plane", before.name);
+        }
+    }
+
+    fn check_go(&self, wish: &Wish, before: &NodeSeen) {
+        let name = &before.name;
+        assert!(self.beneath[name].pods.is_empty(), "{name}: upgrades with pods on it");
+        let mut planes = self.nodes.iter().filter(|node| node.control_plane && node.name != *name);
+        assert!(!before.control_plane || planes.all(|n| n.ready && !n.may_move()), "{name}: etcd's majority");
+        let first = |node: &&NodeSeen| {
+            node.desired.as_ref().is_some_and(|d| d.uid == wish.uid && d.os == wish.spec.release.os && d.first)
+        };
+        let firsts: Vec<&NodeSeen> = self.nodes.iter().filter(first).collect();
+        assert!(firsts.len() <= 1 && firsts.iter().all(|node| node.control_plane), "{firsts:#?}");
+        let done = self.nodes.iter().any(|node| node.control_plane && self.is_done(wish, node));
+        assert!(!before.control_plane || done || firsts.len() == 1, "{name}: nobody runs kubeadm upgrade apply");
+    }
+
+    /// An agent's next move. `luck`: 0 fails, 1 rolls back, else all is well.
+    fn agent(&mut self, name: &str, luck: u8) {
+        let Some(node) = self.get(name).desired.clone().map(|desired| (self.get(name).report().cloned(), desired))
+        else {
+            return;
+        };
+        let (said, desired) = node;
+        let number = desired.os.as_ref().and_then(|os| os.commit.as_deref()?.strip_prefix("commit-")?.parse().ok());
+        let wanted = number.unwrap_or_default();
+        let state = said.map(|said| said.state);
+        let beneath = self.beneath.get_mut(name).unwrap();
+        if beneath.silent {
+            return;
+        }
+        let next = match (state, desired.go, luck) {
+            (Some(state), _, _) if state.is_end() => return,
+            (None, _, _) => ReportedState::Staging,
+            (Some(ReportedState::Staging), false, 0) => ReportedState::Failed,
+            (Some(_), false, _) if beneath.runs == wanted => ReportedState::Healthy,
+            (Some(_), false, _) => ReportedState::Staged,
+            (Some(ReportedState::Staged | ReportedState::Staging), true, _) => ReportedState::Upgrading,
+            (Some(ReportedState::Upgrading), true, 0) => ReportedState::Failed,
+            (Some(ReportedState::Upgrading), true, _) => ReportedState::Rebooting,
+            (Some(_), true, 1) => ReportedState::RolledBack,
+            (Some(_), true, _) => ReportedState::Healthy,
+        };
+        if next == ReportedState::Healthy {
+            beneath.runs = wanted;
+        }
+        let os = Some(format!("commit-{}", beneath.runs));
+        let node = self.get_mut(name).unwrap();
+        node.ready = next != ReportedState::Rebooting;
+        let kubernetes = None;
+        node.reported = Some(Reported {
+            uid: desired.uid,
+            attempt: desired.attempt,
+            state: next,
+            detail: String::new(),
+            os,
+            kubernetes,
+        });
+    }
+
+    fn pods_end(&mut self) {
+        self.beneath.values_mut().for_each(|beneath| beneath.pods.retain(|pod| !pod.ending));
+    }
+
+    /// Looks and moves until nothing changes any more.
+    fn settle(&mut self) {
+        for _ in 0..200 {
+            let before = (self.nodes.clone(), self.wishes.clone());
+            self.look(usize::MAX);
+            self.pods_end();
+            let names: Vec<String> = self.nodes.iter().map(|node| node.name.clone()).collect();
+            names.iter().for_each(|name| self.agent(name, 9));
+            self.now += Duration::seconds(5);
+            if before == (self.nodes.clone(), self.wishes.clone()) {
+                return;
+            }
+        }
+        panic!("it never ends: {self:#?}");
+    }
+
+    fn began(&self) -> Vec<&str> {
+        self.written.iter().filter(|(_, reason)| *reason == "Draining").map(|(name, _)| name.as_str()).collect()
+    }
+}
+
+fn status_text(status: &UpdateStatus) -> String {
+    serde_json::to_string(status).unwrap()
+}
+
+fn spec(number: u32, max: u32) -> UpdateSpec {
+    UpdateSpec { release: release(number), max_unavailable: MaxUnavailable::Count(max), ..UpdateSpec::default() }
+}
+
+impl World {
+    fn settle_until(&mut self, fits: impl Fn(&Self) -> bool) {
+        for _ in 0..500 {
+            if fits(self) {
+                return;
+            }
+            self.look(usize::MAX);
+            self.pods_end();
+            let names: Vec<String> = self.nodes.iter().map(|node| node.name.clone()).collect();
+            names.iter().for_each(|name| self.agent(name, 9));
+            self.now += Duration::seconds(5);
+        }
+        panic!("it never comes: {self:#?}");
+    }
+}
+
+impl World {
+    fn silence(&mut self, name: &str, silent: bool) {
+        self.beneath.get_mut(name).unwrap().silent = silent;
+    }
+}

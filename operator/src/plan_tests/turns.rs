@@ -1,0 +1,246 @@
+//! Stories: whose turn it is, and what a drain, a failure, an abort, a window and another update change of that.
+
+use super::*;
+
+#[test]
+fn control_planes_go_first_one_by_one_and_the_own_node_last_of_its_role() {
+    let mut world = World::of(&["w2", "w1", "cp1", "cp2", "cp3"]);
+    world.own_node = Some("cp1".into());
+    world.ask(spec(1, 3));
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+    assert_eq!(world.began(), ["cp2", "cp3", "cp1", "w1", "w2"]);
+    let first = |node: &NodeSeen| node.desired.as_ref().unwrap().first;
+    let firsts: Vec<&str> = world.nodes.iter().filter(|n| first(n)).map(|n| n.name.as_str()).collect();
+    assert_eq!(firsts, ["cp2"]);
+    assert!(world.nodes.iter().all(|node| !node.unschedulable && node.cordoned_by.is_none()));
+    let done = world.wishes[0].status.counts;
+    assert_eq!((done.total, done.done, done.in_progress, done.unavailable), (5, 5, 0, 0));
+    // It is finished: a node that joins later is not its business.
+    world.join("w3");
+    world.settle();
+    assert!(world.get("w3").desired.is_none());
+}
+
+#[test]
+fn a_budget_that_can_never_be_met_is_said_before_anything_is_cordoned() {
+    let mut world = World::of(&["cp1", "w1", "w2"]);
+    world.beneath.get_mut("w1").unwrap().obstacles.push("the disruption budget web never lets go".into());
+    world.ask(spec(1, 1));
+    world.settle();
+    assert_eq!(world.began(), ["cp1", "w2"]);
+    assert_eq!(world.told(0, "w1").state, NodeState::Blocked);
+    assert!(world.told(0, "w1").reason.contains("budget web"));
+    assert!(!world.get("w1").unschedulable);
+    let degraded = &world.wishes[0].status.conditions[1];
+    assert_eq!(
+        (degraded.kind.as_str(), degraded.status.as_str(), degraded.reason.as_str()),
+        ("Degraded", "True", "Blocked")
+    );
+    world.beneath.get_mut("w1").unwrap().obstacles.clear();
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+}
+
+#[test]
+fn a_drain_ends_within_its_limit_by_its_policy() {
+    for policy in [DrainPolicy::Evict, DrainPolicy::Force] {
+        let mut world = World::of(&["w1"]);
+        let drain = Drain { timeout_seconds: 60, policy };
+        world.ask(UpdateSpec { strategy: Care { drain, ..Care::default() }, ..spec(1, 1) });
+        world.settle_until(|world| world.began() == ["w1"]);
+        world.beneath.get_mut("w1").unwrap().obstacles.push("a budget that came later".into());
+        world.settle_until(|world| world.now > START + Duration::seconds(300));
+        world.settle();
+        match policy {
+            DrainPolicy::Evict => {
+                assert_eq!(world.told(0, "w1").state, NodeState::Failed);
+                assert!(world.told(0, "w1").reason.contains("default/w1 did not leave within 60 s"));
+                assert!(!world.get("w1").unschedulable, "given back");
+                assert_eq!(world.phase(0), Phase::Halted);
+            }
+            DrainPolicy::Force => assert_eq!(world.phase(0), Phase::Complete),
+        }
+    }
+}
+
+#[test]
+fn after_too_many_failures_nothing_begins_until_somebody_says_so() {
+    let mut world = World::of(&["w1", "w2", "w3", "w4"]);
+    world.ask(spec(1, 1));
+    for name in ["w1", "w2"] {
+        world.settle_until(|world| world.get(name).report().is_some_and(|s| s.state == ReportedState::Rebooting));
+        world.agent(name, 1);
+    }
+    world.settle();
+    assert_eq!(world.began(), ["w1", "w2"]);
+    assert_eq!(world.phase(0), Phase::Halted);
+    assert!(world.wishes[0].status.conditions[0].message.contains("2 nodes have failed"));
+    assert!(world.told(0, "w1").reason.contains("rolled back"));
+    assert!(!world.get("w1").unschedulable, "it runs what it ran before");
+    world.edit(0, |spec| spec.retry = 1);
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+    assert_eq!((world.told(0, "w1").attempt, world.told(0, "w3").attempt), (2, 1));
+}
+
+#[test]
+fn a_node_that_broke_stays_closed_and_is_tried_again_in_its_place() {
+    let mut world = World::of(&["w1", "w2"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w1").report().is_some_and(|s| s.state == ReportedState::Upgrading));
+    world.agent("w1", 0);
+    world.settle();
+    assert!(world.get("w1").unschedulable);
+    assert_eq!((world.began(), world.phase(0)), (vec!["w1"], Phase::Halted), "the one that may be away is away");
+    world.edit(0, |spec| spec.retry = 1);
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+    assert!(!world.get("w1").unschedulable);
+}
+
+#[test]
+fn a_worker_that_broke_does_not_hold_up_a_control_plane_that_has_come_since() {
+    let mut world = World::of(&["w1", "w2"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w1").report().is_some_and(|s| s.state == ReportedState::Upgrading));
+    world.agent("w1", 0);
+    world.settle();
+    world.join("cp1");
+    world.settle();
+    assert!(world.get("w1").unschedulable, "closed until somebody says that it is well again");
+    world.edit(0, |spec| spec.retry = 1);
+    world.settle();
+    assert_eq!((world.began(), world.phase(0)), (vec!["w1", "cp1", "w1", "w2"], Phase::Complete));
+    assert!(!world.get("w1").unschedulable);
+}
+
+#[test]
+fn what_an_update_that_was_called_off_left_closed_does_not_hold_up_the_next_one() {
+    let mut world = World::of(&["cp1", "w1", "w2"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w1").report().is_some_and(|s| s.state == ReportedState::Upgrading));
+    world.agent("w1", 0);
+    world.edit(0, |spec| spec.abort = true);
+    world.settle();
+    assert!(world.phase(0) == Phase::Aborted && world.get("w1").unschedulable);
+    world.ask(spec(2, 1));
+    world.settle();
+    assert_eq!((world.began(), world.phase(1)), (vec!["cp1", "w1", "cp1", "w1", "w2"], Phase::Complete));
+    assert!(world.nodes.iter().all(|node| !node.unschedulable));
+}
+
+#[test]
+fn the_first_control_plane_has_to_end_what_it_began() {
+    let mut world = World::of(&["cp1", "cp2", "cp3", "w1"]);
+    world.ask(spec(1, 2));
+    world.settle_until(|world| world.get("cp1").report().is_some_and(|s| s.state == ReportedState::Rebooting));
+    world.agent("cp1", 1);
+    world.settle();
+    assert_eq!((world.began(), world.phase(0)), (vec!["cp1"], Phase::Halted));
+    // Its machine is gone: another one is the first.
+    world.nodes.retain(|node| node.name != "cp1");
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+    assert!(world.get("cp2").desired.as_ref().unwrap().first);
+    assert!(!world.get("cp3").desired.as_ref().unwrap().first);
+}
+
+#[test]
+fn abort_gives_back_what_was_only_drained_and_lets_the_rest_end() {
+    let mut world = World::of(&["w1", "w2", "w3"]);
+    world.ask(spec(1, 2));
+    world.settle_until(|world| world.get("w1").desired.as_ref().is_some_and(|desired| desired.go));
+    let node = world.get_mut("w2").unwrap();
+    node.desired.as_mut().unwrap().go = false;
+    assert!(node.unschedulable);
+    world.edit(0, |spec| spec.abort = true);
+    world.look(usize::MAX);
+    assert_eq!(world.phase(0), Phase::Aborting);
+    assert!(!world.get("w2").unschedulable && world.get("w2").desired.is_none());
+    assert!(world.get("w1").unschedulable);
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Aborted);
+    assert_eq!(world.beneath["w1"].runs, 1);
+    assert!(world.nodes.iter().all(|node| !node.unschedulable) && world.get("w3").desired.is_none());
+    // It may be taken up again.
+    world.edit(0, |spec| spec.abort = false);
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+}
+
+#[test]
+fn the_younger_update_waits_and_says_so() {
+    let mut world = World::of(&["cp1", "w1"]);
+    world.ask(UpdateSpec { paused: true, ..spec(1, 1) });
+    world.ask(spec(2, 1));
+    world.settle();
+    assert_eq!((world.phase(0), world.phase(1)), (Phase::Paused, Phase::Pending));
+    assert!(world.wishes[1].status.conditions[0].message.contains("update-1 is older"));
+    world.edit(0, |spec| spec.paused = false);
+    world.settle();
+    assert_eq!((world.phase(0), world.phase(1)), (Phase::Complete, Phase::Complete));
+    assert_eq!(world.beneath["w1"].runs, 2);
+}
+
+#[test]
+fn a_deleted_update_leaves_no_node_closed() {
+    let mut world = World::of(&["w1", "w2"]);
+    world.ask(spec(1, 2));
+    world.settle_until(|world| world.get("w1").desired.as_ref().is_some_and(|desired| desired.go));
+    world.wishes.clear();
+    world.settle();
+    assert!(world.nodes.iter().all(|node| !node.unschedulable && node.desired.is_none() && node.note.is_none()));
+    assert_eq!(world.beneath["w1"].runs, 1, "what was upgrading came to its end");
+}
+
+#[test]
+fn nothing_begins_while_the_window_is_closed_and_everything_is_staged_by_then() {
+    let mut world = World::of(&["w1"]);
+    let window = Window { days: vec![], start: "22:00".into(), length: "1h".into(), time_zone: "UTC".into() };
+    world.now += Duration::hours(2);
+    world.ask(UpdateSpec { window: Some(window), ..spec(1, 1) });
+    world.settle();
+    assert_eq!((world.told(0, "w1").state, world.phase(0)), (NodeState::Staged, Phase::Pending));
+    assert!(world.wishes[0].status.conditions[0].message.contains("opens at 2026-01-03 22:00"));
+    world.now = START + Duration::days(1);
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+}
+
+#[test]
+fn a_worker_is_never_newer_than_a_control_plane_that_stays() {
+    let mut world = World::of(&["cp1", "w1"]);
+    let node_selector = BTreeMap::from([("pool".to_owned(), "w".to_owned())]);
+    world.ask(UpdateSpec { node_selector, ..spec(1, 1) });
+    world.settle();
+    assert!(world.began().is_empty());
+    assert!(world.wishes[0].status.conditions[0].message.contains("cp1 runs v1.20.0"));
+    world.get_mut("cp1").unwrap().kubelet = "v1.21.0".into();
+    world.settle();
+    assert_eq!((world.phase(0), world.began()), (Phase::Complete, vec!["w1"]));
+}
+
+#[test]
+fn an_agent_that_runs_something_else_is_not_healthy() {
+    let mut world = World::of(&["w1"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w1").report().is_some_and(|s| s.state == ReportedState::Rebooting));
+    world.agent("w1", 9);
+    world.get_mut("w1").unwrap().reported.as_mut().unwrap().os = Some("commit-7".into());
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Halted);
+    assert!(world.told(0, "w1").reason.contains("runs commit-7, not commit-1"));
+}
+
+#[test]
+fn five_thousand_nodes_are_one_plan() {
+    let mut world = World::of(&["cp1", "cp2", "cp3"]);
+    for number in 0..5000 {
+        world.nodes.push(node(&format!("w{number}")));
+    }
+    world.ask(spec(1, 50));
+    let seen = Seen { nodes: world.nodes.clone(), ..Seen::default() };
+    let steps = plan(&world.wishes[0], &seen, START);
+    assert_eq!(steps.len(), 5003 + 1);
+}
