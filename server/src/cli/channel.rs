@@ -68,6 +68,17 @@ pub(super) enum ChannelCommand {
     },
 }
 
+/// How nodes come to a new release.
+#[derive(Debug, Args)]
+pub(super) struct WayArgs {
+    /// Older systems of its channel come to this release before they go to a newer one
+    #[arg(long)]
+    barrier: bool,
+    /// So long until every node may have it, like 90m, 48h or 7d [default: all at once]
+    #[arg(long, value_name = "TIME", value_parser = minutes)]
+    rollout: Option<u32>,
+}
+
 #[derive(Debug, Args)]
 pub(super) struct PublishArgs {
     /// Channel; it is made when it is not there
@@ -99,12 +110,8 @@ pub(super) struct PublishArgs {
     /// What people should know of it
     #[arg(long, value_name = "TEXT", default_value = "")]
     notes: String,
-    /// Older systems come to this release before they go to a newer one
-    #[arg(long)]
-    barrier: bool,
-    /// So long until every node may have it, like 90m, 48h or 7d [default: all at once]
-    #[arg(long, value_name = "TIME", value_parser = minutes)]
-    rollout: Option<u32>,
+    #[command(flatten)]
+    way: WayArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -118,12 +125,8 @@ pub(super) struct PromoteArgs {
     /// The other channel, of the same profile and architecture; it is made when it is not there
     #[arg(long, value_name = "CHANNEL")]
     to: String,
-    /// Older systems of the other channel come to this release before they go to a newer one
-    #[arg(long)]
-    barrier: bool,
-    /// So long until every node may have it, like 90m, 48h or 7d [default: all at once]
-    #[arg(long, value_name = "TIME", value_parser = minutes)]
-    rollout: Option<u32>,
+    #[command(flatten)]
+    way: WayArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -169,16 +172,17 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
                 key: args.key.map(absolute),
                 ed25519_key: args.ed25519_key.map(absolute),
                 notes: args.notes,
-                barrier: args.barrier,
-                rollout_minutes: args.rollout.unwrap_or(0),
+                barrier: args.way.barrier,
+                rollout_minutes: args.way.rollout.unwrap_or(0),
             };
             let path = format!("/api/v1/channels/{}/releases", segment(&args.name));
             let release = follow(client.send(Method::POST, &path, Some(&order)).await?).await?;
             args.output.print(&release, |release| published(&args.name, release));
         }
         ChannelCommand::Promote(args) => {
-            let PromoteArgs { name, release, to, barrier, rollout, output } = args;
-            let order = PromoteOrder { release, to, barrier, rollout_minutes: rollout.unwrap_or(0) };
+            let PromoteArgs { name, release, to, way, output } = args;
+            let rollout_minutes = way.rollout.unwrap_or(0);
+            let order = PromoteOrder { release, to, barrier: way.barrier, rollout_minutes };
             let path = format!("/api/v1/channels/{}/promotions", segment(&name));
             let release = follow(client.send(Method::POST, &path, Some(&order)).await?).await?;
             output.print(&release, |release| published(&order.to, release));
