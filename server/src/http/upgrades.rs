@@ -35,7 +35,8 @@ impl From<UpgradeError> for ApiError {
             UpgradeError::GoesOn { .. } | UpgradeError::Nothing(_) => Self::conflict(error.to_string()),
             UpgradeError::Reach(reach) => reach.into(),
             UpgradeError::Store(store) => store.into(),
-            UpgradeError::Kube(_) => Self::unavailable(chain(&error)),
+            UpgradeError::Kube(_) => Self::unavailable(chain(&error))
+                .hint("`nkd cluster status` says how its API servers are; ask again when they answer"),
         }
     }
 }
