@@ -24,7 +24,10 @@ pub fn install_by_hand(net: &Network, host: &Host, mac: &str) -> Result<Vec<u8>,
     let url = format!("{BOOT}/boot.ipxe?mac={mac}&arch=x86_64&platform=efi");
     let script = host.http_get(&url, within(20))?.text();
     let initrd = word(&script, "/initrd").ok_or_else(|| unexpected("a script that installs", &script))?;
-    let overlay = host.http_get(initrd, within(60))?.body;
+    // It is as long as the image's initrd, with the machine's own part behind it.
+    let overlay = path("initrd");
+    host.curl(&["--output", &overlay, initrd], within(60))?;
+    let overlay = std::fs::read(&overlay).map_err(Error::io(overlay))?;
     let overlay = String::from_utf8_lossy(&overlay).into_owned();
     let token = overlay.rsplit_once("Bearer ").and_then(|(_, rest)| rest.split('"').next());
     let token = token.ok_or_else(|| unexpected("a token in the overlay", "none"))?;

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::{BootOrder, Error, Firmware, Machine, MachineSpec, Network, Nic, Nkd, within};
+use crate::{BootOrder, Error, Firmware, Images, LabMember, Machine, MachineSpec, Network, Nic, Nkd, within};
 
 const CLUSTER: &str = include_str!("cluster/cluster.yaml");
+const WORKERS: &str = include_str!("cluster/workers.yaml");
 const NETWORK: &str = include_str!("cluster/network.yaml");
 
 /// Between two questions.
@@ -57,6 +58,27 @@ impl LabCluster {
 
     /// The same with further lines of its file's `spec`, which are indented by two.
     pub fn with(net: &Network, kubernetes: &Path, more: &str) -> Result<Self, Error> {
+        Self::write(net, kubernetes, CLUSTER, more)
+    }
+
+    /// A cluster of the same name whose machines are both workers, at 192.0.2.21 and 192.0.2.22; the control plane is a node of
+    /// namespaces ([`LabCluster::control_plane`]).
+    pub fn of_workers(net: &Network, kubernetes: &Path, more: &str) -> Result<Self, Error> {
+        Self::write(net, kubernetes, WORKERS, more)
+    }
+
+    /// The control plane of a cluster of workers.
+    pub fn control_plane() -> LabMember {
+        LabMember {
+            hostname: "cp-1".into(),
+            mac: "52:54:00:00:00:09".into(),
+            address: "192.0.2.11/24".into(),
+            images: Images::ControlPlane,
+            version: Self::KUBERNETES.into(),
+        }
+    }
+
+    fn write(net: &Network, kubernetes: &Path, text: &str, more: &str) -> Result<Self, Error> {
         let write = |name: &str, text: &str| {
             let path = net.folder().join(name);
             std::fs::write(&path, text).map_err(Error::io(format!("writing {}", path.display())))?;
@@ -64,7 +86,7 @@ impl LabCluster {
         };
         write("network.yaml", NETWORK)?;
         Ok(Self {
-            file: write("cluster.yaml", &(CLUSTER.replace("KUBERNETES_VERSION", Self::KUBERNETES) + more))?,
+            file: write("cluster.yaml", &(text.replace("KUBERNETES_VERSION", Self::KUBERNETES) + more))?,
             kubectl: kubernetes.join("versions").join(Self::KUBERNETES).join("kubectl"),
             kubeconfig: net.folder().join("kubeconfig"),
         })

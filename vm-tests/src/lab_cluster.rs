@@ -87,7 +87,8 @@ pub struct LabMember {
     pub address: String,
     /// What its containerd is given.
     pub images: Images,
-    version: String,
+    /// Its version of Kubernetes.
+    pub version: String,
 }
 
 impl ClusterFile {

@@ -61,6 +61,7 @@ mod lab_cluster;
 mod machine;
 mod network;
 mod node;
+mod other_dhcp;
 mod process;
 mod programs;
 mod remote;
@@ -88,9 +89,10 @@ pub use network::{Host, Network};
 pub use node::containerd::{Images, bridge_pods, bridge_pods_in, kubernetes_folder};
 pub use node::spec::NodeSpec;
 pub use node::{Ending, Node};
+pub use other_dhcp::other_dhcp;
 pub use process::{Output, Service};
 pub use remote::{Remote, SshKey};
-pub use rollout::{Answers, Probe, Rollout};
+pub use rollout::{Answers, Probe, Rollout, switch_on};
 pub use service::{Builds, Clock, DhcpMode, Nkd};
 
 /// A limit in seconds for a wait, as in `console.expect("login:", within(300))`. `NKD_VM_PATIENCE=3` makes all of them

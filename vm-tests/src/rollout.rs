@@ -124,13 +124,13 @@ impl Rollout<'_> {
         self.nkd.nkd(self.net, &["upgrade", "start", LabCluster::NAME, "--channel", CHANNEL, "--release", &release])
     }
 
-    /// Waits until the upgrade is in this state, and tells every change. A machine that is off is switched on, which is
-    /// what its owner would do; `told` gets a line for each change.
+    /// Waits until the upgrade is in this state, and tells every change: `told` gets a line for each. `keep_on` is called again
+    /// and again, to switch on what is off ([`switch_on`]).
     pub fn wait_for(
         &self,
         state: &str,
-        machines: &mut [Machine],
         limit: Duration,
+        mut keep_on: impl FnMut() -> Result<(), Error>,
         mut told: impl FnMut(&str),
     ) -> Result<Value, Error> {
         let end = Instant::now() + limit;
@@ -145,11 +145,7 @@ impl Rollout<'_> {
             if status["state"] == state {
                 return Ok(status);
             }
-            for machine in machines.iter_mut() {
-                if !machine.is_on() {
-                    machine.power_on()?;
-                }
-            }
+            keep_on()?;
             let over = ["complete", "aborted"].iter().any(|word| status["state"] == *word)
                 || (status["state"] == "halted" && state == "complete");
             if over || Instant::now() >= end {
@@ -160,6 +156,16 @@ impl Rollout<'_> {
             std::thread::sleep(Duration::from_secs(3));
         }
     }
+}
+
+/// A machine that is off is switched on, which is what its owner would do.
+pub fn switch_on(machines: &mut [Machine]) -> Result<(), Error> {
+    for machine in machines {
+        if !machine.is_on() {
+            machine.power_on()?;
+        }
+    }
+    Ok(())
 }
 
 /// `running: bios-1 Staging, uefi-1 Waiting`

@@ -6,7 +6,7 @@
 use std::process::Command;
 
 use nkd_vm_tests::{
-    BootOrder, Builds, Clock, DhcpMode, Error, Firmware, Host, Machine, MachineSpec, Network, Nic, Nkd, Service, within,
+    BootOrder, Builds, Clock, DhcpMode, Error, Firmware, Machine, MachineSpec, Network, Nic, Nkd, other_dhcp, within,
 };
 use serde_json::Value;
 
@@ -37,18 +37,6 @@ fn command(words: &[&str]) -> Command {
     let mut command = Command::new(words[0]);
     command.args(&words[1..]);
     command
-}
-
-/// A DHCP server of somebody else's on the segment: it knows nothing of network boot.
-fn other_dhcp(net: &Network) -> Result<(Host, Service)> {
-    let leases = format!("--dhcp-leasefile={}/leases", net.folder().display());
-    let host = net.host("dhcp", Some("192.0.2.2/24"))?;
-    let words =
-        ["dnsmasq", "-k", "-C", "/dev/null", "--port=0", "--user=root", "--pid-file=", "--log-facility=-", "--no-ping"];
-    let more = ["--dhcp-range=192.0.2.100,192.0.2.150,1h", &leases];
-    let mut dnsmasq = host.spawn("dnsmasq", command(&[&words[..], &more[..]].concat()))?;
-    dnsmasq.expect_log("started", within(20))?;
-    Ok((host, dnsmasq))
 }
 
 fn phase(machine: &Value) -> &str {

@@ -7,7 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use nkd_vm_tests::{Builds, DhcpMode, Error, LabCluster, Machine, Network, Nkd, Rollout, kubernetes_folder, within};
+use nkd_vm_tests::{
+    Builds, DhcpMode, Error, LabCluster, Machine, Network, Nkd, Rollout, kubernetes_folder, switch_on, within,
+};
 
 type Result<T = ()> = std::result::Result<T, Error>;
 
@@ -49,7 +51,7 @@ fn two_machines_go_to_the_next_release_and_back_from_an_ill_one() -> Result {
 
     rollout.start(2)?;
     let told = |line: &str| println!("{line}");
-    let done = rollout.wait_for("complete", &mut machines, within(2400), told)?;
+    let done = rollout.wait_for("complete", within(2400), || switch_on(&mut machines), told)?;
     let answers = probe.end();
     println!("the workload answered {} times, at most {:?} apart", answers.good, answers.gap);
     assert!(answers.good > 0 && answers.gap < SILENCE, "{answers:?}");
@@ -74,12 +76,12 @@ fn two_machines_go_to_the_next_release_and_back_from_an_ill_one() -> Result {
     std::fs::set_permissions(&kubelet, std::fs::Permissions::from_mode(0o755)).unwrap();
     rollout.publish(&rollout.spoil(&newer, "3", &overlay)?, LabCluster::NEWER)?;
     rollout.start(3)?;
-    let halted = rollout.wait_for("halted", &mut machines, within(2400), told)?;
+    let halted = rollout.wait_for("halted", within(2400), || switch_on(&mut machines), told)?;
     let said = halted["detail"].as_str().unwrap_or_default();
     assert!(said.contains("bios-1: rolled back: not healthy after 240 s"), "{halted:#}");
     LabCluster::wait_until(&net, &nkd, "the cluster is well again", within(600), LabCluster::is_ready)?;
     assert_eq!(deployments(&net, &nkd)?, [second.clone(), second]);
     nkd.nkd(&net, &["upgrade", "abort", LabCluster::NAME])?;
-    rollout.wait_for("aborted", &mut machines, within(120), told)?;
+    rollout.wait_for("aborted", within(120), || switch_on(&mut machines), told)?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use nkd_vm_tests::{Builds, DhcpMode, LabCluster, Machine, Network, Nkd, Rollout, within};
+use nkd_vm_tests::{Builds, DhcpMode, LabCluster, Machine, Network, Nkd, Rollout, switch_on, within};
 use serde_json::Value;
 
 use crate::build;
@@ -120,7 +120,7 @@ fn upgrade(
         println!("{}", rollout.publish(&image.join("repo"), version)?);
     }
     println!("$ nkd upgrade start {} --release 2\n{}", LabCluster::NAME, rollout.start(2)?);
-    rollout.wait_for("complete", machines, within(2400), |line| say(started, line))?;
+    rollout.wait_for("complete", within(2400), || switch_on(machines), |line| say(started, line))?;
     let answers = probe.end();
     show(rollout.net, rollout.nkd, rollout.cluster)?;
     let gap = answers.gap.as_secs_f32();
