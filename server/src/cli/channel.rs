@@ -138,7 +138,7 @@ pub(super) struct MarkArgs {
     /// Number of the release
     release: u32,
     /// Older systems come here first: true or false
-    #[arg(long, value_name = "BOOL")]
+    #[arg(long, value_name = "BOOL", required_unless_present_any = ["dead_end", "rollout"])]
     barrier: Option<bool>,
     /// Why nothing is to lead here or away from here; an empty text takes it back
     #[arg(long, value_name = "REASON")]
@@ -155,6 +155,16 @@ pub(super) fn minutes(text: &str) -> Result<u32, String> {
     let units = [('m', 1), ('h', 60), ('d', 24 * 60)];
     let read = |(unit, factor): (char, u32)| text.strip_suffix(unit)?.parse::<u32>().ok()?.checked_mul(factor);
     units.into_iter().find_map(read).ok_or_else(|| "write it like 90m, 48h or 7d".to_owned())
+}
+
+/// As [`minutes`] reads it.
+pub(super) fn span(minutes: u32) -> String {
+    match minutes {
+        0 => "0m".to_owned(),
+        _ if minutes.is_multiple_of(24 * 60) => format!("{}d", minutes / (24 * 60)),
+        _ if minutes.is_multiple_of(60) => format!("{}h", minutes / 60),
+        _ => format!("{minutes}m"),
+    }
 }
 
 pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Result<(), CliError> {
@@ -176,7 +186,7 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
                 rollout_minutes: args.way.rollout.unwrap_or(0),
             };
             let path = format!("/api/v1/channels/{}/releases", segment(&args.name));
-            let release = follow(client.send(Method::POST, &path, Some(&order)).await?).await?;
+            let release = follow(client.send(Method::POST, &path, Some(&order)).await?, &args.name).await?;
             args.output.print(&release, |release| published(&args.name, release));
         }
         ChannelCommand::Promote(args) => {
@@ -184,7 +194,7 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
             let rollout_minutes = way.rollout.unwrap_or(0);
             let order = PromoteOrder { release, to, barrier: way.barrier, rollout_minutes };
             let path = format!("/api/v1/channels/{}/promotions", segment(&name));
-            let release = follow(client.send(Method::POST, &path, Some(&order)).await?).await?;
+            let release = follow(client.send(Method::POST, &path, Some(&order)).await?, &order.to).await?;
             output.print(&release, |release| published(&order.to, release));
         }
         ChannelCommand::Mirror(args) => mirror::run(*args, &client).await?,
@@ -250,7 +260,8 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
             output.print(&unknown, |unknown| {
                 let row = |u: &UnknownRelease| {
                     let node = u.node.clone().unwrap_or_else(|| "-".into());
-                    vec![u.payload.clone(), node, u.times.to_string(), age(u.first_at, now), age(u.last_at, now)]
+                    let runs = if u.payload.is_empty() { "-".into() } else { u.payload.clone() };
+                    vec![runs, node, u.times.to_string(), age(u.first_at, now), age(u.last_at, now)]
                 };
                 table(&["RUNS", "NODE", "ASKED", "FIRST", "LAST"], unknown.iter().map(row))
             });
@@ -291,14 +302,14 @@ fn marks(release: &Release) -> String {
         release.promoted_from.as_ref().map(|from| format!("from {} {}", from.channel, from.release)),
         release.barrier.then(|| "barrier".to_owned()),
         release.dead_end.as_ref().map(|reason| format!("dead end: {reason}")),
-        (release.rollout_minutes > 0).then(|| format!("rolled out over {}m", release.rollout_minutes)),
+        (release.rollout_minutes > 0).then(|| format!("rolled out over {}", span(release.rollout_minutes))),
     ];
     let marks: Vec<String> = marks.into_iter().flatten().collect();
     if marks.is_empty() { "open".into() } else { marks.join(", ") }
 }
 
 /// Shows what publishing does until its last line.
-async fn follow(response: reqwest::Response) -> Result<Release, CliError> {
+async fn follow(response: reqwest::Response, channel: &str) -> Result<Release, CliError> {
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(Duration::from_millis(120));
     let release = client::follow(response, |line| match line {
@@ -311,6 +322,5 @@ async fn follow(response: reqwest::Response) -> Result<Release, CliError> {
     });
     let release = release.await;
     bar.finish_and_clear();
-    let broken = || ClientError::Publish("the answer broke off; it may still go on: nkd channel list".into());
-    Ok(release?.ok_or_else(broken)??)
+    Ok(release.ok_or_else(|| ClientError::BrokeOff(format!("nkd channel show {channel}")))??)
 }

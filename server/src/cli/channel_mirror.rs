@@ -7,7 +7,7 @@ use reqwest::Method;
 use time::OffsetDateTime;
 
 use super::CliError;
-use super::channel::minutes;
+use super::channel::{minutes, span};
 use super::client::{Client, segment};
 use super::output::{OutputArgs, age};
 
@@ -93,15 +93,12 @@ fn shown(mirror: &Mirror, now: OffsetDateTime) -> String {
     let mut lines = vec![
         format!("{}: follows {} of {}", mirror.channel, mirror.reference, mirror.from),
         format!("takes:        {trust}"),
-        format!(
-            "looked:       {}; the next time {next}, every {} minutes",
-            ago(mirror.looked_at),
-            mirror.every_minutes
-        ),
+        format!("looked:       {}; the next time {next}, every {}", ago(mirror.looked_at), span(mirror.every_minutes)),
         format!("last success: {}", ago(mirror.succeeded_at)),
     ];
     if let Some(problem) = &mirror.problem {
-        lines.push(format!("stands still: {problem} ({} looks without success)", mirror.failures));
+        let looks = if mirror.failures == 1 { "look" } else { "looks" };
+        lines.push(format!("stands still: {problem} ({} {looks} without success)", mirror.failures));
     }
     lines.join("\n")
 }

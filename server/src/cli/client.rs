@@ -44,6 +44,11 @@ pub enum ClientError {
     /// An import failed.
     #[error("nothing was imported: {0}")]
     Import(String),
+    /// The service went away while it told what it does.
+    #[error(
+        "the service went away in the middle of it, and it may have come to its end or not: `{0}` shows what is there; the same command may be given again"
+    )]
+    BrokeOff(String),
     /// A release was not published.
     #[error("nothing was published: {0}")]
     Publish(String),
@@ -65,22 +70,21 @@ impl ClientError {
 pub(super) async fn follow<L: DeserializeOwned, T>(
     response: Response,
     mut hear: impl FnMut(L) -> Option<T>,
-) -> Result<Option<T>, ClientError> {
+) -> Option<T> {
     let mut stream = response.bytes_stream();
     let mut buffer: Vec<u8> = Vec::new();
-    while let Some(chunk) = stream.next().await {
-        buffer
-            .extend_from_slice(&chunk.map_err(|source| ClientError::Answer { server: "the service".into(), source })?);
+    while let Some(Ok(chunk)) = stream.next().await {
+        buffer.extend_from_slice(&chunk);
         while let Some(end) = buffer.iter().position(|&b| b == b'\n') {
             let line: Vec<u8> = buffer.drain(..=end).collect();
             // A line that a newer service says and this client does not know is left out.
             let Ok(line) = serde_json::from_slice(&line) else { continue };
             if let Some(end) = hear(line) {
-                return Ok(Some(end));
+                return Some(end);
             }
         }
     }
-    Ok(None)
+    None
 }
 
 /// The longest that a watch waits for one answer; the service holds a request for less.

@@ -42,6 +42,9 @@ pub enum ContextError {
     /// Nothing is remembered and nothing was given.
     #[error("no service is known: run `nkd login --server https://HOST:8443`, or set NKD_SERVER, NKD_TOKEN and NKD_CA")]
     None,
+    /// A service was given, and nothing to be let in by.
+    #[error("there is no token for {0}: run `nkd login --server {0}`, or set NKD_TOKEN, and NKD_CA to its ca.pem")]
+    NoToken(String),
     /// A file.
     #[error("cannot {action} {path}", path = path.display())]
     File {
@@ -77,7 +80,7 @@ impl ContextArgs {
             None => remembered.ca,
         };
         let server = self.server.clone().or(remembered.server).ok_or(ContextError::None)?;
-        let token = self.token.clone().or(remembered.token).ok_or(ContextError::None)?;
+        let token = self.token.clone().or(remembered.token).ok_or_else(|| ContextError::NoToken(server.clone()))?;
         Ok(Client::new(&server, &token, ca.as_deref())?)
     }
 }

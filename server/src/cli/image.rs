@@ -196,6 +196,5 @@ async fn follow(response: reqwest::Response) -> Result<Image, CliError> {
     });
     let image = image.await;
     bar.finish_and_clear();
-    let broken = || ClientError::Import("the answer broke off; the import may still go on: nkd image list".into());
-    Ok(image?.ok_or_else(broken)??)
+    Ok(image.ok_or_else(|| ClientError::BrokeOff("nkd image list".into()))??)
 }

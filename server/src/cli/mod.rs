@@ -193,7 +193,8 @@ pub fn describe(error: &dyn std::error::Error) -> String {
         }
         next = source.source();
     }
-    text
+    // Some of it may be the bytes of somebody's file.
+    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
 /// Runs one command.

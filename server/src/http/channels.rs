@@ -152,6 +152,8 @@ pub(super) async fn mark(
     match service.channels.mark(&name, number, order).await {
         Ok(release) => Ok(Json(release)),
         Err(ChannelError::Store(error)) => Err(error.into()),
+        Err(error @ ChannelError::Again { .. }) => Err(ApiError::conflict(chain(&error))),
+        Err(error @ ChannelError::Order { .. }) => Err(ApiError::invalid(chain(&error))),
         Err(error) => Err(ApiError::not_found(chain(&error))),
     }
 }
