@@ -7,8 +7,8 @@ use sqlx::sqlite::SqliteRow;
 use time::OffsetDateTime;
 
 use super::{Store, StoreError, conflict, from_millis, millis};
-use crate::content::channel::mirror;
 use crate::content::channel::retire::Retired;
+use crate::content::channel::{Polled, mirror};
 
 impl Store {
     /// All channels by name.
@@ -91,12 +91,31 @@ impl Store {
                  ON CONFLICT (profile, commit_id) DO UPDATE SET retired_at = excluded.retired_at";
             let insert = sqlx::query(insert).bind(&channel.profile).bind(*commit).bind(millis(now));
             insert.execute(&mut *tx).await?;
+            let delete = sqlx::query("DELETE FROM channel_polled WHERE channel = ? AND commit_id = ?");
+            delete.bind(&channel.name).bind(*commit).execute(&mut *tx).await?;
         }
         for entry in trail {
             super::access::audit(entry).execute(&mut *tx).await?;
         }
         tx.commit().await?;
         Ok(())
+    }
+
+    /// Writes down that a system which asks for the graph runs a release.
+    pub async fn save_polled(&self, channel: &str, polled: &Polled) -> Result<(), StoreError> {
+        let insert = "INSERT INTO channel_polled (channel, commit_id, node, last_at) VALUES (?, ?, ?, ?)
+             ON CONFLICT (channel, commit_id) DO UPDATE SET node = excluded.node, last_at = excluded.last_at";
+        let insert = sqlx::query(insert).bind(channel).bind(&polled.commit).bind(&polled.node).bind(millis(polled.at));
+        insert.execute(&self.write).await?;
+        Ok(())
+    }
+
+    /// What such systems have run since then.
+    pub async fn polled(&self, channel: &str, since: OffsetDateTime) -> Result<Vec<Polled>, StoreError> {
+        let select = "SELECT commit_id, node, last_at FROM channel_polled WHERE channel = ? AND last_at >= ?";
+        let rows = sqlx::query(select).bind(channel).bind(millis(since)).fetch_all(&self.read).await?;
+        let polled = |row: &SqliteRow| Polled { commit: row.get(0), node: row.get(1), at: from_millis(row.get(2)) };
+        Ok(rows.iter().map(polled).collect())
     }
 
     /// The commits that were retired and whose objects may be there still.

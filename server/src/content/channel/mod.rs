@@ -10,6 +10,7 @@ mod detached;
 mod ed25519;
 pub mod metrics;
 pub mod mirror;
+mod polled;
 mod program;
 pub mod prune;
 mod publish;
@@ -33,6 +34,8 @@ use time::OffsetDateTime;
 use tokio::sync::{Mutex, Notify};
 
 use self::metrics::Metrics;
+use self::polled::Noted;
+pub use self::polled::Polled;
 pub use self::program::ProgramError;
 use self::reads::Reads;
 pub use self::repository::Repository;
@@ -48,6 +51,8 @@ const ED25519_KEY: &str = "channel/ed25519-key";
 /// The public halves, beside the repositories.
 const KEY_FILE: &str = "key.asc";
 const ED25519_KEY_FILE: &str = "key.ed25519";
+/// Of a dead end, in characters.
+const LONGEST_REASON: usize = 500;
 /// Of retired commits.
 const GRACE: time::Duration = time::Duration::hours(1);
 
@@ -93,7 +98,9 @@ pub enum ChannelError {
     #[error("it cannot be told when commit {0} was made")]
     NoDate(String),
     /// A release that nothing leads to is not given to another channel.
-    #[error("release {number} of the channel `{channel}` is a dead end: {reason}")]
+    #[error(
+        "release {number} of the channel `{channel}` is a dead end: {reason}; `nkd channel mark {channel} {number} --dead-end ''` takes that back"
+    )]
     DeadEnd {
         /// Of which channel.
         channel: String,
@@ -101,6 +108,18 @@ pub enum ChannelError {
         number: u32,
         /// Why.
         reason: String,
+    },
+    /// The same commit is a later release, which is what counts.
+    #[error(
+        "release {number} of the channel `{channel}` is the same commit as release {counts}, which is what counts: mark that one"
+    )]
+    Again {
+        /// Of which channel.
+        channel: String,
+        /// Which was to be marked.
+        number: u32,
+        /// The one that counts.
+        counts: u32,
     },
     /// The list names a commit that a backup did not hold.
     #[error("the commit of release {number} in the channel `{channel}` is not here: publish it again first")]
@@ -119,6 +138,11 @@ pub enum ChannelError {
         #[source]
         source: Box<Self>,
     },
+    /// There is no room.
+    #[error(
+        "there is no room for commit {0} on the disk of the state folder: make some, or set another `state_dir`, and try again"
+    )]
+    NoRoom(String),
     /// The file of keys cannot be used.
     #[error("{}: no OpenPGP keys could be read from it", path.display())]
     KeyFile {
@@ -206,6 +230,8 @@ pub struct Channels {
     /// What clients read of the repositories.
     reads: std::sync::Mutex<Reads>,
     unknown: std::sync::Mutex<Unknown>,
+    /// Releases that systems of other people run.
+    polled: std::sync::Mutex<Noted>,
     /// How long a retired commit stays, and how long after somebody has read of it.
     grace: time::Duration,
 }
@@ -215,8 +241,9 @@ impl Channels {
     #[must_use]
     pub fn new(store: Store, state_dir: &Path) -> Self {
         let (writing, metrics, mirrors) = (Mutex::new(()), Metrics::default(), Notify::new());
-        let (reads, unknown, grace) = (std::sync::Mutex::default(), std::sync::Mutex::default(), GRACE);
-        Self { store, state_dir: state_dir.into(), writing, metrics, mirrors, reads, unknown, grace }
+        let (reads, unknown, polled) =
+            (std::sync::Mutex::default(), std::sync::Mutex::default(), std::sync::Mutex::default());
+        Self { store, state_dir: state_dir.into(), writing, metrics, mirrors, reads, unknown, polled, grace: GRACE }
     }
 
     /// Keeps retired commits for so long.
@@ -264,7 +291,11 @@ impl Channels {
         let known = channel.as_ref().is_some_and(|c| c.releases.iter().any(|release| release.commit == commit));
         // A name that no channel has is whatever somebody sent.
         let label = channel.as_ref().map_or("", |channel| &channel.name);
-        if channel.is_some() && !known {
+        if known {
+            self.note(label, commit, node, now).await;
+        }
+        // One that says nothing of itself is no system.
+        if channel.is_some() && !known && !commit.is_empty() {
             self.unknown.lock().unwrap_or_else(PoisonError::into_inner).asked(label, commit, node, now);
         }
         if self.metrics.asked(label, known) && !known {
@@ -276,6 +307,17 @@ impl Channels {
             );
         }
         Ok(channel)
+    }
+
+    /// Writes down that a release is run by somebody. It is told in the log when it cannot be; the answer waits for no disk.
+    async fn note(&self, channel: &str, commit: &str, node: Option<&str>, now: OffsetDateTime) {
+        let noted = || self.polled.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = noted().asked(channel, commit, node, now);
+        let Some(polled) = due else { return };
+        if let Err(error) = self.store.save_polled(channel, &polled).await {
+            noted().forget(channel, commit);
+            tracing::warn!(error = &error as &dyn std::error::Error, channel, "who runs a release is not written down");
+        }
     }
 
     /// Folder of the repositories.
@@ -347,7 +389,21 @@ impl Channels {
     pub async fn mark(&self, name: &str, number: u32, order: MarkOrder) -> Result<Release, ChannelError> {
         let _writing = self.writing.lock().await;
         let missing = || ChannelError::Missing { channel: name.into(), number };
-        let (mut channel, revision) = self.store.channel(name).await?.ok_or_else(missing)?;
+        let none = || ChannelError::NoChannel(name.to_owned());
+        let (mut channel, revision) = self.store.channel(name).await?.ok_or_else(none)?;
+        if order.dead_end.as_ref().is_some_and(|reason| reason.chars().count() > LONGEST_REASON) {
+            return Err(wrong(
+                "deadEnd",
+                &format!("the reason goes to every node: at most {LONGEST_REASON} characters"),
+            ));
+        }
+        let commit = channel.release(number).ok_or_else(missing)?.commit.clone();
+        // A commit that was published twice is what its last release says.
+        let counts =
+            channel.releases.iter().rfind(|release| release.commit == commit).map_or(number, |last| last.number);
+        if counts != number {
+            return Err(ChannelError::Again { channel: name.into(), number, counts });
+        }
         let release = channel.releases.iter_mut().find(|release| release.number == number).ok_or_else(missing)?;
         release.barrier = order.barrier.unwrap_or(release.barrier);
         release.rollout_minutes = order.rollout_minutes.unwrap_or(release.rollout_minutes);

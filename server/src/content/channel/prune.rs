@@ -4,6 +4,9 @@
 //! machine runs, that an upgrade goes to, that another channel has been given, or that a machine has yet to stop at.
 
 use nkd_api::channel::{Channel, Release};
+use time::OffsetDateTime;
+
+use super::Polled;
 
 /// Who uses releases.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -12,6 +15,8 @@ pub struct Users {
     pub machines: Vec<(String, String)>,
     /// Names of clusters, and the commits that their upgrades go to.
     pub upgrades: Vec<(String, String)>,
+    /// What systems run that are no machines of ours and have asked for this channel's graph lately.
+    pub polled: Vec<Polled>,
 }
 
 impl Users {
@@ -31,6 +36,14 @@ pub enum Needed {
     /// Several do.
     #[error("{0} and {1} more run it")]
     RunMany(String, usize),
+    /// A system that is no machine of ours runs it.
+    #[error("a system that asks for the graph{} ran it on {} UTC: it may go seven days later", named(node), minute(*at))]
+    Polled {
+        /// How it calls itself.
+        node: String,
+        /// When it asked, to the hour.
+        at: OffsetDateTime,
+    },
     /// An upgrade is under way.
     #[error("an upgrade of the cluster {0} goes to it")]
     Upgrade(String),
@@ -77,6 +90,9 @@ fn needed(channel: &Channel, release: &Release, all: &[Channel], users: &Users) 
     if let Some((cluster, _)) = users.upgrades.iter().find(|(_, commit)| *commit == release.commit) {
         return Some(Needed::Upgrade(cluster.clone()));
     }
+    if let Some(polled) = users.polled.iter().find(|polled| polled.commit == release.commit) {
+        return Some(Needed::Polled { node: polled.node.clone(), at: polled.at });
+    }
     for other in all.iter().filter(|other| other.name != channel.name) {
         let is_it = |there: &&Release| {
             let from = there.promoted_from.as_ref();
@@ -89,12 +105,22 @@ fn needed(channel: &Channel, release: &Release, all: &[Channel], users: &Users) 
     if release.barrier && release.dead_end.is_none() {
         // A commit that was published twice stands where it came last.
         let stands = |commit: &str| channel.releases.iter().rfind(|release| release.commit == commit);
-        let older = users.machines.iter().filter_map(|(name, commit)| Some((name, stands(commit)?.number)));
-        if let Some((name, number)) = older.into_iter().find(|(_, number)| *number < release.number) {
-            return Some(Needed::Barrier(name.clone(), number));
+        let ours = users.machines.iter().map(|(name, commit)| (name.as_str(), commit));
+        let others = users.polled.iter().map(|polled| ("a system that asks for the graph", &polled.commit));
+        let mut older = ours.chain(others).filter_map(|(name, commit)| Some((name, stands(commit)?.number)));
+        if let Some((name, number)) = older.find(|(_, number)| *number < release.number) {
+            return Some(Needed::Barrier(name.to_owned(), number));
         }
     }
     None
+}
+
+fn named(node: &str) -> String {
+    if node.is_empty() { String::new() } else { format!(" ({node})") }
+}
+
+fn minute(at: OffsetDateTime) -> String {
+    format!("{} {:02}:{:02}", at.date(), at.hour(), at.minute())
 }
 
 #[cfg(test)]

@@ -48,11 +48,13 @@ prop_compose! {
     fn any_users()(
         machines in prop::collection::vec((0..20_u32, 1..14_u32), 0..5),
         upgrades in prop::collection::vec((0..20_u32, 1..14_u32), 0..3),
+        polled in prop::collection::vec(1..14_u32, 0..3),
     ) -> Users {
         let named = |kind: &'static str| move |(name, number)| (format!("{kind}{name}"), commit(number));
         Users {
             machines: machines.into_iter().map(named("n")).collect(),
             upgrades: upgrades.into_iter().map(named("rack")).collect(),
+            polled: polled.into_iter().map(|number| Polled { commit: commit(number), node: "z".into(), at: at(0) }).collect(),
         }
     }
 }
@@ -87,12 +89,13 @@ proptest! {
         for release in &channel.releases {
             let stays = after.release(release.number).is_some();
             prop_assert!(stays || !users.has(&release.commit), "somebody runs it, or goes there");
+            prop_assert!(stays || users.polled.iter().all(|p| p.commit != release.commit), "somebody else runs it");
             let was_given = other.releases.iter().any(|r| r.promoted_from.as_ref().is_some_and(|f| f.release == release.number));
             prop_assert!(stays || !was_given, "a channel that it was promoted to has it");
         }
         // Whoever runs a release is led nowhere that the way did not lead before.
         let asker = Asker { node: None, wariness: Some(wariness) };
-        for (_, commit) in &users.machines {
+        for commit in users.machines.iter().map(|(_, commit)| commit).chain(users.polled.iter().map(|p| &p.commit)) {
             let before = graph::explain(&channel, commit, &asker, at(minutes)).unwrap_or_default();
             for (release, closed) in graph::explain(&after, commit, &asker, at(minutes)).unwrap_or_default() {
                 let was = before.iter().find(|(r, _)| r.number == release.number).map(|(_, closed)| closed);
@@ -145,5 +148,10 @@ fn reasons_are_sentences() {
     let said = |needed: Needed| needed.to_string();
     assert_eq!(said(Needed::Runs("n1".into())), "n1 runs it");
     assert_eq!(said(Needed::RunMany("n1".into(), 2)), "n1 and 2 more run it");
+    let polled = Needed::Polled { node: "z".into(), at: at(61) };
+    assert_eq!(
+        said(polled),
+        "a system that asks for the graph (z) ran it on 1970-01-01 01:01 UTC: it may go seven days later"
+    );
     assert_eq!(said(Needed::Barrier("n1".into(), 3)), "it is a barrier, and n1 runs release 3, which is older");
 }

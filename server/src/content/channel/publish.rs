@@ -48,6 +48,7 @@ impl Channels {
         };
         fits(&channel, profile, architecture)?;
         let version = order.version.clone().or_else(|| found.version.clone());
+        let version = version.filter(|version| !version.trim().is_empty());
         let version = version.ok_or_else(|| wrong("version", "the commit does not tell it: say it with --version"))?;
         let kubernetes = order.kubernetes.clone().or_else(|| found.kubernetes.clone());
         let same = |r: &&Release| r.commit == found.commit && r.kubernetes == kubernetes && r.version == version;
@@ -57,6 +58,11 @@ impl Channels {
         let here = |release: &Release| Repository::at(&folder).is_ok_and(|ours| ours.has(&release.commit));
         if let Some(there) = there.clone().filter(here) {
             return Ok(there);
+        }
+
+        // Published once more, it would be led to again.
+        if let Some(last) = channel.releases.iter().rfind(|release| release.commit == found.commit) {
+            open(name, last)?;
         }
 
         step("taking the commit, and verifying it");
@@ -110,14 +116,6 @@ impl Channels {
                 source.release(number).ok_or_else(|| ChannelError::Missing { channel: name.into(), number })?
             }
             None => source.newest().ok_or_else(|| wrong("release", "the channel has none yet"))?,
-        };
-        let open = |channel: &str, release: &Release| match &release.dead_end {
-            Some(reason) => Err(ChannelError::DeadEnd {
-                channel: channel.to_owned(),
-                number: release.number,
-                reason: reason.clone(),
-            }),
-            None => Ok(()),
         };
         open(name, release)?;
         let (target, revision) = match self.store.channel(&order.to).await? {
@@ -197,6 +195,16 @@ impl Channels {
         }
         tracing::info!(channel = name, release = number, commit = release.commit, "published");
         Ok(release)
+    }
+}
+
+/// A dead end is nothing to lead to.
+fn open(channel: &str, release: &Release) -> Result<(), ChannelError> {
+    match &release.dead_end {
+        Some(reason) => {
+            Err(ChannelError::DeadEnd { channel: channel.to_owned(), number: release.number, reason: reason.clone() })
+        }
+        None => Ok(()),
     }
 }
 

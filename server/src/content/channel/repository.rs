@@ -102,7 +102,8 @@ impl Repository {
 
     fn take_openpgp(&self, from: &Self, commit: &str, key: Option<&Path>) -> Result<Option<String>, ChannelError> {
         let Some(key) = key else {
-            self.ostree("pull-local", &[OsStr::new("--untrusted"), from.path.as_os_str(), OsStr::new(commit)])?;
+            let words = [OsStr::new("--untrusted"), from.path.as_os_str(), OsStr::new(commit)];
+            self.ostree("pull-local", &words).map_err(|error| no_room(error, commit))?;
             return Ok(None);
         };
         // Only what was verified comes here: ostree checks signatures when it pulls from a remote.
@@ -117,11 +118,13 @@ impl Repository {
         checked
             .ostree::<OsString>("remote", &remote)
             .map_err(|error| ChannelError::KeyFile { path: key.into(), source: Box::new(error) })?;
-        checked
-            .ostree("pull", &["source", commit])
-            .map_err(|error| ChannelError::NotSigned { commit: commit.into(), source: Box::new(error) })?;
+        checked.ostree("pull", &["source", commit]).map_err(|error| match no_room(error, commit) {
+            full @ ChannelError::NoRoom(_) => full,
+            error => ChannelError::NotSigned { commit: commit.into(), source: Box::new(error) },
+        })?;
         let said = checked.ostree("show", &["--gpg-verify-remote=source", commit])?;
-        self.ostree("pull-local", &[OsStr::new("--untrusted"), place.path().as_os_str(), OsStr::new(commit)])?;
+        let words = [OsStr::new("--untrusted"), place.path().as_os_str(), OsStr::new(commit)];
+        self.ostree("pull-local", &words).map_err(|error| no_room(error, commit))?;
         let signer = said.lines().find_map(|line| line.trim().strip_prefix("Good signature from "));
         Ok(Some(signer.map_or("an unnamed key", |name| name.trim_matches('"').trim_end_matches(" <>")).to_owned()))
     }
@@ -212,5 +215,15 @@ pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Erro
 impl From<ProgramError> for ChannelError {
     fn from(error: ProgramError) -> Self {
         Self::Program(error)
+    }
+}
+
+/// What ostree says when the disk is full is no word about the commit.
+fn no_room(error: ChannelError, commit: &str) -> ChannelError {
+    match error {
+        ChannelError::Program(error) if error.says("No space left on device") || error.says("min-free-space") => {
+            ChannelError::NoRoom(commit.to_owned())
+        }
+        other => other,
     }
 }

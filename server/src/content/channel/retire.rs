@@ -14,6 +14,7 @@ use nkd_api::user::AuditEntry;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
+use super::polled::NEEDED_FOR;
 use super::prune::{Users, plan};
 use super::{ChannelError, Channels, Repository, blocking, settle, wrong};
 use crate::store::StoreError;
@@ -50,7 +51,8 @@ impl Channels {
         let _writing = self.writing.lock().await;
         let (channel, revision) =
             self.store.channel(name).await?.ok_or_else(|| ChannelError::NoChannel(name.to_owned()))?;
-        let (all, users) = (self.store.channels().await?, self.users().await?);
+        let (all, mut users) = (self.store.channels().await?, self.users().await?);
+        users.polled = self.store.polled(name, now - NEEDED_FOR).await?;
         let mut pruned = Pruned { dry_run: order.dry_run, retired: Vec::new(), kept: Vec::new() };
         for (release, needed) in plan(&channel, order.keep, &all, &users) {
             match needed {
@@ -138,7 +140,7 @@ impl Channels {
         let runs = machines.into_iter().filter_map(|machine| Some((machine.name, machine.facts?.booted_deployment?)));
         let upgrades = self.store.upgrades_under_way().await?;
         let goes = upgrades.into_iter().filter_map(|upgrade| Some((upgrade.cluster, upgrade.commit?)));
-        Ok(Users { machines: runs.collect(), upgrades: goes.collect() })
+        Ok(Users { machines: runs.collect(), upgrades: goes.collect(), polled: Vec::new() })
     }
 
     /// Refs and summary of a repository, as the list of releases has them.

@@ -45,9 +45,9 @@ impl Unknown {
     }
 }
 
-/// What fits a line of a table.
-fn printable(text: &str) -> String {
-    text.chars().filter(char::is_ascii_graphic).take(256).collect()
+/// What fits a line of a table: a digest with the name of its kind does.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().filter(char::is_ascii_graphic).take(80).collect()
 }
 
 #[cfg(test)]

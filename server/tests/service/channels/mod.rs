@@ -359,7 +359,18 @@ async fn wrong_orders_say_what_to_do() {
     refused(&order(&["--kubernetes", "1.21"]), "write it like v1.31.4");
     refused(&order(&["--profile", "windows"]), "--profile: nestos, fedora-coreos or lab");
     refused(&place.cli(&["channel", "publish", "No Name", "--ostree", &repo]), "channel: ");
+    refused(&order(&["--version", " "]), "say it with --version");
     publish(&place, &builder, &[]);
+    refused(&place.cli(&["channel", "mark", "stable", "1"]), "--barrier");
+    refused(&place.cli(&["channel", "mark", "none", "1", "--barrier", "true"]), "there is no channel `none`");
+    let long = "x".repeat(501);
+    refused(&place.cli(&["channel", "mark", "stable", "1", "--dead-end", &long]), "at most 500 characters");
+    // The same commit once more, called otherwise: marks of the first would not count, and a dead end stays one.
+    publish(&place, &builder, &["--version", "1 again"]);
+    let mark = |number| place.cli(&["channel", "mark", "stable", number, "--dead-end", "it eats disks"]);
+    refused(&mark("1"), "is the same commit as release 2, which is what counts");
+    assert!(mark("2").status.success());
+    refused(&order(&["--version", "1 yet again"]), "release 2 of the channel `stable` is a dead end: it eats disks");
     refused(&order(&["--profile", "nestos"]), "is of lab: publish to another channel");
     refused(&place.cli(&["channel", "show", "none"]), "there is no channel `none`");
     let viewer = place.ok(&["user", "create", "eve", "--role", "viewer", "-o", "json"]);
@@ -452,10 +463,12 @@ async fn a_client_of_the_graph_is_led_from_release_to_release() {
     let (runs, node, times) = (&unknown[0]["payload"], &unknown[0]["node"], &unknown[0]["times"]);
     assert_eq!((runs, node, times), (&format!("{:064}", 0).into(), &"0a0b".into(), &1.into()));
     assert!(place.ok(&["channel", "unknown", "stable"]).contains("0a0b"));
+    ask("").await;
+    assert_eq!(place.ok(&["channel", "unknown", "stable"]).lines().count(), 2, "who says nothing is no system");
     refused(&place.cli(&["channel", "unknown", "none"]), "there is no channel `none`");
     assert!(place.log_text().contains("a system asks for updates from a release that the channel does not have"));
     let metrics = reqwest::get(place.metrics_url("/metrics")).await.unwrap().text().await.unwrap();
-    let unknown = "nkd_graph_requests_total{channel=\"stable\",payload=\"unknown\"} 1";
+    let unknown = "nkd_graph_requests_total{channel=\"stable\",payload=\"unknown\"} 2";
     assert!(metrics.contains(unknown), "{metrics}");
     refused(
         &place.cli(&["channel", "mark", "stable", "9", "--barrier", "true"]),

@@ -220,6 +220,40 @@ async fn what_somebody_needs_stays_and_says_why() {
     is_clean(&place, &[&commits[2], &commits[4]]);
 }
 
+/// A system that only asks for the graph, as stock zincati does, is no machine of the service: its release stays all the same,
+/// though the service was killed since.
+#[tokio::test]
+async fn what_a_stranger_runs_who_asks_for_the_graph_stays() {
+    let place = Place::new();
+    let service = place.start().await;
+    let builder = Builder::new(&place);
+    let mut commits = Vec::new();
+    for version in ["1", "2", "3"] {
+        commits.push(builder.build(version, version.as_bytes(), &[]));
+        publish(&place, &builder, &[]);
+    }
+    let http = place.https().build().unwrap();
+    let query = format!("/v1/graph?basearch=x86_64&stream=stable&node_uuid=0a0b&os_checksum={}", commits[0]);
+    let edges = async || {
+        let graph: Value = http.get(place.api_url(&query)).send().await.unwrap().json().await.unwrap();
+        graph["edges"].clone()
+    };
+    let before = edges().await;
+    assert!(before.as_array().is_some_and(|edges| edges.iter().any(|edge| edge[0] == 0)), "{before}");
+    service.kill();
+    let _service = place.start().await;
+    let said = place.ok(&["channel", "prune", "stable", "--keep", "1", "--dry-run"]);
+    let lines: Vec<&str> = said.lines().collect();
+    assert!(
+        lines[0].starts_with("stable: release 1, 1: stays: a system that asks for the graph (0a0b) ran it on "),
+        "{said}"
+    );
+    assert_eq!(lines[1..], ["stable: release 2, 2: would be retired"]);
+    let pruned = prune(&place, &["--keep", "1"]);
+    assert_eq!((numbers(&pruned["retired"]), numbers(&pruned["kept"])), (vec![2], vec![1]));
+    assert_eq!(edges().await, json!([[0, 1]]), "it is led on");
+}
+
 #[tokio::test]
 async fn a_service_that_is_killed_goes_on_with_it() {
     let place = Place::new().with("channels.grace=1");

@@ -155,9 +155,11 @@ impl Channels {
         let name = mirror.channel.clone();
         mirror.looked_at = Some(now);
         let result = match looked {
-            Ok(Verdict::Backwards(reason)) => Err(reason),
+            Ok(Verdict::Backwards(reason)) => {
+                Err(format!("{reason}; whoever wants that publishes it: `nkd channel publish {name} --ostree PATH`"))
+            }
             Ok(verdict) => Ok(if verdict == Verdict::New { "published" } else { "same" }),
-            Err(error) => Err(chain(&error)),
+            Err(error) => Err(format!("{} at {}: {}", mirror.reference, mirror.from, chain(&error))),
         };
         self.metrics.looked(&name, result.as_ref().unwrap_or(&"failed"), now);
         match result {
