@@ -309,7 +309,7 @@ impl Channels {
         Ok(channel)
     }
 
-    /// Writes down that a release is run by somebody. It is told in the log when it cannot be; the answer waits for no disk.
+    /// Writes down that a release is run by somebody. It is told in the log when it cannot be; once an hour an answer waits for the disk.
     async fn note(&self, channel: &str, commit: &str, node: Option<&str>, now: OffsetDateTime) {
         let noted = || self.polled.lock().unwrap_or_else(PoisonError::into_inner);
         let due = noted().asked(channel, commit, node, now);
