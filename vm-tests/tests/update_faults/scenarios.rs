@@ -38,12 +38,17 @@ impl Scene {
     pub fn two_starts_a_budget_and_a_full_disk(&mut self) -> Result {
         let release = self.publish(BEFORE)?;
         // A pod on w1 that may never leave, because somebody said so.
-        self.apply("stuck.yaml", &budgeted_pods("stuck", 1, Some("w1")))?;
+        let stuck = budgeted_pods("stuck", 1, Some("w1"));
+        self.apply("stuck.yaml", &stuck)?;
         self.kubectl(&["rollout", "status", "deployment/stuck", "--timeout=55s"])?;
+        let told = self.begin(&release, &["--os-only"]).map_or_else(|error| error.to_string(), |said| said);
+        assert!(told.contains("w1: the disruption budget stuck never lets default/stuck-"), "{told}");
+        self.kubectl(&["delete", "poddisruptionbudget", "stuck"])?;
         let room = "mkdir -p /var/lib/site-os/room && mount -t tmpfs -o size=64k room /var/lib/site-os/room";
         self.nodes[2].shell(room, within(20))?;
         let boots = self.nodes[2].shell("cat /proc/sys/kernel/random/boot_id", within(20))?;
 
+        self.nodes[0].hold("arm")?;
         let scene = &*self;
         let told: Vec<_> = thread::scope(|scope| {
             let starts = [(); 2].map(|()| scope.spawn(|| scene.begin(&release, &["--os-only"])));
@@ -53,6 +58,10 @@ impl Scene {
             told.iter().filter_map(|told| told.as_ref().err().map(ToString::to_string)).collect();
         let why = ["wait for its end", "another upgrade has begun in this moment"];
         assert!(refused.len() == 1 && why.iter().any(|why| refused[0].contains(why)), "{told:?}");
+        // The budget comes back when the upgrade has begun.
+        self.until("cp1 upgrades", 600, |scene, _| Ok(scene.nodes[0].is_held("arm")))?;
+        self.apply("stuck.yaml", &stuck)?;
+        self.nodes[0].release("arm")?;
 
         self.until("w1 is blocked, w2 has no room, cp1 is done", 600, |_, status| {
             let done = node(status, "cp1").0 == "Done";
