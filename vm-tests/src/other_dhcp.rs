@@ -1,4 +1,5 @@
 //! A DHCP server of somebody else's.
+#![expect(clippy::disallowed_methods, reason = "runs dnsmasq")]
 
 use std::process::Command;
 
