@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use nkd_agent::update::state::{
-    Action, Deployment, Event, Failure, Journal, Now, Retry, Settings, State, System, Tree,
+    Action, Deployment, Event, Failure, Ill, Journal, Now, Retry, Settings, State, System, Tree,
 };
 use nkd_api::update::{
     Drain, MaxUnavailable, NodeState, OsRelease, Phase, Release, Strategy, UpdateSpec, UpdateStatus,
@@ -409,7 +409,7 @@ impl Machine {
                 Action::Kubeadm(_) => (KUBEADM, ends(Event::Ended(Ok(None)))),
                 Action::Arm => (EFFECT, Due::Armed),
                 Action::Check(_) if self.ill && self.booted == NEW => {
-                    (EFFECT, ends(Event::Checked(Err("its kubelet does not run".into()))))
+                    (EFFECT, ends(Event::Checked(Err(Ill::Node("its kubelet does not run".into())))))
                 }
                 Action::Check(_) => (EFFECT, ends(Event::Checked(Ok(())))),
                 Action::Confirm | Action::Settle => (EFFECT, ends(Event::Ended(Ok(None)))),

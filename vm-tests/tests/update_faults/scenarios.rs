@@ -41,7 +41,7 @@ impl Scene {
         let stuck = budgeted_pods("stuck", 1, Some("w1"));
         self.apply("stuck.yaml", &stuck)?;
         self.kubectl(&["rollout", "status", "deployment/stuck", "--timeout=55s"])?;
-        let told = self.begin(&release, &["--os-only"]).map_or_else(|error| error.to_string(), |said| said);
+        let told = self.begin(&release, &["--os-only"]).unwrap_or_else(|error| error.to_string());
         assert!(told.contains("w1: the disruption budget stuck never lets default/stuck-"), "{told}");
         self.kubectl(&["delete", "poddisruptionbudget", "stuck"])?;
         let room = "mkdir -p /var/lib/site-os/room && mount -t tmpfs -o size=64k room /var/lib/site-os/room";
