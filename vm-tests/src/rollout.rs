@@ -76,7 +76,7 @@ impl Rollout<'_> {
         let run = |words: &[&str]| {
             let mut command = Command::new("ostree");
             command.arg(format!("--repo={}", repository.display())).args(words);
-            process::run(command, within(120))?.success().map(drop)
+            process::run(command, within(300))?.success().map(drop)
         };
         std::fs::create_dir_all(&repository).map_err(Error::io(format!("making {}", repository.display())))?;
         run(&["init", "--mode=archive"])?;
