@@ -400,11 +400,9 @@ fn what_runs_already_is_only_looked_at() {
     assert!(!run(&mut world, &[], usize::MAX, 500));
 }
 
-#[test]
-fn another_update_waits_for_the_end_of_the_one_that_has_begun() {
-    let settings = Settings::default();
-    let world = World::new(Release::Good, desired(1));
-    let job = Job {
+/// A release that runs and has not passed its gate yet.
+fn at_the_gate() -> Job {
+    Job {
         desired: Desired { go: true, ..desired(1) },
         stage: Stage::Check,
         boot_id: "1".into(),
@@ -414,7 +412,14 @@ fn another_update_waits_for_the_end_of_the_one_that_has_begun() {
         restaged: 0,
         reason: String::new(),
         condemned: false,
-    };
+    }
+}
+
+#[test]
+fn another_update_waits_for_the_end_of_the_one_that_has_begun() {
+    let settings = Settings::default();
+    let world = World::new(Release::Good, desired(1));
+    let job = at_the_gate();
     let mut system = world.system();
     system.deployments = vec![Deployment { id: NEW.into(), booted: true, staged: false }];
     let state = State::new(settings, Journal { job: Some(job), denied: Vec::new() });
@@ -441,17 +446,7 @@ fn a_release_is_not_to_blame_for_an_api_that_is_away() {
     let settings = Settings::default();
     for (ill, denied) in [(Ill::Unknown("away".into()), 0), (Ill::Node("ill".into()), 1)] {
         let world = World::new(Release::Good, desired(1));
-        let job = Job {
-            desired: Desired { go: true, ..desired(1) },
-            stage: Stage::Check,
-            boot_id: "1".into(),
-            from: Some(OLD.into()),
-            failed_before: Vec::new(),
-            kubeadm: true,
-            restaged: 0,
-            reason: String::new(),
-            condemned: false,
-        };
+        let job = at_the_gate();
         let mut system = world.system();
         let deployment = |id: &str, booted| Deployment { id: id.into(), booted, staged: false };
         system.deployments = vec![deployment(NEW, true), deployment(OLD, false)];
