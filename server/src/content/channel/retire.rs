@@ -81,6 +81,9 @@ impl Channels {
         let trail: Vec<AuditEntry> = pruned.retired.iter().map(entry).collect();
         let commits: Vec<&str> = pruned.retired.iter().map(|release| release.commit.as_str()).collect();
         self.store.retire(&rest, revision, &commits, &trail, now).await?;
+        for commit in &commits {
+            self.polled.lock().unwrap_or_else(PoisonError::into_inner).forget(name, commit);
+        }
         tracing::info!(channel = name, releases = commits.len(), "releases are retired");
         if let Err(error) = self.settle_profile(&channel.profile).await {
             // They are off the list. The next start, or the next release, writes the summary.
