@@ -10,10 +10,10 @@ use super::harness::{Place, eventually};
 use super::node;
 
 /// A small file system in memory; gone when dropped.
-struct Small<'a>(&'a Path);
+pub struct Small<'a>(&'a Path);
 
 impl<'a> Small<'a> {
-    fn mount(at: &'a Path) -> Self {
+    pub fn mount(at: &'a Path) -> Self {
         std::fs::create_dir_all(at).unwrap();
         mount(Some("nkd-test"), at, Some("tmpfs"), MsFlags::empty(), Some("size=16m")).expect("mounting takes root");
         Self(at)

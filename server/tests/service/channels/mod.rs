@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use zgvariant::serialized::{Context, Data};
 use zgvariant::{LE, OwnedVariant, Variant, to_bytes};
 
+use super::full_disk::Small;
 use super::harness::{self, Place};
 use super::node;
 
@@ -215,6 +216,31 @@ async fn what_is_not_signed_as_asked_is_not_published() {
     refused(&order(&no_keys), "no OpenPGP keys could be read");
     assert_eq!(place.ok(&["channel", "list", "-o", "json"]).trim(), "[]", "nothing was published");
     let release = publish(&place, &builder, &["--key", &ours]);
+    assert_eq!((&release["number"], &release["signedBy"]), (&1.into(), &"builder".into()));
+}
+
+/// A release for which there is no room is not called one that is not signed.
+#[tokio::test]
+#[ignore = "namespace tier: needs root"]
+async fn a_release_without_room_says_so_and_leaves_nothing() {
+    let place = Place::new();
+    let state = place.state();
+    let _small = Small::mount(&state);
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    let repo = builder.path("repo");
+    let (home, id, public) = builder.key("builder");
+    let signed = [format!("--gpg-sign={id}"), format!("--gpg-homedir={home}")];
+    let signed: Vec<&str> = signed.iter().map(String::as_str).collect();
+    builder.build("1", &noise(1, 20 << 20), &signed);
+    for more in [&["--key", &public][..], &[]] {
+        let order = place.cli(&[&["channel", "publish", "stable", "--ostree", &repo], more].concat());
+        refused(&order, "there is no room for commit");
+    }
+    assert_eq!(place.ok(&["channel", "list", "-o", "json"]).trim(), "[]", "nothing was published");
+    builder.build("2", b"small", &signed);
+    good("gpgconf", &["--homedir", &home, "--kill", "gpg-agent"]);
+    let release = publish(&place, &builder, &["--key", &public]);
     assert_eq!((&release["number"], &release["signedBy"]), (&1.into(), &"builder".into()));
 }
 
