@@ -6,6 +6,7 @@ pub mod content;
 pub mod fleet;
 pub mod http;
 pub mod ignition;
+mod lanes;
 pub mod machine;
 pub mod netboot;
 pub mod serve;

@@ -22,6 +22,7 @@ use tower_http::services::{ServeDir, ServeFile};
 use super::auth::Caller;
 use super::error::chain;
 use super::extract::{Json, Path, lines_of};
+use super::page_cache::PageCache;
 use super::{ApiError, Connection};
 use crate::content::channel::ChannelError;
 use crate::content::image::profile;
@@ -29,6 +30,16 @@ use crate::service::Service;
 
 type Result<T> = std::result::Result<T, ApiError>;
 type App = State<Arc<Service>>;
+
+/// Before the paths of repositories.
+const FILES: &str = "/ostree/";
+/// In one piece a body goes over HTTP/2 as it is.
+const PIECE: usize = 16 * 1024;
+
+/// Whether a path is that of a file, for the sending of which nothing but the file is needed.
+pub(super) fn is_file(path: &str) -> bool {
+    path.starts_with(FILES)
+}
 
 /// What of a repository is for everybody.
 const SERVED: [&str; 7] = ["config", "delta-indexes", "deltas", "objects", "refs", "summary", "summary.sig"];
@@ -212,7 +223,9 @@ pub(super) async fn repository(
         service.channels.reading(&profile, client, &path, OffsetDateTime::now_utc());
         Reading { service: Arc::clone(&service), profile, client }
     });
-    let answer = file(ServeDir::new(folder).append_index_html_on_directories(false).oneshot(request).await, cache);
+    let files =
+        ServeDir::with_backend(folder, PageCache).append_index_html_on_directories(false).with_buf_chunk_size(PIECE);
+    let answer = file(files.oneshot(request).await, cache);
     Ok(answer.map(|body| {
         Body::new(body.map_frame(move |frame| {
             let _until_it_is_sent = &reading;

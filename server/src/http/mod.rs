@@ -16,6 +16,7 @@ mod images;
 mod locks;
 mod machines;
 mod mirrors;
+mod page_cache;
 mod read_to_end;
 mod refusals;
 mod registry;

@@ -1,4 +1,7 @@
 //! The TLS listener: accepts, shakes hands within a limit, and tells every request whose connection it came over.
+//!
+//! Connections live on [lanes](crate::lanes). So do requests for files of repositories, of which a node that pulls a
+//! release sends thousands; all others are answered by the service's own event loop, and only their bytes pass here.
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -6,16 +9,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::IntoResponse as _;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tower::ServiceExt;
 
+use super::ApiError;
 use super::read_to_end::ReadToEnd;
 use crate::fleet::pki::NodeIdentity;
+use crate::lanes::Lanes;
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Until the first request's head is there.
@@ -53,6 +60,7 @@ pub struct TlsServer {
     listener: TcpListener,
     acceptor: TlsAcceptor,
     router: Router,
+    lanes: Lanes,
 }
 
 impl TlsServer {
@@ -73,7 +81,12 @@ impl TlsServer {
             },
             source,
         })?;
-        Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), router })
+        let lanes = Lanes::start("https").map_err(|source| BindError {
+            address,
+            advice: "the system gives no more threads; raise the limits of the process (`ulimit -u`, `ulimit -n`)",
+            source,
+        })?;
+        Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), router, lanes })
     }
 
     /// Where it listens.
@@ -102,11 +115,15 @@ impl TlsServer {
                     continue;
                 }
             };
+            // Its lane has an event loop of its own.
+            let Ok(stream) = stream.into_std() else { continue };
             let (acceptor, router, stop) = (self.acceptor.clone(), self.router.clone(), shutdown.clone());
-            tasks.spawn(async move {
+            let (lane, service) = (self.lanes.least(), Handle::current());
+            let serving = async move {
                 let _permit = permit;
-                connection(stream, peer, acceptor, router, stop).await;
-            });
+                connection(stream, peer, acceptor, (router, service), stop).await;
+            };
+            tasks.spawn_on(lane.carry(serving), lane.handle());
         }
         tasks.close();
         if tokio::time::timeout(DRAIN_LIMIT, tasks.wait()).await.is_err() {
@@ -116,13 +133,13 @@ impl TlsServer {
 }
 
 async fn connection(
-    stream: TcpStream,
+    stream: std::net::TcpStream,
     peer: SocketAddr,
     acceptor: TlsAcceptor,
-    router: Router,
+    (router, service): (Router, Handle),
     stop: CancellationToken,
 ) {
-    let Ok(local) = stream.local_addr() else { return };
+    let (Ok(local), Ok(stream)) = (stream.local_addr(), TcpStream::from_std(stream)) else { return };
     let _ = stream.set_nodelay(true);
     let tls = match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
         Ok(Ok(tls)) => tls,
@@ -136,10 +153,11 @@ async fn connection(
     let connection = Connection { peer, local: local.ip().to_canonical(), node };
     let asked = Arc::new(Notify::new());
     let first = Arc::clone(&asked);
-    let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+    let requests = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         asked.notify_one();
         request.extensions_mut().insert(connection);
-        router.clone().oneshot(request.map(|body| axum::body::Body::new(ReadToEnd::new(body))))
+        let request = request.map(|body| axum::body::Body::new(ReadToEnd::new(body)));
+        answer(router.clone(), service.clone(), request)
     });
     // The protocol is the one that TLS agreed on. Guessing it from the first bytes would wait for them without a limit.
     let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -147,12 +165,12 @@ async fn connection(
     let result = if http2 {
         let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(HEADER_LIMIT);
-        let serving = std::pin::pin!(builder.serve_connection(io, service));
+        let serving = std::pin::pin!(builder.serve_connection(io, requests));
         until(serving, stop, |serving| serving.graceful_shutdown()).await
     } else {
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(NEXT_HEADER_LIMIT);
-        let serving = std::pin::pin!(builder.serve_connection(io, service));
+        let serving = std::pin::pin!(builder.serve_connection(io, requests));
         let mut serving = std::pin::pin!(until(serving, stop, |serving| serving.graceful_shutdown()));
         tokio::select! {
             result = &mut serving => result,
@@ -165,6 +183,21 @@ async fn connection(
     if let Err(error) = result {
         tracing::debug!(%peer, %error, "connection ended early");
     }
+}
+
+/// Answers here or by the service, which stops when the client goes away.
+async fn answer(
+    router: Router,
+    service: Handle,
+    request: hyper::Request<axum::body::Body>,
+) -> Result<axum::response::Response, std::convert::Infallible> {
+    if super::channels::is_file(request.uri().path()) {
+        return router.oneshot(request).await;
+    }
+    let answering = AbortOnDropHandle::new(service.spawn(router.oneshot(request)));
+    answering.await.unwrap_or_else(|_| {
+        Ok(ApiError::unavailable("the service is about to stop").hint("try again in a minute").into_response())
+    })
 }
 
 /// Drives a connection to its end; asks it to end when the service stops.

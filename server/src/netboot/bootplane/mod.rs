@@ -4,14 +4,13 @@
 //! page cache to the socket by `sendfile(2)`, so a slow reader holds a socket and a small task, no buffer.
 //!
 //! [`request`] reads a request head, [`response`] turns an [`Answer`] into the bytes and segments to send; both are
-//! pure. [`server`] accepts and drains, `connection` is the life of one connection,
-//! `lanes` are the threads it runs on, `transfer` sends a body.
+//! pure. [`server`] accepts and drains, `connection` is the life of one connection.
+//! It runs on [lanes](crate::lanes); `transfer` sends a body.
 //! What is answered is the [`Handler`]'s business: this engine knows no path.
 
 mod connection;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
-mod lanes;
 mod metrics;
 pub mod request;
 pub mod response;

@@ -15,9 +15,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Shared, serve};
-use super::lanes::Lanes;
 use super::request::Endpoints;
 use super::{Answer, Metrics, Request};
+use crate::lanes::Lanes;
 
 /// Connections that the kernel holds for us while we do not accept.
 const BACKLOG: i32 = 1024;
@@ -152,7 +152,7 @@ impl Server {
             listeners.push(listener);
             addresses.push(bound);
         }
-        let lanes = Lanes::start().map_err(BindError::Threads)?;
+        let lanes = Lanes::start("boot-plane").map_err(BindError::Threads)?;
         Ok(Self { listeners, addresses, lanes, config, handler, metrics })
     }
 
@@ -183,10 +183,12 @@ async fn accept_all(listener: TcpListener, shared: Arc<Shared>, lanes: &Lanes) {
             accepted = accept(&listener, &shared.room) => match accepted {
                 Ok((stream, ends, permit)) => {
                     let shared = Arc::clone(&shared);
-                    lanes.spawn(&mut connections, async move {
+                    let lane = lanes.least();
+                    let serving = async move {
                         serve(stream, ends, shared).await;
                         drop(permit);
-                    });
+                    };
+                    connections.spawn_on(lane.carry(serving), lane.handle());
                 }
                 Err(error) => {
                     shared.metrics.accept_errors.inc();

@@ -10,59 +10,70 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use tokio::runtime::{Builder, Handle};
-use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// More would not help: one such thread fills a 10 Gbit/s link.
 const MOST: usize = 8;
 
 /// The threads. They end when this is dropped, with whatever runs on them.
-pub(super) struct Lanes {
-    lanes: Vec<Lane>,
+pub(crate) struct Lanes {
+    first: Lane,
+    more: Vec<Lane>,
     _end: DropGuard,
 }
 
 /// One thread's event loop.
-struct Lane {
+pub(crate) struct Lane {
     handle: Handle,
     /// Connections that it has.
     open: Arc<AtomicUsize>,
 }
 
 impl Lanes {
-    /// Starts a thread for each processor, within reason.
+    /// Starts a thread for each processor, within reason. They are all called `name`.
     ///
     /// # Errors
     /// The system gives no more threads or file descriptors.
-    pub(super) fn start() -> io::Result<Self> {
+    pub(crate) fn start(name: &str) -> io::Result<Self> {
         let count = thread::available_parallelism().map_or(1, usize::from).min(MOST);
         let end = CancellationToken::new();
         let guard = end.clone().drop_guard();
-        let lanes = (0..count).map(|_| Lane::start(end.clone())).collect::<io::Result<_>>()?;
-        Ok(Self { lanes, _end: guard })
+        let first = Lane::start(name, end.clone())?;
+        let more = (1..count).map(|_| Lane::start(name, end.clone())).collect::<io::Result<_>>()?;
+        Ok(Self { first, more, _end: guard })
     }
 
-    /// Runs `connection` on the thread that has the fewest.
-    pub(super) fn spawn(&self, connections: &mut JoinSet<()>, connection: impl Future<Output = ()> + Send + 'static) {
-        let Some(lane) = self.lanes.iter().min_by_key(|lane| lane.open.load(Ordering::Relaxed)) else {
-            return; // There is one for each processor, and at least one.
-        };
-        let held = Held::new(&lane.open);
-        let task = async move {
-            connection.await;
-            drop(held);
-        };
-        connections.spawn_on(task, &lane.handle);
+    /// The one that has the fewest connections.
+    pub(crate) fn least(&self) -> &Lane {
+        let open = |lane: &Lane| lane.open.load(Ordering::Relaxed);
+        self.more.iter().fold(&self.first, |least, lane| if open(lane) < open(least) { lane } else { least })
     }
 }
 
 impl Lane {
-    fn start(end: CancellationToken) -> io::Result<Self> {
+    fn start(name: &str, end: CancellationToken) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let run = move || runtime.block_on(end.cancelled());
-        thread::Builder::new().name("boot-plane".to_owned()).spawn(run)?;
+        thread::Builder::new().name(name.to_owned()).spawn(run)?;
         Ok(Self { handle, open: Arc::default() })
+    }
+
+    /// Where its connections are spawned.
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// The same connection, which counts as one of this lane until it ends.
+    pub(crate) fn carry(
+        &self,
+        connection: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let held = Held::new(&self.open);
+        async move {
+            connection.await;
+            drop(held);
+        }
     }
 }
 
