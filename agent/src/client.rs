@@ -1,9 +1,9 @@
 //! The agent protocol over TLS: see `nkd_api::agent`.
 //!
 //! Connections are kept and used again; a request is sent once, the caller decides about the next attempt.
-#![expect(clippy::disallowed_methods, reason = "opens connections")]
+#![expect(clippy::disallowed_methods, reason = "opens connections and files")]
 
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -38,7 +38,7 @@ use crate::upload::FileBody;
 const CONNECT: Duration = Duration::from_secs(15);
 /// Limit of one request, beyond the time that it asked the service to wait.
 const ANSWER: Duration = Duration::from_secs(30);
-/// An upload of which nothing has moved for so long has ended. The service writes it to its disk before it answers.
+/// A transfer of which nothing has moved for so long has ended. The service writes it to its disk before it answers.
 const STALLED: Duration = Duration::from_secs(120);
 /// The service may take this long to answer a poll, in seconds.
 const POLL_WAIT: u64 = 30;
@@ -79,8 +79,8 @@ pub enum CallError {
         /// Why.
         reason: String,
     },
-    /// What was to be sent cannot be read.
-    #[error("{path} cannot be read", path = path.display())]
+    /// What was to be sent cannot be read, or what comes cannot be written.
+    #[error("{path} cannot be used", path = path.display())]
     File {
         /// File.
         path: std::path::PathBuf,
@@ -318,6 +318,33 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// A file of the service into `file`; whether the service has it. On a connection of its own: as long as bytes come, it
+    /// may take as long as it takes.
+    ///
+    /// # Errors
+    /// As every call: [`CallError`]; then there may be a part of it.
+    pub async fn download(&self, path: &str, file: &std::path::Path) -> Result<bool, CallError> {
+        let late = |_| CallError::Timeout(self.address());
+        let broke = |source| CallError::Transport { to: self.address(), source };
+        let local = |source| CallError::File { path: file.to_owned(), source };
+        let config = self.lock().config.clone();
+        let stream = timeout(CONNECT, self.stream(config)).await.map_err(late)??;
+        let mut sender = handshake(stream).await.map_err(broke)?;
+        let answer = timeout(ANSWER, sender.send_request(self.get(path)?)).await.map_err(late)?.map_err(broke)?;
+        match answer.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(false),
+            status => return Err(refusal(status, b"")),
+        }
+        let (mut body, mut into) = (answer.into_body(), std::fs::File::create(file).map_err(local)?);
+        while let Some(frame) = timeout(STALLED, body.frame()).await.map_err(late)? {
+            if let Ok(bytes) = frame.map_err(broke)?.into_data() {
+                into.write_all(&bytes).map_err(local)?;
+            }
+        }
+        Ok(true)
     }
 
     /// Where a release comes from.

@@ -7,8 +7,8 @@ use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use nkd_agent::ostree::Source;
 use nkd_agent::ostree::remote::{self, Checks};
+use nkd_agent::ostree::{Source, difference};
 use nkd_vm_tests::{Builds, DhcpMode, Error, Network, Nkd, Output, within};
 use serde_json::Value;
 
@@ -110,6 +110,7 @@ impl Scene {
             ca: String::new(),
             key: String::new(),
             ed25519_key: Some(ed25519_key.to_owned()),
+            difference: None,
         };
         let text = remote::text(&source, checks, &self.nkd.state().join("ca.pem"), &key).unwrap();
         println!("== {name}\n{text}");
@@ -189,6 +190,33 @@ fn good_releases_are_taken_by_openpgp_and_by_ed25519() -> Result {
     assert_eq!(scene.good(&["rev-parse", &by_ed25519, &format!("nkd:{REF}")])?, two);
     scene.taken(&by_both, &two, &[])?;
     scene.pull(Path::new("ostree"), &by_openpgp, &two, &[])?.success()?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root and the ostree of `cargo xtask image ostree`"]
+fn a_delta_that_was_applied_is_no_release_until_the_signature_of_its_commit_is_verified() -> Result {
+    let scene = Scene::start("ed25519-delta")?;
+    let one = scene.build("1")?;
+    scene.publish(&[])?;
+    let node = scene.system("node", ED25519)?;
+    let (_, stranger) = scene.key("stranger")?;
+    let other = scene.system_that_trusts("other", ED25519, &stranger)?;
+    scene.taken(&node, &one, &[])?;
+    let from = scene.path("node").display().to_string();
+    scene.good(&["pull-local", &other, &from, &one])?;
+    let two = scene.build("2")?;
+    scene.publish(&[])?;
+    let delta = scene.served().join(difference::place(&one, &two).unwrap()).display().to_string();
+    for repo in [&node, &other] {
+        // As the agent does it.
+        scene.good(&["static-delta", "apply-offline", repo, &delta])?;
+        assert!(scene.good(&["ls", repo, &two]).is_ok(), "everything of it is there");
+    }
+    scene.taken(&node, &two, &["--disable-static-deltas"])?;
+    let refused = scene.pull(&scene.ed25519, &other, &two, &["--disable-static-deltas"])?;
+    let said = refused.error_text();
+    assert!(!refused.status.success() && said.contains("Signature couldn't be verified"), "{said}");
     Ok(())
 }
 

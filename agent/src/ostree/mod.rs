@@ -6,11 +6,13 @@
 //! | `rpm` | rpm-ostree: NestOS, Fedora CoreOS; commits and images by their digests |
 //! | `site` | anything else: a program of the site's own |
 //! | `remote` | which signatures are asked for |
+//! | `difference` | a release's static delta, fetched and applied first |
 //! | `boot` | the boot loader's counter |
 //!
 //! Every operation may be begun again after it was broken off anywhere.
 
 mod boot;
+pub mod difference;
 mod plain;
 mod program;
 pub mod remote;
@@ -40,6 +42,8 @@ pub struct Source {
     pub key: String,
     /// The ed25519 key that they are signed with too, in base64. None: they are not.
     pub ed25519_key: Option<String>,
+    /// The folder that its delta was fetched to, from what runs.
+    pub difference: Option<PathBuf>,
 }
 
 /// What a kind of system can do.
@@ -59,6 +63,11 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// With a word on whether another try may fare better.
     fn stage(&self, os: &OsRelease, source: Result<&Source, &Failure>) -> Result<PathBuf, Failure>;
+
+    /// Whether [`Self::stage`] has a use for a delta.
+    fn takes_differences(&self) -> bool {
+        false
+    }
 
     /// From now on a restart makes the staged deployment the next system, and the boot loader counts.
     ///

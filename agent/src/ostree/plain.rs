@@ -7,7 +7,7 @@ use nkd_api::update::OsRelease;
 
 use super::program::{ask, tell};
 use super::remote::{self, Checks};
-use super::{Backend, BootCounter, Source, again, never};
+use super::{Backend, BootCounter, Source, again, difference, never};
 use crate::files;
 use crate::update::state::{Deployment, Failure};
 
@@ -92,11 +92,15 @@ impl Backend for Plain {
         self.disarm()?;
         let source = source.map_err(Failure::clone)?;
         self.remote(source).map_err(again)?;
-        tell("ostree", &["pull", remote::NAME, commit]).map_err(again)?;
+        difference::pull(&self.root, source, commit).map_err(again)?;
         tell("ostree", &["admin", "deploy", "--stage", "--lock-finalization", commit]).map_err(again)?;
         let after = self.list().map_err(again)?;
         let staged = after.iter().find(|listed| listed.deployment.id == *commit && listed.deployment.staged);
         staged.map(|staged| self.tree(staged)).ok_or_else(|| again("ostree has staged nothing".to_owned()))
+    }
+
+    fn takes_differences(&self) -> bool {
+        true
     }
 
     fn arm(&self) -> Result<(), Failure> {

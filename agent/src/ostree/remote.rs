@@ -85,6 +85,7 @@ mod tests {
             ca: "ca".into(),
             key: "key".into(),
             ed25519_key: ed25519_key.map(str::to_owned),
+            difference: None,
         }
     }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::plain::write_remote;
 use super::program::{ask, tell};
-use super::{Backend, BootCounter, Source, again, never};
+use super::{Backend, BootCounter, Source, again, difference, never};
 use crate::update::state::{Deployment, Failure, id_of};
 
 /// `rpm-ostree`.
@@ -99,6 +99,9 @@ impl Backend for Rpm {
             (Some(commit), _) => {
                 let source = source.map_err(Failure::clone)?;
                 write_remote(&self.root, source).map_err(again)?;
+                if source.difference.is_some() {
+                    difference::pull(&self.root, source, commit).map_err(again)?;
+                }
                 // By the commit, whatever ref the system follows.
                 let target = format!("nkd:{commit}");
                 tell("rpm-ostree", &["rebase", "--lock-finalization", "--skip-purge", &target]).map_err(again)?;
@@ -110,6 +113,10 @@ impl Backend for Rpm {
             _ => return Err(never("the image is named without its digest (name@sha256:...)".to_owned())),
         }
         find(true)?.ok_or_else(|| again("rpm-ostree has staged nothing".to_owned()))
+    }
+
+    fn takes_differences(&self) -> bool {
+        true
     }
 
     fn arm(&self) -> Result<(), Failure> {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::gate;
 use super::kubernetes::{Place, fits, kubelet_version, prepare};
-use super::node::NodeClient;
+use super::node::{NodeClient, NodeError};
 use super::state::{Action, Event, Failure, Ill, Job, Journal, Now, Retry, Settings, State, System, Tree, id_of};
 use crate::client::{Client, chain};
 use crate::clock::Clock;
@@ -28,6 +28,8 @@ use crate::ostree::{self, Backend, Source, ask};
 use crate::reboot::Reboot;
 use crate::tls;
 
+/// The folder of a delta that is fetched, in the state directory.
+const DIFFERENCE: &str = "difference";
 /// Between two looks at the node, when nothing is under way, or it is none yet.
 const IDLE: Duration = Duration::from_secs(10);
 /// The same while something is.
@@ -111,7 +113,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
                 Action::Remember(journal) => files::write_json(&journal_path, &journal)?,
                 Action::Say(text) => console::say(&text),
                 Action::Tell(report) => {
-                    let told = node.tell(&report).await;
+                    let told = node.tell(&report).await.map_err(|error| error.to_string());
                     // The receiver is in this function.
                     let _ = shared.events.send(Event::Told(told));
                 }
@@ -141,7 +143,8 @@ pub async fn run(options: Options) -> Result<(), RunError> {
                             unseen.clear();
                             Event::Desired(seen.desired, seen.reported)
                         }
-                        Err(reason) => {
+                        Err(error) => {
+                            let reason = error.to_string();
                             // Once, not at every look: an API server may be away for long.
                             if unseen.is_empty() {
                                 tracing::warn!(reason, "the node cannot be looked at");
@@ -164,11 +167,14 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
         Action::Stage(desired) => {
             let source = match desired.os.as_ref().and_then(|os| os.commit.as_deref()) {
                 // What runs or is staged needs no source: the service may be away.
-                Some(commit) => shared.source(commit).await,
+                Some(commit) => source(shared, commit).await,
                 None => Err(not_known(Retry::Never, "the release names no commit")),
             };
             let stage = move |shared: &Shared| shared.stage(&desired, source.as_ref()).map(Some);
-            Event::Ended(blocking(shared, stage).await)
+            let ended = blocking(shared, stage).await;
+            // It is not needed twice; what cannot be removed now is when the next one comes.
+            let _ = std::fs::remove_dir_all(shared.options.state.join(DIFFERENCE));
+            Event::Ended(ended)
         }
         Action::Kubeadm(desired) => {
             // kubeadm asks the API at once, and gives up at once. That of the only control plane is away for a while after a
@@ -198,6 +204,54 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
         }
         Action::Remember(_) | Action::Say(_) | Action::Tell(_) => Event::Tick,
     }
+}
+
+/// Where a release is, by the word of the service. While the service is away, the release waits.
+async fn source(shared: &Arc<Shared>, commit: &str) -> Result<Source, Failure> {
+    let here = |reason: String| not_known(Retry::Few, &reason);
+    let store = Store::open(&shared.options.config, &shared.options.state).map_err(|error| here(chain(&error)))?;
+    let identity = store.identity().map_err(|error| here(chain(&error)))?;
+    let identity = identity.ok_or_else(|| here("this machine has not enrolled".to_owned()))?;
+    let config = store.config().map_err(|error| here(chain(&error)))?;
+    let config = config.ok_or_else(|| here("agent.json is gone".to_owned()))?;
+    let clock = Clock::new(Duration::ZERO);
+    let tls = tls::client_config(&identity.ca, Some((&identity).into()), &clock).map_err(|e| here(chain(&e)))?;
+    let client = Client::new(&config.server, tls).map_err(|error| here(chain(&error)))?;
+    let found = client.release(commit).await.map_err(|error| {
+        let retry = if error.retry() { Retry::Patiently } else { Retry::Few };
+        not_known(retry, &chain(&error))
+    })?;
+    let url = format!("{}{}", config.server.trim_end_matches('/'), found.repository);
+    let difference = difference(shared, &client, &found.repository, commit).await.unwrap_or_else(|reason| {
+        tracing::warn!(reason, "the release's delta cannot be had; its objects are fetched");
+        None
+    });
+    Ok(Source { url, ca: identity.ca, key: found.key, ed25519_key: found.ed25519_key, difference })
+}
+
+/// Fetches the delta between what runs and a release, if the service has one and anything of the release is missing.
+async fn difference(
+    shared: &Arc<Shared>,
+    client: &Client,
+    repository: &str,
+    to: &str,
+) -> Result<Option<PathBuf>, String> {
+    if !shared.os.takes_differences() || ostree::difference::is_whole(&shared.options.root, to) {
+        return Ok(None);
+    }
+    let deployments =
+        blocking(shared, |shared| shared.os.deployments().map_err(|reason| Failure { retry: Retry::Few, reason }));
+    let deployments = deployments.await.map_err(|failure| failure.reason)?;
+    let Some(from) = deployments.into_iter().find(|deployment| deployment.booted) else { return Ok(None) };
+    let folder = shared.options.state.join(DIFFERENCE);
+    match std::fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(format!("{}: {error}", folder.display()));
+        }
+        _ => files::make_private_dir(&folder).map_err(|error| chain(&error))?,
+    }
+    let fetched = ostree::difference::fetch(client, repository, [&from.id, to], &folder).await;
+    Ok(fetched.map_err(|error| chain(&error))?.then_some(folder))
 }
 
 /// The release has to be fetched, and nobody says from where.
@@ -237,25 +291,6 @@ impl Shared {
         self.tree.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Where the release is, by the word of the service. While the service is away, the release waits.
-    async fn source(&self, commit: &str) -> Result<Source, Failure> {
-        let here = |reason: String| not_known(Retry::Few, &reason);
-        let store = Store::open(&self.options.config, &self.options.state).map_err(|error| here(chain(&error)))?;
-        let identity = store.identity().map_err(|error| here(chain(&error)))?;
-        let identity = identity.ok_or_else(|| here("this machine has not enrolled".to_owned()))?;
-        let config = store.config().map_err(|error| here(chain(&error)))?;
-        let config = config.ok_or_else(|| here("agent.json is gone".to_owned()))?;
-        let clock = Clock::new(Duration::ZERO);
-        let tls = tls::client_config(&identity.ca, Some((&identity).into()), &clock).map_err(|e| here(chain(&e)))?;
-        let client = Client::new(&config.server, tls).map_err(|error| here(chain(&error)))?;
-        let found = client.release(commit).await.map_err(|error| {
-            let retry = if error.retry() { Retry::Patiently } else { Retry::Few };
-            not_known(retry, &chain(&error))
-        })?;
-        let url = format!("{}{}", config.server.trim_end_matches('/'), found.repository);
-        Ok(Source { url, ca: identity.ca, key: found.key, ed25519_key: found.ed25519_key })
-    }
-
     fn stage(&self, desired: &Desired, source: Result<&Source, &Failure>) -> Result<Tree, Failure> {
         let tree = match &desired.os {
             Some(os) => self.os.stage(os, source)?,
@@ -282,11 +317,14 @@ impl Shared {
     async fn check(self: &Arc<Self>, job: &Job) -> Result<(), Ill> {
         let system = blocking(self, Self::system).await.map_err(|failure| Ill::Node(failure.reason))?;
         let mut node = NodeClient::new(&self.options.root);
-        let away = |reason: String| {
-            let reason = format!("the cluster's API does not answer: {reason}");
-            // That of a control plane is its own.
-            let own = kubeadm::api_server_port(&self.options.root).is_some();
-            if own { Ill::Node(reason) } else { Ill::Unknown(reason) }
+        let away = |error: NodeError| match error {
+            NodeError::Access(_) => Ill::Node(error.to_string()),
+            NodeError::Api(reason) => {
+                let reason = format!("the cluster's API does not answer: {reason}");
+                // That of a control plane is its own.
+                let own = kubeadm::api_server_port(&self.options.root).is_some();
+                if own { Ill::Node(reason) } else { Ill::Unknown(reason) }
+            }
         };
         let seen = node.look().await.map_err(away)?;
         gate::judge(job, &system, &seen).map_err(Ill::Node)?;

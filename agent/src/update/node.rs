@@ -75,6 +75,17 @@ struct NodeInfo {
     kubelet_version: String,
 }
 
+/// Why the node's object cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NodeError {
+    /// The kubelet's access, which is this node's own, cannot be used.
+    #[error("the kubelet's access cannot be used: {0}")]
+    Access(String),
+    /// The API does not answer, or not with the node.
+    #[error("{0}")]
+    Api(String),
+}
+
 /// Asks and tells.
 pub struct NodeClient {
     root: PathBuf,
@@ -125,25 +136,26 @@ impl NodeClient {
     /// Looks at the node.
     ///
     /// # Errors
-    /// In one sentence.
-    pub async fn look(&mut self) -> Result<NodeSeen, String> {
-        let (client, name) = self.client()?;
+    /// [`NodeError`]
+    pub async fn look(&mut self) -> Result<NodeSeen, NodeError> {
+        let (client, name) = self.client().map_err(NodeError::Access)?;
         let path = format!("/api/v1/nodes/{name}");
         let body = client.exchange(Method::GET, &path, "application/json", Vec::new().into()).await;
-        seen(&body.map_err(|error| chain(&error))?)
+        let body = body.map_err(|error| NodeError::Api(chain(&error)))?;
+        seen(&body).map_err(NodeError::Api)
     }
 
     /// Writes what it says.
     ///
     /// # Errors
-    /// In one sentence.
-    pub async fn tell(&mut self, report: &Reported) -> Result<(), String> {
-        let (client, name) = self.client()?;
-        let text = serde_json::to_string(report).map_err(|error| error.to_string())?;
+    /// [`NodeError`]
+    pub async fn tell(&mut self, report: &Reported) -> Result<(), NodeError> {
+        let (client, name) = self.client().map_err(NodeError::Access)?;
+        let text = serde_json::to_string(report).map_err(|error| NodeError::Api(error.to_string()))?;
         let patch = json!({"metadata": {"annotations": {REPORTED: text}}}).to_string();
         let path = format!("/api/v1/nodes/{name}");
         let told = client.exchange(Method::PATCH, &path, "application/merge-patch+json", patch.into()).await;
-        told.map(drop).map_err(|error| chain(&error))
+        told.map(drop).map_err(|error| NodeError::Api(chain(&error)))
     }
 }
 
@@ -188,6 +200,19 @@ mod tests {
         assert_eq!((node.why.as_str(), node.boot_id.as_str(), node.kubelet.as_str()), ("no network", "b", "v1.21.0"));
         let damaged = json!({"metadata": {"annotations": {DESIRED: "{"}}});
         assert!(seen(damaged.to_string().as_bytes()).unwrap_err().contains(DESIRED));
+    }
+
+    #[tokio::test]
+    async fn an_access_that_is_broken_is_told_from_an_api_that_is_away() {
+        let root = tempfile::tempdir().unwrap();
+        let look = async || NodeClient::new(root.path()).look().await.unwrap_err();
+        assert!(matches!(look().await, NodeError::Access(why) if why.contains("kubelet.conf")));
+        for (name, text) in [(CONFIG, "server: https://127.0.0.1:1\n"), (CERTIFICATE, "garbage")] {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        assert!(matches!(look().await, NodeError::Access(why) if why.contains("names no node")));
     }
 
     #[test]

@@ -7,6 +7,7 @@ program=${0##*/}
 real=/usr/bin/$program
 stage() { grep -q "\"stage\": *\"$1\"" /var/lib/nkd-agent/update.json; }
 case "$program $*" in
+"ostree static-delta "*) step=apply ;;
 "ostree pull "*) step=pull ;;
 "ostree admin deploy "*) step=stage ;;
 "unshare "*" set boot_counter="*) step=arm ;;
