@@ -26,14 +26,15 @@ const ROLLOUT: [&str; 2] = ["1000", "5000"];
 const PORTS: [(&str, u16); 2] = [(OURS, 8443), ("nginx", 8444)];
 const REF: &str = "lab/x86_64/stable";
 
-pub fn measure(programs: &Programs, rounds: usize, table: &mut Table) -> Result<()> {
-    rollout(rounds, table).context("simulated rollout")?;
-    let stage = Stage::set(programs)?;
-    stage.pulls(rounds, table).context("pull")?;
-    stage.graph(&programs.example("graph_load")?, rounds, table).context("graph")
+pub fn pulls(programs: &Programs, rounds: usize, table: &mut Table) -> Result<()> {
+    Stage::set(programs)?.pulls(rounds, table)
 }
 
-fn rollout(rounds: usize, table: &mut Table) -> Result<()> {
+pub fn graph(programs: &Programs, rounds: usize, table: &mut Table) -> Result<()> {
+    Stage::set(programs)?.graph(&programs.example("graph_load")?, rounds, table)
+}
+
+pub fn rollout(rounds: usize, table: &mut Table) -> Result<()> {
     build::cargo(&["build", "--release", "--package", "nkd-vm-tests", "--example", "simulated_rollout"])?;
     let program = existing(build::target().join("release/examples/simulated_rollout"))?;
     for _ in 0..rounds {
@@ -93,10 +94,13 @@ impl Stage {
         ask(&self.lane, self.folder.path(), &self.nkd, words)
     }
 
-    /// Both releases from both servers: the first whole, the second upon it with the delta and without.
+    /// The first release whole from both servers, and the second upon it from ours.
     fn pulls(&self, rounds: usize, table: &mut Table) -> Result<()> {
-        for _ in 0..rounds {
-            for (server, port) in PORTS {
+        for round in 0..rounds {
+            let mut servers = PORTS;
+            // Neither always comes first.
+            servers.rotate_left(round % 2);
+            for (server, port) in servers {
                 let client = self.folder.path().join("client");
                 let ostree = |words: &[&str]| {
                     let mut command = self.lane.command("ostree");
@@ -114,27 +118,63 @@ impl Stage {
                 ostree(&["pull", "bench", &self.commits[0]])?;
                 table.add("pull", "s", Better::Less, server, begun.elapsed().as_secs_f64());
                 if server == OURS {
-                    let [with, without] = [&[][..], &["--disable-static-deltas"][..]].map(|how| -> Result<f64> {
-                        let moved = client.with_extension("moved");
-                        let mut copy = self.lane.command("cp");
-                        copy.arg("-a").arg(&client).arg(&moved);
-                        self.lane.measure(copy)?;
-                        let mut command = self.lane.command("ostree");
-                        command.arg(format!("--repo={}", moved.display())).arg("pull").args(how);
-                        command.args(["bench", &self.commits[1]]);
-                        let before = self.received()?;
-                        self.lane.measure(command)?;
-                        std::fs::remove_dir_all(&moved)?;
-                        Ok(self.received()? - before)
-                    });
-                    let (with, without) = (with?, without?);
-                    table.add("update_bytes", "MB", Better::Less, OURS, with / 1e6);
-                    table.add("update_bytes", "MB", Better::Less, "objects", without / 1e6);
+                    // As the agent does it, as ostree does it by itself, and without a delta.
+                    self.updates(&client, table)?;
                 }
                 std::fs::remove_dir_all(&client)?;
             }
         }
         Ok(())
+    }
+
+    /// The bytes of an update upon what `client` has: with the delta as the agent takes it, as ostree takes it, and without.
+    fn updates(&self, client: &Path, table: &mut Table) -> Result<()> {
+        let delta = self.delta()?;
+        let url = format!("https://127.0.0.1:8443/ostree/lab/{}", delta.display());
+        let ca = self.folder.path().join("state/ca.pem").display().to_string();
+        for way in [OURS, "ostree pull", "objects"] {
+            let moved = client.with_extension("moved");
+            let mut copy = self.lane.command("cp");
+            copy.arg("-a").arg(client).arg(&moved);
+            self.lane.measure(copy)?;
+            let ostree = |words: &[&str]| {
+                let mut command = self.lane.command("ostree");
+                command.args(words).arg(format!("--repo={}", moved.display()));
+                self.lane.measure(command)
+            };
+            let before = self.received()?;
+            match way {
+                OURS => {
+                    let fetched = moved.join("fetched");
+                    std::fs::create_dir(&fetched)?;
+                    for entry in std::fs::read_dir(repository(&self.folder.path().join("state"))?.join(&delta))? {
+                        let name = entry?.file_name().into_string().unwrap_or_default();
+                        let mut curl = self.lane.command("curl");
+                        curl.args(["--fail", "--silent", "--cacert", &ca, "--output"]).arg(fetched.join(&name));
+                        curl.arg(format!("{url}/{name}"));
+                        self.lane.measure(curl)?;
+                    }
+                    ostree(&["static-delta", "apply-offline", &fetched.display().to_string()])?;
+                    ostree(&["pull", "--disable-static-deltas", "bench", &self.commits[1]])?;
+                }
+                "objects" => drop(ostree(&["pull", "--disable-static-deltas", "bench", &self.commits[1]])?),
+                _ => drop(ostree(&["pull", "bench", &self.commits[1]])?),
+            }
+            let bytes = self.received()? - before;
+            std::fs::remove_dir_all(&moved)?;
+            table.add("update_bytes", "MB", Better::Less, way, bytes / 1e6);
+        }
+        Ok(())
+    }
+
+    /// Where the delta between the releases is, in the repository.
+    fn delta(&self) -> Result<PathBuf> {
+        let repository = repository(&self.folder.path().join("state"))?;
+        let only = |folder: PathBuf| -> Result<PathBuf> {
+            let first = std::fs::read_dir(&folder)?.next();
+            Ok(first.with_context(|| format!("nothing is in {}", folder.display()))??.path())
+        };
+        Ok(only(only(repository.join("deltas"))?)?.strip_prefix(&repository)?.to_owned())
     }
 
     /// Bytes that have passed the loopback interface of the lane.
