@@ -12,8 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::program::{ProgramError, tell};
 use super::{Source, remote};
-use crate::client::{CallError, Client, chain};
-use crate::files;
+use crate::client::{CallError, Client};
 
 /// Of ostree's own number; a part has 32 MiB.
 const MOST_PARTS: u32 = 4096;
@@ -71,16 +70,22 @@ pub async fn fetch(client: &Client, repository: &str, [from, to]: [&str; 2], fol
     Ok(true)
 }
 
+/// Marks the commit, on the disk, and applies a delta: repository, mark, delta.
+const APPLY: &str = "mkdir -p \"$1/state\" && : >\"$2\" && sync -f \"$2\" && exec ostree static-delta apply-offline \"--repo=$1\" \"$3\"";
+
 /// Applies a delta that was fetched to `folder`.
-fn apply(repository: &Path, folder: &Path, commit: &str) -> Result<(), String> {
-    let mark = mark(repository, commit);
-    if let Some(state) = mark.parent() {
-        std::fs::create_dir_all(state).map_err(|error| format!("{}: {error}", state.display()))?;
+fn apply(repository: &Path, folder: &Path, commit: &str) -> Result<(), ProgramError> {
+    let [repo, mark, folder] = [repository, &mark(repository, commit), folder].map(|path| path.display().to_string());
+    let words = ["-c", APPLY, "sh", &repo, &mark, &folder];
+    match nix::unistd::access(repository, nix::unistd::AccessFlags::W_OK) {
+        Ok(()) => tell("sh", &words),
+        // /sysroot is mounted for reading only: it is writable in a mount namespace of its own, as ostree does it for its own
+        // pulls.
+        Err(_) => {
+            let script = format!("mount -o remount,rw /sysroot && {APPLY}");
+            tell("unshare", &["--mount", "--", "sh", "-c", &script, "sh", &repo, &mark, &folder])
+        }
     }
-    files::write_public(&mark, b"").map_err(|error| chain(&error))?;
-    let repository = format!("--repo={}", repository.display());
-    let folder = folder.display().to_string();
-    tell("ostree", &["static-delta", "apply-offline", &repository, &folder]).map_err(String::from)
 }
 
 /// Pulls a commit, what there is of its delta first.
@@ -89,7 +94,9 @@ pub(super) fn pull(root: &Path, source: &Source, commit: &str) -> Result<(), Pro
     match applied {
         // It would be fetched once more.
         Some(Ok(())) => return tell("ostree", &["pull", "--disable-static-deltas", remote::NAME, commit]),
-        Some(Err(reason)) => tracing::warn!(reason, "the release's delta is of no use; its objects are fetched"),
+        Some(Err(error)) => {
+            tracing::warn!(reason = error.reason, "the release's delta is of no use; its objects are fetched")
+        }
         None => {}
     }
     tell("ostree", &["pull", remote::NAME, commit])
@@ -143,7 +150,7 @@ mod tests {
             self.path("repo").join(place(&self.commits[0], &self.commits[1]).unwrap())
         }
 
-        fn apply(&self) -> Result<(), String> {
+        fn apply(&self) -> Result<(), ProgramError> {
             apply(&self.path("node"), &self.delta(), &self.commits[1])
         }
 
