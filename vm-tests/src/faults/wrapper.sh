@@ -46,6 +46,8 @@ harm() {
 if planned before; then harm before; fi
 if planned during; then
     "$real" "$@" &
+    # A machine that goes down ends the updater and what it has started: not this.
+    trap '' TERM
     sleep "${FAULTS_DELAY:-2}"
     harm during
 fi
