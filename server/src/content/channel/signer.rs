@@ -118,10 +118,28 @@ fn gpg(home: &TempDir, words: &[&str], input: &[u8]) -> Result<Vec<u8>, ProgramE
     })
 }
 
-/// A folder for nobody else: tempfile makes it with mode 0700.
+/// A folder for nobody else.
 fn folder(state_dir: &Path) -> Result<TempDir, ChannelError> {
-    let make = |parent: &Path| tempfile::Builder::new().prefix("nkd-key-").tempdir_in(parent);
+    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    let make = |parent: &Path| {
+        tempfile::Builder::new()
+            .prefix("nkd-key-")
+            .permissions(std::fs::Permissions::clone(&private))
+            .tempdir_in(parent)
+    };
     let in_memory = IN_MEMORY.iter().find_map(|parent| make(Path::new(parent)).ok());
     let made = in_memory.map_or_else(|| make(state_dir), Ok);
     made.map_err(|source| ChannelError::Io { action: "make a folder in", path: state_dir.into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn the_folder_of_an_unpacked_key_is_for_nobody_else() {
+        let state = tempfile::tempdir().unwrap();
+        let folder = super::folder(state.path()).unwrap();
+        assert_eq!(folder.path().metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    }
 }
