@@ -120,13 +120,8 @@ fn gpg(home: &TempDir, words: &[&str], input: &[u8]) -> Result<Vec<u8>, ProgramE
 
 /// A folder for nobody else.
 fn folder(state_dir: &Path) -> Result<TempDir, ChannelError> {
-    let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-    let make = |parent: &Path| {
-        tempfile::Builder::new()
-            .prefix("nkd-key-")
-            .permissions(std::fs::Permissions::clone(&private))
-            .tempdir_in(parent)
-    };
+    let private = || <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o700);
+    let make = |parent: &Path| tempfile::Builder::new().prefix("nkd-key-").permissions(private()).tempdir_in(parent);
     let in_memory = IN_MEMORY.iter().find_map(|parent| make(Path::new(parent)).ok());
     let made = in_memory.map_or_else(|| make(state_dir), Ok);
     made.map_err(|source| ChannelError::Io { action: "make a folder in", path: state_dir.into(), source })
