@@ -67,7 +67,10 @@ fn releases_that_do_not_stay_leave_machines_on_the_old_one_though_the_power_is_c
 #[test]
 #[ignore = "takes an hour: cargo xtask soak"]
 fn what_cannot_be_staged_touches_nothing_and_is_staged_when_it_was_put_right() -> Result {
-    let mut scene = Lab::new("machine-staging")?.scene()?;
+    Lab::new("machine-staging")?.scene()?.run(unstageable)
+}
+
+fn unstageable(scene: &mut Scene) -> Result {
     let first = scene.first.clone();
     let repository = scene.lab.nkd.state().join("ostree/lab");
     // The disk is full.
