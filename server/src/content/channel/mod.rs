@@ -8,6 +8,7 @@
 pub mod delta;
 mod detached;
 mod ed25519;
+mod key_folder;
 pub mod metrics;
 pub mod mirror;
 mod polled;
@@ -356,10 +357,11 @@ impl Channels {
 
     /// Removes what orders of a service that was killed left. To be called before there are orders.
     pub async fn tidy(&self) {
-        let folder = self.folder();
+        let (folder, state_dir) = (self.folder(), self.state_dir.clone());
         // It is told in the log.
         let tidied = blocking(move || {
             source::tidy(&folder);
+            key_folder::tidy(&state_dir);
             Ok(())
         });
         let _ = tidied.await;

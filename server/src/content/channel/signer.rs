@@ -1,22 +1,19 @@
 //! The keys that the service signs commits and summaries with: an OpenPGP key, which every ostree with gpgme knows, and an
 //! ed25519 key.
 //!
-//! At rest they lie sealed in the store. For the moments of a signature the OpenPGP key is in a folder of its own, in memory
-//! where the system has such a folder.
+//! At rest they lie sealed in the store. For the moments of a signature the OpenPGP key is in a folder of its own
+//! ([`KeyFolder`]).
 #![expect(clippy::disallowed_methods, reason = "makes keys, and reads their public halves")]
 
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 
-use tempfile::TempDir;
-
 use super::ChannelError;
 use super::ed25519::{KEY_LENGTH, Key};
+use super::key_folder::KeyFolder;
 use super::program::{ProgramError, run};
 
-/// Folders in memory that are there on usual systems.
-const IN_MEMORY: [&str; 2] = ["/dev/shm", "/run/shm"];
 /// Of the key: people see it when they look at a signature.
 const OWNER: &str = "nkd channels";
 
@@ -42,7 +39,7 @@ pub(super) fn new_seed() -> Result<Vec<u8>, ChannelError> {
 
 /// Keys that are ready to sign.
 pub(super) struct Signer {
-    home: TempDir,
+    home: KeyFolder,
     fingerprint: String,
     ed25519: Key,
 }
@@ -62,7 +59,7 @@ impl Signer {
         Self::of(home, seed)
     }
 
-    fn of(home: TempDir, seed: &[u8]) -> Result<Self, ChannelError> {
+    fn of(home: KeyFolder, seed: &[u8]) -> Result<Self, ChannelError> {
         let ed25519 = Key::from_seed(seed).ok_or(ChannelError::Key)?;
         let list = gpg(&home, &["--with-colons", "--list-secret-keys"], b"")?;
         let list = String::from_utf8_lossy(&list).into_owned();
@@ -97,15 +94,12 @@ impl Signer {
     }
 }
 
-impl Drop for Signer {
-    fn drop(&mut self) {
-        // gpg leaves an agent behind, which ends with its folder too, a little later.
-        let words = [OsString::from("--homedir"), self.home.path().into(), "--kill".into(), "gpg-agent".into()];
-        let _ = run("gpgconf", "gnupg", &words, b"");
-    }
+fn folder(state_dir: &Path) -> Result<KeyFolder, ChannelError> {
+    let failed = |source| ChannelError::Io { action: "make a folder in", path: state_dir.into(), source };
+    KeyFolder::make(state_dir).map_err(failed)
 }
 
-fn gpg(home: &TempDir, words: &[&str], input: &[u8]) -> Result<Vec<u8>, ProgramError> {
+fn gpg(home: &KeyFolder, words: &[&str], input: &[u8]) -> Result<Vec<u8>, ProgramError> {
     let mut all: Vec<OsString> = vec!["--homedir".into(), home.path().into()];
     all.extend(["--batch", "--quiet", "--pinentry-mode", "loopback"].map(OsString::from));
     all.extend(words.iter().map(OsString::from));
@@ -116,25 +110,4 @@ fn gpg(home: &TempDir, words: &[&str], input: &[u8]) -> Result<Vec<u8>, ProgramE
         }
         other => other,
     })
-}
-
-/// A folder for nobody else.
-fn folder(state_dir: &Path) -> Result<TempDir, ChannelError> {
-    let private = || <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o700);
-    let make = |parent: &Path| tempfile::Builder::new().prefix("nkd-key-").permissions(private()).tempdir_in(parent);
-    let in_memory = IN_MEMORY.iter().find_map(|parent| make(Path::new(parent)).ok());
-    let made = in_memory.map_or_else(|| make(state_dir), Ok);
-    made.map_err(|source| ChannelError::Io { action: "make a folder in", path: state_dir.into(), source })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    #[test]
-    fn the_folder_of_an_unpacked_key_is_for_nobody_else() {
-        let state = tempfile::tempdir().unwrap();
-        let folder = super::folder(state.path()).unwrap();
-        assert_eq!(folder.path().metadata().unwrap().permissions().mode() & 0o777, 0o700);
-    }
 }

@@ -1,0 +1,177 @@
+//! Where an unpacked OpenPGP key lies for the moments of a signature: in a folder for nobody else, in memory where the system
+//! has such a folder.
+//!
+//! A service that is killed leaves it behind, and a gpg-agent that knows the key. So a folder is locked as long as somebody
+//! works with it, and the next start removes those that nobody holds. Several services may run on a host.
+#![expect(clippy::disallowed_methods, reason = "makes and removes folders, on threads for that")]
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use tempfile::TempDir;
+
+use super::program::run;
+
+/// Folders in memory that are there on usual systems.
+const IN_MEMORY: [&str; 2] = ["/dev/shm", "/run/shm"];
+/// So that they are known again.
+const PREFIX: &str = "nkd-key-";
+/// A folder is taken away by somebody who tidies between two system calls: more than once in a row is no accident.
+const ATTEMPTS: usize = 16;
+
+/// The folder, which goes when this goes.
+pub(super) struct KeyFolder {
+    folder: TempDir,
+    _lock: File,
+}
+
+impl KeyFolder {
+    /// In memory, or else in the service's own folder.
+    pub fn make(state_dir: &Path) -> io::Result<Self> {
+        let in_memory = IN_MEMORY.iter().find_map(|parent| Self::make_in(Path::new(parent)).ok());
+        in_memory.map_or_else(|| Self::make_in(state_dir), Ok)
+    }
+
+    fn make_in(parent: &Path) -> io::Result<Self> {
+        for _ in 0..ATTEMPTS {
+            let private = Permissions::from_mode(0o700);
+            let folder = tempfile::Builder::new().prefix(PREFIX).permissions(private).tempdir_in(parent)?;
+            if let Some(lock) = hold(folder.path())? {
+                return Ok(Self { folder, _lock: lock });
+            }
+        }
+        Err(io::ErrorKind::ResourceBusy.into())
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for KeyFolder {
+    fn drop(&mut self) {
+        // gpg's agent ends with its folder too, a little later.
+        end_agent(self.path());
+    }
+}
+
+/// Removes the folders of services that are gone, and ends their agents.
+pub(super) fn tidy(state_dir: &Path) {
+    let parents = IN_MEMORY.iter().map(Path::new).chain([state_dir]);
+    for folder in parents.flat_map(folders) {
+        let removed = match hold(&folder) {
+            Ok(Some(_lock)) => {
+                end_agent(&folder);
+                std::fs::remove_dir_all(&folder)
+            }
+            // Somebody works with it, or just took it away.
+            Ok(None) => continue,
+            Err(error) => Err(error),
+        };
+        match removed {
+            Ok(()) => tracing::info!(folder = %folder.display(), "removed the unpacked key of a service that is gone"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(folder = %folder.display(), %error, "cannot remove an unpacked key"),
+        }
+    }
+}
+
+/// Those of this user: others may write there too.
+fn folders(parent: &Path) -> Vec<PathBuf> {
+    let user = nix::unistd::geteuid().as_raw();
+    let ours = |path: &PathBuf| {
+        let named = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+        named && path.symlink_metadata().is_ok_and(|found| found.is_dir() && found.uid() == user)
+    };
+    let Ok(entries) = std::fs::read_dir(parent) else { return Vec::new() };
+    entries.filter_map(|entry| Some(entry.ok()?.path())).filter(ours).collect()
+}
+
+/// The folder is this caller's alone as long as the result lives. None: it is somebody else's, or not there any more.
+fn hold(folder: &Path) -> io::Result<Option<File>> {
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(folder);
+    let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    let lock = match opened {
+        Err(error) if gone(&error) => return Ok(None),
+        other => other?,
+    };
+    match lock.try_lock() {
+        Err(std::fs::TryLockError::WouldBlock) => return Ok(None),
+        other => other?,
+    }
+    // Who held the lock before may have removed the folder.
+    let there =
+        folder.symlink_metadata().is_ok_and(|found| lock.metadata().is_ok_and(|held| held.ino() == found.ino()));
+    Ok(there.then_some(lock))
+}
+
+fn end_agent(home: &Path) {
+    let words = [OsString::from("--homedir"), home.into(), "--kill".into(), "gpg-agent".into()];
+    // Without one there is nothing to end.
+    let _ = run("gpgconf", "gnupg", &words, b"");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// As a service that was killed leaves it: not held, with an agent; its process.
+    fn left(folder: &Path) -> i32 {
+        std::fs::create_dir(folder).unwrap();
+        std::fs::set_permissions(folder, Permissions::from_mode(0o700)).unwrap();
+        let home = ["--homedir".into(), OsString::from(folder)];
+        let say = |program, words: &[&str]| {
+            let words: Vec<_> = home.iter().cloned().chain(words.iter().map(OsString::from)).collect();
+            String::from_utf8(run(program, "gnupg", &words, b"").unwrap()).unwrap()
+        };
+        say("gpgconf", &["--launch", "gpg-agent"]);
+        let said = say("gpg-connect-agent", &["getinfo pid", "/bye"]);
+        said.lines().find_map(|line| line.strip_prefix("D ")?.parse().ok()).unwrap()
+    }
+
+    fn lives(process: i32) -> bool {
+        // Its parent may not have been told yet that it ended.
+        let status = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        status.contains("(gpg-agent)") && !status.contains(") Z ")
+    }
+
+    #[test]
+    fn it_is_for_nobody_else() {
+        let state = tempfile::tempdir().unwrap();
+        let folder = KeyFolder::make(state.path()).unwrap();
+        assert_eq!(folder.path().metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn what_a_killed_service_left_is_removed_and_what_a_living_one_works_with_is_not() {
+        let state = tempfile::tempdir().unwrap();
+        let (gone, held) = (state.path().join("nkd-key-gone"), KeyFolder::make_in(state.path()).unwrap());
+        let agent = left(&gone);
+        assert!(lives(agent));
+        let (other, link) = (state.path().join("other"), state.path().join("nkd-key-link"));
+        std::fs::create_dir(&other).unwrap();
+        std::os::unix::fs::symlink(&other, &link).unwrap();
+        tidy(state.path());
+        assert!(!gone.exists());
+        // It ends by itself once it was told to.
+        let ended = (0..200).any(|_| {
+            !lives(agent) || {
+                std::thread::sleep(Duration::from_millis(50));
+                false
+            }
+        });
+        assert!(ended, "its agent goes on");
+        assert!(held.path().exists() && other.exists() && link.is_symlink());
+        // Its lock is its own: nobody else gets it until it is gone.
+        assert!(hold(held.path()).unwrap().is_none());
+        let path = held.path().to_owned();
+        drop(held);
+        assert!(!path.exists());
+    }
+}
