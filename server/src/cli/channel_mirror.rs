@@ -1,7 +1,10 @@
 //! `nkd channel mirror ...`
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
+use std::time::Duration;
+
 use clap::Args;
+use indicatif::ProgressBar;
 use nkd_api::channel::{Mirror, MirrorOrder};
 use reqwest::Method;
 use time::OffsetDateTime;
@@ -10,6 +13,9 @@ use super::CliError;
 use super::channel::{minutes, span};
 use super::client::{Client, segment};
 use super::output::{OutputArgs, age};
+
+/// How often it is looked whether a look has ended.
+const POLL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
 pub(super) struct MirrorArgs {
@@ -42,7 +48,7 @@ pub(super) struct MirrorArgs {
     /// From one look to the next, like 90m, 6h or 7d [default: 6h]
     #[arg(long, value_name = "TIME", value_parser = minutes, requires = "from")]
     every: Option<u32>,
-    /// Look at once
+    /// Look at once, and wait for the end of it; exits with an error when the mirror stands still
     #[arg(long, conflicts_with_all = ["from", "off"])]
     now: bool,
     /// Follow nothing any more; the releases stay
@@ -60,6 +66,7 @@ pub(super) async fn run(args: MirrorArgs, client: &Client) -> Result<(), CliErro
         return Ok(());
     }
     let absolute = |path: String| std::path::absolute(&path).map_or(path, |p| p.display().to_string());
+    let has_looked = args.now;
     let mirror: Mirror = match (args.from, args.reference) {
         (Some(from), Some(reference)) => {
             let order = MirrorOrder {
@@ -75,11 +82,29 @@ pub(super) async fn run(args: MirrorArgs, client: &Client) -> Result<(), CliErro
             };
             client.call(Method::PUT, &path, Some(&order)).await?
         }
-        _ if args.now => client.call::<(), _>(Method::POST, &format!("{path}/look"), None).await?,
+        _ if has_looked => look(client, &path).await?,
         _ => client.get(&path).await?,
     };
     args.output.print(&mirror, |mirror| shown(mirror, OffsetDateTime::now_utc()));
-    Ok(())
+    match mirror.problem {
+        Some(_) if has_looked => Err(CliError::Ended(format!("the channel {} is as it was before", mirror.channel))),
+        _ => Ok(()),
+    }
+}
+
+/// Has the service look, and waits until it has. A look that was under way does not count.
+async fn look(client: &Client, path: &str) -> Result<Mirror, CliError> {
+    let asked: Mirror = client.call::<(), _>(Method::POST, &format!("{path}/look"), None).await?;
+    let bar = ProgressBar::new_spinner().with_message(format!("looking at {}", asked.from));
+    bar.enable_steady_tick(Duration::from_millis(120));
+    let looked = loop {
+        match client.get::<Mirror>(path).await {
+            Ok(mirror) if mirror.looked_at == asked.looked_at => tokio::time::sleep(POLL).await,
+            other => break other,
+        }
+    };
+    bar.finish_and_clear();
+    Ok(looked?)
 }
 
 fn shown(mirror: &Mirror, now: OffsetDateTime) -> String {

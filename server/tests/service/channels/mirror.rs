@@ -1,5 +1,7 @@
 //! A channel follows an upstream repository, which is a real one behind a real server.
 
+use std::sync::atomic::Ordering;
+
 use serde_json::Value;
 
 use super::harness::{Place, eventually};
@@ -9,14 +11,12 @@ fn file_url(builder: &Builder) -> String {
     format!("file://{}", builder.path("repo"))
 }
 
-/// The mirror, when it has looked at least once more than `before`.
-async fn looked(place: &Place, before: &Value) -> Value {
-    place.ok(&["channel", "mirror", "stable", "--now"]);
-    eventually("the mirror has looked", async || {
-        let mirror = shown(place);
-        (mirror["lookedAt"] != before["lookedAt"]).then_some(mirror)
-    })
-    .await
+/// Has it looked at; the mirror then. It fails exactly if the mirror stands still.
+fn looked(place: &Place) -> Value {
+    let output = place.cli(&["channel", "mirror", "stable", "--now", "-o", "json"]);
+    let mirror: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.success(), mirror["problem"].is_null(), "{output:?}");
+    mirror
 }
 
 fn shown(place: &Place) -> Value {
@@ -49,22 +49,23 @@ async fn each_new_commit_of_a_signed_upstream_is_a_release() {
     service.kill();
     let _service = place.start().await;
     let before = shown(&place);
-    let mirror = looked(&place, &before).await;
+    let mirror = looked(&place);
+    assert_ne!(mirror["lookedAt"], before["lookedAt"], "it has looked when that command ends");
     assert_eq!((&mirror["failures"], releases(&place).len()), (&0.into(), 1), "{mirror}");
 
     let two = builder.build("2", b"two", &[&signed[0], &signed[1]]);
-    looked(&place, &mirror).await;
+    looked(&place);
     assert_eq!(releases(&place)[1]["commit"], two);
     let repo = system(&place, "node");
     assert!(pull(&repo, &two).status.success());
 
     // Not signed, then signed by somebody else: the channel stays.
     builder.build("3", b"unsigned", &[]);
-    let mirror = looked(&place, &shown(&place)).await;
+    let mirror = looked(&place);
     assert!(mirror["problem"].as_str().unwrap().contains("no signatures found"), "{mirror}");
     let (other_home, other, _) = builder.key("stranger");
     builder.build("4", b"theirs", &[&format!("--gpg-sign={other}"), &format!("--gpg-homedir={other_home}")]);
-    let mirror = looked(&place, &mirror).await;
+    let mirror = looked(&place);
     assert!(mirror["problem"].as_str().unwrap().contains("public key not found"), "{mirror}");
     assert_eq!((&mirror["failures"], releases(&place).len()), (&2.into(), 2), "{mirror}");
     good("gpgconf", &["--homedir", &home, "--kill", "gpg-agent"]);
@@ -76,7 +77,8 @@ async fn each_new_commit_of_a_signed_upstream_is_a_release() {
     assert!(!place.state().join("ostree/.mirror-stable").exists());
 }
 
-#[tokio::test]
+// The upstream answers while commands wait.
+#[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_fails_or_goes_back_leaves_the_channel_as_it_is() {
     let place = Place::new();
     let _service = place.start().await;
@@ -107,8 +109,8 @@ async fn an_upstream_that_fails_or_goes_back_leaves_the_channel_as_it_is() {
     let mirror = eventually("a success", async || Some(shown(&place)).filter(|m| m["succeededAt"].is_string())).await;
     let success = mirror["succeededAt"].clone();
 
-    let problem = async |what: &str| {
-        let mirror = looked(&place, &shown(&place)).await;
+    let problem = |what: &str| {
+        let mirror = looked(&place);
         let problem = mirror["problem"].as_str().unwrap_or_default();
         assert!(problem.contains(what), "`{what}` is not in: {mirror}");
         assert_eq!(mirror["succeededAt"], success, "the last success is shown");
@@ -117,12 +119,12 @@ async fn an_upstream_that_fails_or_goes_back_leaves_the_channel_as_it_is() {
     // Back to an older commit; to garbage; gone.
     good("ostree", &["reset", &repo, REF, &one]);
     good("ostree", &["summary", &repo, "-u"]);
-    problem("the upstream went back to commit").await;
+    problem("the upstream went back to commit");
     std::fs::write(builder.path("repo/summary"), b"this is no summary").unwrap();
-    problem("ostree pull").await;
+    problem("ostree pull");
     std::fs::remove_file(builder.path("repo/summary")).unwrap();
     std::fs::rename(builder.path("repo/refs"), builder.path("refs")).unwrap();
-    problem("ostree pull").await;
+    problem("ostree pull");
     std::fs::rename(builder.path("refs"), builder.path("repo/refs")).unwrap();
     // A commit whose objects are not what they are called.
     let three = builder.build("3", b"three", &[&at(3)]);
@@ -131,7 +133,7 @@ async fn an_upstream_that_fails_or_goes_back_leaves_the_channel_as_it_is() {
     for object in objects.lines() {
         std::fs::write(object, b"garbage").unwrap();
     }
-    problem("ostree pull").await;
+    problem("ostree pull");
     assert!(!place.state().join(format!("ostree/lab/objects/{}/{}.commit", &three[..2], &three[2..])).exists());
     let said = place.ok(&["channel", "mirror", "stable"]);
     assert!(said.contains("stands still: ") && said.contains("last success: "), "{said}");
@@ -139,6 +141,29 @@ async fn an_upstream_that_fails_or_goes_back_leaves_the_channel_as_it_is() {
     let metrics = reqwest::get(place.metrics_url("/metrics")).await.unwrap().text().await.unwrap();
     let failed = "nkd_channel_mirror_looks_total{channel=\"stable\",result=\"failed\"} 4";
     assert!(metrics.contains(failed) && metrics.contains("nkd_channel_mirror_success_timestamp_seconds"), "{metrics}");
+}
+
+// The upstream answers while commands wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cut_off_on_its_way_is_no_release_until_it_came_whole() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    let one = builder.build("1", b"one", &["--add-metadata-string=nkd.kubernetes=v1.20.2"]);
+    good("ostree", &["summary", &builder.repo(), "-u"]);
+    let upstream = super::upstream::Upstream::serve(&place, &builder.path("repo")).await;
+    upstream.cuts.store(true, Ordering::SeqCst);
+    let from = format!("https://{}/", upstream.address);
+    let order = ["channel", "mirror", "stable", "--from", &from, "--ref", REF, "--insecure-unsigned"];
+    place.ok(&[&order[..], &["--upstream-ca", &upstream.ca]].concat());
+    let mirror = looked(&place);
+    assert!(mirror["problem"].as_str().unwrap().contains("ostree pull"), "{mirror}");
+    assert_eq!(releases(&place), Vec::<Value>::new());
+    upstream.cuts.store(false, Ordering::SeqCst);
+    let mirror = looked(&place);
+    assert!(mirror["problem"].is_null(), "{mirror}");
+    assert_eq!(releases(&place)[0]["commit"], one);
+    assert!(pull(&system(&place, "node"), &one).status.success());
 }
 
 #[tokio::test]

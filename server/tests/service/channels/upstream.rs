@@ -1,8 +1,14 @@
 //! A web server of somebody else, over HTTPS.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
 use tower_http::services::ServeDir;
 
 use super::harness::Place;
@@ -13,6 +19,8 @@ pub struct Upstream {
     pub address: String,
     /// File of the authority that its certificate comes from.
     pub ca: String,
+    /// Whether objects come by half, and then the connection ends.
+    pub cuts: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -27,7 +35,16 @@ impl Upstream {
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let listener = tokio::net::TcpListener::bind((place.ip.as_str(), 0)).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let router = Router::new().fallback_service(ServeDir::new(folder));
+        let cuts = Arc::new(AtomicBool::new(false));
+        let is_cut = Arc::clone(&cuts);
+        let cut = from_fn(move |request: Request, next: Next| {
+            let is_cut = is_cut.load(Ordering::SeqCst) && request.uri().path().contains("/objects/");
+            async move {
+                let response = next.run(request).await;
+                if is_cut { half(response).await } else { response }
+            }
+        });
+        let router = Router::new().fallback_service(ServeDir::new(folder)).layer(cut);
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
@@ -40,8 +57,17 @@ impl Upstream {
                 });
             }
         });
-        Self { address, ca: ca.display().to_string(), task }
+        Self { address, ca: ca.display().to_string(), cuts, task }
     }
+}
+
+/// The first half of an answer that promises the whole.
+async fn half(response: Response) -> Response {
+    let (head, body) = response.into_parts();
+    let whole = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+    let parts: [io::Result<Bytes>; 2] =
+        [Ok(whole.slice(..whole.len() / 2)), Err(io::ErrorKind::ConnectionReset.into())];
+    Response::from_parts(head, Body::from_stream(futures_util::stream::iter(parts)))
 }
 
 impl Drop for Upstream {
