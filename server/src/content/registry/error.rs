@@ -37,7 +37,11 @@ pub enum OciError {
         is: u64,
     },
     /// Bytes do not have the digest that they were sent with.
-    #[error("the bytes that came have the digest {}, and not {}: send them again", digest_text(is), digest_text(said))]
+    #[error(
+        "the bytes that came have the digest {}, and not {}: send them again, as a new upload",
+        digest_text(is),
+        digest_text(said)
+    )]
     DigestDiffers {
         /// What was said.
         said: Sha256Digest,
