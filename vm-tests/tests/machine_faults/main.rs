@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nkd_vm_tests::{Error, Harm, within};
 
 use self::lab::Lab;
-use self::scene::{BACK, SETTLE, Scene};
+use self::scene::{BACK_OF, SETTLE, Scene};
 
 type Result<T = ()> = std::result::Result<T, Error>;
 
@@ -48,7 +48,7 @@ fn releases_that_do_not_stay_leave_machines_on_the_old_one_though_the_power_is_c
         let ill = scene.publish("ill", &[])?;
         for machine in [1, 0] {
             scene.back(machine, "no-init", &no_init, &first, "did not come up", &SETTLE)?;
-            scene.back(machine, "ill", &ill, &first, "not healthy after", &BACK)?;
+            scene.back(machine, "ill", &ill, &first, "not healthy after", &BACK_OF[machine])?;
         }
         // Nobody confirms that one, and nobody gives it up but the deadline, which is soon: for the others it would be too soon.
         let soon = "mkdir -p /etc/systemd/system/nkd-boot-deadline.service.d\n\

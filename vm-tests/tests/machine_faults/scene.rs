@@ -25,7 +25,12 @@ const FORWARD: [&str; 10] = [
     "after confirm",
 ];
 /// And on its way back.
-pub const BACK: [&str; 5] = ["before revert", "after revert", "before restart-back", "before settle", "after settle"];
+const BACK: [&str; 5] = ["before revert", "after revert", "before restart-back", "before settle", "after settle"];
+/// A machine whose power is cut after the revert starts the old release then, and needs no restart: what each machine meets.
+pub const BACK_OF: [[&str; 4]; 2] = [
+    ["before revert", "before restart-back", "before settle", "after settle"],
+    ["before revert", "after revert", "before settle", "after settle"],
+];
 
 fn unexpected(what: &str, got: impl Into<String>) -> Error {
     Error::Unexpected { what: what.to_owned(), got: got.into() }
