@@ -87,7 +87,10 @@ pub(super) async fn run(args: MirrorArgs, client: &Client) -> Result<(), CliErro
     };
     args.output.print(&mirror, |mirror| shown(mirror, OffsetDateTime::now_utc()));
     match mirror.problem {
-        Some(_) if has_looked => Err(CliError::Ended(format!("the channel {} is as it was before", mirror.channel))),
+        Some(_) if has_looked => Err(CliError::Ended(format!(
+            "the channel {0} is as it was: put right what its mirror stands still for (`nkd channel mirror {0}` says it)",
+            mirror.channel
+        ))),
         _ => Ok(()),
     }
 }
