@@ -156,6 +156,11 @@ impl LabCluster {
         limit: Duration,
     ) -> Result<(), Error> {
         let before = self.nodes(net)?;
+        let installs = |name: &str| -> Result<usize, Error> {
+            let scripts = nkd.events(net, name, "boot-script")?;
+            Ok(scripts.iter().filter(|script| script.contains("live install")).count())
+        };
+        let installed = Self::MACHINES.map(installs);
         for machine in machines.iter_mut() {
             machine.power_off(within(240))?;
         }
@@ -183,12 +188,11 @@ impl LabCluster {
             std::thread::sleep(PAUSE);
         }
         Self::wait_until(net, nkd, "the cluster is Ready again", limit, Self::is_ready)?;
-        for name in Self::MACHINES {
-            let (machine, scripts) = (nkd.machine(net, name)?, nkd.events(net, name, "boot-script")?);
-            let installs = scripts.iter().filter(|script| script.contains("live install")).count();
-            if installs != 1 || machine["installedGeneration"] != 1 || machine["phase"]["name"] != "ready" {
-                let what = format!("{name} is what it was before the power cycle");
-                return Err(Error::Unexpected { what, got: format!("{machine:#}\n{scripts:?}") });
+        for (name, before) in Self::MACHINES.into_iter().zip(installed) {
+            let (machine, before, now) = (nkd.machine(net, name)?, before?, installs(name)?);
+            if now != before || machine["installedGeneration"] != 1 || machine["phase"]["name"] != "ready" {
+                let what = format!("{name} is what it was before the power cycle, with {before} starts of an install");
+                return Err(Error::Unexpected { what, got: format!("{machine:#}\n{now} starts of an install") });
             }
         }
         Ok(())

@@ -148,6 +148,25 @@ fn a_panic_ends_the_wait_at_once() -> Result {
 }
 
 #[test]
+fn a_machine_that_the_emulator_has_hung_is_reset() -> Result {
+    let net = Network::create("framework-hung")?;
+    let line = "rcu: Possible timer handling issue on cpu=1 timer-softirq=4\r\n";
+    let disk = sector(&net, &format!("up\r\n{}the end", line.repeat(3)));
+    let machine = Machine::named("hung").memory_mib(64).processors(1).disk_from(&disk).start(&net)?;
+    for _ in 0..2 {
+        machine.console().expect("up", within(60))?;
+    }
+    drop(machine);
+
+    // A computer that is busy makes a system say so once or twice.
+    let disk = sector(&net, &format!("up\r\n{}the end", line.repeat(2)));
+    let machine = Machine::named("busy").memory_mib(64).processors(1).disk_from(&disk).start(&net)?;
+    machine.console().expect("the end", within(60))?;
+    assert!(machine.console().expect("up", Duration::from_secs(5)).is_err(), "it was reset");
+    Ok(())
+}
+
+#[test]
 fn a_machine_that_ends_says_so() -> Result {
     let net = Network::create("framework-ended")?;
     let disk = sector(&net, "up\r\n");

@@ -15,7 +15,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -49,7 +49,7 @@ pub struct Machine {
 struct Power {
     qemu: Child,
     keyboard: Mutex<Option<ChildStdin>>,
-    monitor: Mutex<Monitor>,
+    monitor: Arc<OnceLock<Mutex<Monitor>>>,
     since: Instant,
 }
 
@@ -154,15 +154,17 @@ impl Machine {
         let since = Instant::now();
         let keyboard = Mutex::new(qemu.stdin.take());
         self.number += 1;
+        let monitor = Arc::new(OnceLock::new());
         let begun = match qemu.stdout.take() {
-            Some(output) => self.serial.attach(output, self.number),
+            Some(output) => self.serial.attach(output, self.number, self.when_hung(&monitor)),
             None => Ok(()),
         };
-        let monitor =
+        let connected =
             begun.and_then(|()| Monitor::connect(&self.spec.name, &socket, || matches!(qemu.try_wait(), Ok(None))));
-        match monitor {
-            Ok(monitor) => {
-                self.power = Some(Power { qemu, keyboard, monitor: Mutex::new(monitor), since });
+        match connected {
+            Ok(connected) => {
+                monitor.get_or_init(|| Mutex::new(connected));
+                self.power = Some(Power { qemu, keyboard, monitor, since });
                 Ok(())
             }
             Err(e) => {
@@ -278,7 +280,21 @@ impl Machine {
     }
 
     fn ask(&self, command: &str, arguments: serde_json::Value) -> Result<serde_json::Value, Error> {
-        lock(&self.on("QEMU cannot be asked")?.monitor).execute(command, arguments)
+        let wanted = "QEMU cannot be asked";
+        let monitor = self.on(wanted)?.monitor.get().ok_or_else(|| self.is("off", wanted))?;
+        lock(monitor).execute(command, arguments)
+    }
+
+    /// Presses the reset button of a machine that the emulator has stolen a timer of, as somebody at a rack would, and says so.
+    fn when_hung(&self, monitor: &Arc<OnceLock<Mutex<Monitor>>>) -> impl Fn() + Clone + Send + 'static {
+        let (name, monitor) = (self.spec.name.clone(), Arc::clone(monitor));
+        move || {
+            let Some(monitor) = monitor.get() else { return };
+            println!("{name} hangs: a processor gets no timer interrupts, which is the emulator's fault. It is reset.");
+            if let Err(error) = lock(monitor).execute("system_reset", json!({})) {
+                println!("{error}");
+            }
+        }
     }
 
     fn on(&self, wanted: &'static str) -> Result<&Power, Error> {

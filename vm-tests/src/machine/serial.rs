@@ -12,6 +12,12 @@ use std::time::{Duration, Instant};
 use super::terminal::{Terminal, shown};
 use crate::Error;
 
+/// What Linux says of a processor that gets no timer interrupts. Under QEMU's TCG a one-shot interrupt is lost now and then,
+/// one start in some hundreds, and Linux on several processors waits for it for ever.
+const NO_TIMER: &[u8] = b"Possible timer handling issue on cpu";
+/// How often it says so before it is believed, twenty seconds apart: a busy computer is slow, and gets over it.
+const BELIEVED: u32 = 3;
+
 /// How long the rest of a line may take to follow its beginning.
 const REST_OF_LINE: Duration = Duration::from_millis(300);
 
@@ -71,8 +77,14 @@ impl Serial {
         &self.log
     }
 
-    /// Begins to read the output of a machine that was just switched on for the `number`th time.
-    pub fn attach(&mut self, output: impl Read + Send + 'static, number: u32) -> Result<(), Error> {
+    /// Begins to read the output of a machine that was just switched on for the `number`th time. `hung` is called on a thread
+    /// of its own each time that its system has lost a timer for good.
+    pub fn attach(
+        &mut self,
+        output: impl Read + Send + 'static,
+        number: u32,
+        hung: impl Fn() + Clone + Send + 'static,
+    ) -> Result<(), Error> {
         self.detach();
         let opening = || Error::io(format!("opening {}", self.log.display()));
         let mut log = OpenOptions::new().create(true).append(true).open(&self.log).map_err(opening())?;
@@ -83,7 +95,7 @@ impl Serial {
         said.lines.push((here, Duration::ZERO));
         drop(said);
         let shared = Arc::clone(&self.shared);
-        self.reader = Some(thread::spawn(move || read_all(&shared, output, log)));
+        self.reader = Some(thread::spawn(move || read_all(&shared, output, log, hung)));
         Ok(())
     }
 
@@ -206,12 +218,13 @@ impl Said {
     }
 }
 
-fn read_all(shared: &Shared, mut output: impl Read, mut log: File) {
+fn read_all(shared: &Shared, mut output: impl Read, mut log: File, hung: impl Fn() + Clone + Send + 'static) {
     let on = Instant::now();
     let mut terminal = Terminal::new();
     let (mut bytes, mut fresh) = ([0; 4096], Vec::new());
     let mut line: Vec<u8> = Vec::new();
     let mut began = Duration::ZERO;
+    let mut no_timer = 0;
     // A read error is an end of the output, too.
     while let Ok(length @ 1..) = output.read(&mut bytes) {
         fresh.clear();
@@ -232,6 +245,12 @@ fn read_all(shared: &Shared, mut output: impl Read, mut log: File) {
             if byte == b'\n' {
                 let next = said.text.len();
                 said.lines.push((next, now));
+                no_timer += u32::from(line.windows(NO_TIMER.len()).any(|window| window == NO_TIMER));
+                if no_timer == BELIEVED {
+                    no_timer = 0;
+                    // Not here: QEMU may wait for its output to be read before it does what it is told.
+                    thread::spawn(hung.clone());
+                }
                 write_line(&mut log, began, &mut line);
             }
         }
@@ -272,7 +291,7 @@ mod tests {
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let log = std::env::temp_dir().join(format!("nkd-serial-{}-{number}", std::process::id()));
         let mut serial = Serial::new(log);
-        serial.attach(text.as_bytes(), 1).unwrap();
+        serial.attach(text.as_bytes(), 1, || ()).unwrap();
         serial.detach();
         std::fs::remove_file(serial.log()).unwrap();
         serial
@@ -309,7 +328,7 @@ mod tests {
         let (mut reader, mut writer) = std::io::pipe().unwrap();
         let log = std::env::temp_dir().join(format!("nkd-serial-pieces-{}", std::process::id()));
         let mut serial = Serial::new(log);
-        serial.attach(std::io::Read::by_ref(&mut reader).try_clone().unwrap(), 1).unwrap();
+        serial.attach(std::io::Read::by_ref(&mut reader).try_clone().unwrap(), 1, || ()).unwrap();
         drop(reader);
         writer.write_all(b"Kernel is lo").unwrap();
         assert_eq!(serial.wait_for(&["login:"], &["Kernel panic".into()], SOON), Err(NotFound::Limit));
