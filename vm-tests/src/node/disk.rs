@@ -76,6 +76,9 @@ impl Disk {
             text("usr/upper/lib/systemd/system/nkd-balancer.service", units::BALANCER)?;
             text("usr/upper/lib/systemd/system/nkd-updater.service", units::UPDATER)?;
         }
+        for (program, name) in &spec.programs {
+            self.program(program, name)?;
+        }
         for file in &spec.files {
             let (layer, path) = file.place()?;
             self.file(&format!("{layer}/upper/{path}"), file.mode, &file.bytes)?;

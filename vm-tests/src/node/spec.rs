@@ -13,6 +13,7 @@ pub struct NodeSpec {
     pub(super) mac: Option<String>,
     pub(super) kubernetes: Option<Kubernetes>,
     pub(super) agent: Option<PathBuf>,
+    pub(super) programs: Vec<(PathBuf, String)>,
     pub(super) files: Vec<File>,
 }
 
@@ -33,7 +34,15 @@ pub(super) struct File {
 
 impl NodeSpec {
     pub(super) fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), address: None, mac: None, kubernetes: None, agent: None, files: Vec::new() }
+        Self {
+            name: name.to_owned(),
+            address: None,
+            mac: None,
+            kubernetes: None,
+            agent: None,
+            programs: Vec::new(),
+            files: Vec::new(),
+        }
     }
 
     /// Its address on the bridge with the length of the prefix, like `192.0.2.11/24`. Every node has one.
@@ -59,6 +68,12 @@ impl NodeSpec {
     /// `/etc/nkd/agent.json` and a `balancer.json` at boot.
     pub fn agent(mut self, program: &Path) -> Self {
         self.agent = Some(program.to_owned());
+        self
+    }
+
+    /// A program as `/usr/bin/<name>`.
+    pub fn program(mut self, program: &Path, name: &str) -> Self {
+        self.programs.push((program.to_owned(), name.to_owned()));
         self
     }
 
