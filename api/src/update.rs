@@ -442,8 +442,11 @@ pub struct Desired {
     pub update: String,
     /// Its uid.
     pub uid: String,
-    /// Which try, from 1.
+    /// Which try, from 1. None comes twice in an update, also when it was called off and begins anew.
     pub attempt: u32,
+    /// How often a person has asked for another attempt; nothing: an operator that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<u32>,
     /// The operating system; nothing: it stays.
     #[serde(default)]
     pub os: Option<OsRelease>,
@@ -680,15 +683,20 @@ mod tests {
             update: "rack7-2".into(),
             uid: "u".into(),
             attempt: 1,
+            retry: Some(0),
             os: None,
             kubernetes: Some("v1.21.0".into()),
             first: true,
             go: false,
             ignore_preflight_errors: Vec::new(),
         };
-        let text = json!({"update": "rack7-2", "uid": "u", "attempt": 1, "os": null, "kubernetes": "v1.21.0", "first": true, "go": false});
+        let text = json!({"update": "rack7-2", "uid": "u", "attempt": 1, "retry": 0, "os": null, "kubernetes": "v1.21.0", "first": true, "go": false});
         assert_eq!(serde_json::to_value(&desired).unwrap(), text);
-        assert_eq!(serde_json::from_value::<Desired>(text).unwrap(), desired);
+        assert_eq!(serde_json::from_value::<Desired>(text.clone()).unwrap(), desired);
+        // An operator of before.
+        let mut older = text;
+        older.as_object_mut().unwrap().remove("retry");
+        assert_eq!(serde_json::from_value::<Desired>(older).unwrap().retry, None);
         for (word, state, ended) in [
             ("staging", ReportedState::Staging, false),
             ("staged", ReportedState::Staged, false),

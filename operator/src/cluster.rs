@@ -55,6 +55,12 @@ impl ClusterError {
         self.code() == Some(409)
     }
 
+    /// The API server has answered, and does not do it.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        self.code().is_some_and(|code| (400..500).contains(&code) && !matches!(code, 401 | 409))
+    }
+
     fn code(&self) -> Option<u16> {
         match self {
             Self::Request { source, .. } => match &**source {

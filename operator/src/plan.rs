@@ -181,10 +181,14 @@ impl<'a> Planner<'a> {
     fn stage(&mut self, node: &'a NodeSeen) {
         let release = &self.wish.spec.release;
         let before = node.desired.as_ref().filter(|desired| self.is_mine(&desired.uid));
+        // What its agent has said of another attempt, which may have been called off since, is not said of this one.
+        let said = node.reported.as_ref().filter(|said| self.is_mine(&said.uid)).map(|said| said.attempt);
+        let last = before.map(|desired| desired.attempt).max(said).unwrap_or(0);
         let desired = Desired {
             update: self.wish.full_name(),
             uid: self.wish.uid.clone(),
-            attempt: before.map_or(1, |desired| desired.attempt + 1),
+            attempt: last.saturating_add(1),
+            retry: Some(self.wish.spec.retry),
             os: release.os.clone(),
             kubernetes: release.kubernetes.clone(),
             // The one that began with `kubeadm upgrade apply` has to end it.

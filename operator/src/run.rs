@@ -19,7 +19,7 @@ use crate::plan::plan;
 use crate::seen::{NodeSeen, PodsSeen, Seen};
 use crate::serve::Metrics;
 use crate::step::{Change, Step};
-use crate::turn::{orphans, turns};
+use crate::turn::{opened, orphans, turns};
 use crate::waits::Waits;
 use crate::watch::Watched;
 use crate::wish::{Source, Wish};
@@ -139,6 +139,10 @@ impl Operator {
     async fn look(&mut self) -> Result<bool, StopReason> {
         let begun = Instant::now();
         let wishes = self.watched.wishes();
+        let (nodes, seen) = self.nodes();
+        for step in opened(&Seen { nodes: seen, own_node: None, ahead: None }) {
+            self.act(None, &nodes, step).await?;
+        }
         let seen = self.nodes().1;
         let turns: Vec<(Wish, Option<String>)> =
             turns(&wishes, &seen).into_iter().map(|(wish, ahead)| (wish.clone(), ahead)).collect();
@@ -219,7 +223,11 @@ impl Operator {
                 let mut held = Vec::new();
                 for pod in pods {
                     self.may_act()?;
-                    let said = self.cluster.evict(&pod).await?;
+                    let said = match self.cluster.evict(&pod).await {
+                        // An admission webhook, say. The others of this node, and other nodes, go on.
+                        Err(error) if error.is_refusal() => Some(chain(&error)),
+                        said => said?,
+                    };
                     self.metrics.evicted(said.is_none());
                     if let Some(said) = said {
                         held.push(format!("{}/{}: {said}", pod.namespace, pod.name));
@@ -230,10 +238,17 @@ impl Operator {
             }
             Step::Delete { node, pods, at_once } => {
                 tracing::warn!(node, pods = pods.len(), at_once, "deletes pods that did not leave");
+                let mut held = Vec::new();
                 for pod in pods {
                     self.may_act()?;
-                    self.cluster.delete(&pod, at_once).await?;
+                    match self.cluster.delete(&pod, at_once).await {
+                        Err(error) if error.is_refusal() => {
+                            held.push(format!("{}/{}: {}", pod.namespace, pod.name, chain(&error)));
+                        }
+                        done => done?,
+                    }
                 }
+                self.said.insert(node, held.join("; "));
                 Ok(())
             }
             Step::Tell(status) => {

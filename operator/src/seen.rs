@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::Node;
-use nkd_api::update::{CORDONED_BY, DESIRED, Desired, NOTE, Note, NoteState, REPORTED, Reported};
+use nkd_api::update::{CORDONED_BY, DESIRED, Desired, NOTE, Note, NoteState, REPORTED, Reported, ReportedState};
 use serde::de::DeserializeOwned;
 use time::Duration;
 
@@ -114,7 +114,14 @@ impl NodeSeen {
     /// It is away by the operator's doing.
     #[must_use]
     pub fn held(&self) -> bool {
-        self.cordoned_by.is_some() || self.busy_for().is_some() || self.is_lost()
+        self.cordoned_by.is_some() || self.busy_for().is_some() || self.is_lost() || self.is_at_earlier()
+    }
+
+    /// Its agent is at work on an earlier attempt than the one that is desired, and has not come to its end.
+    fn is_at_earlier(&self) -> bool {
+        let (Some(desired), Some(said)) = (&self.desired, &self.reported) else { return false };
+        let earlier = said.uid == desired.uid && said.attempt < desired.attempt;
+        earlier && said.state > ReportedState::Staged && !said.state.is_end()
     }
 
     /// Its agent has said nothing new since it was given up.
@@ -146,7 +153,7 @@ impl NodeSeen {
     #[must_use]
     pub fn may_move(&self) -> bool {
         let unheard = self.held() && self.desired.is_some() && self.report().is_none();
-        self.busy_for().is_some() || self.is_lost() || unheard
+        self.busy_for().is_some() || self.is_lost() || self.is_at_earlier() || unheard
     }
 
     /// uids of the updates that have left something on it.

@@ -30,6 +30,18 @@ pub fn turns<'a>(wishes: &'a [Wish], nodes: &[NodeSeen]) -> Vec<(&'a Wish, Optio
     turns
 }
 
+/// Nodes that an administrator has opened, and that no update is at work on, are nobody's any more: whoever closes them next is
+/// not the operator, and they are not away.
+#[must_use]
+pub fn opened(seen: &Seen) -> Vec<Step> {
+    let open = |node: &&NodeSeen| node.cordoned_by.is_some() && !node.unschedulable && node.busy_for().is_none();
+    let release = |node: &NodeSeen| {
+        let change = Change { cordoned_by: Some(None), ..Change::default() };
+        write(node, change, "Opened", "an administrator has opened it".to_owned())
+    };
+    seen.nodes.iter().filter(open).map(release).collect()
+}
+
 /// What updates have left on nodes that are no longer there, or are finished and still at work on one. A node that is
 /// upgrading comes to its end first; one that has failed or is silent stays closed, for nobody knows what is wrong with it.
 #[must_use]

@@ -407,11 +407,11 @@ impl Machine {
                 }
                 Action::Stage(_) => (STAGE, Due::Staged),
                 Action::Kubeadm(_) => (KUBEADM, ends(Event::Ended(Ok(None)))),
-                Action::Arm => (EFFECT, Due::Armed),
+                Action::Arm(_) => (EFFECT, Due::Armed),
                 Action::Check(_) if self.ill && self.booted == NEW => {
                     (EFFECT, ends(Event::Checked(Err(Ill::Node("its kubelet does not run".into())))))
                 }
-                Action::Check(_) => (EFFECT, ends(Event::Checked(Ok(())))),
+                Action::Check(_) => (EFFECT, ends(Event::Checked(Ok(self.system())))),
                 Action::Confirm | Action::Settle => (EFFECT, ends(Event::Ended(Ok(None)))),
                 Action::Revert if self.booted == OLD => {
                     let reason = "nothing else is there".to_owned();

@@ -69,11 +69,11 @@ pub trait Backend: Send + Sync {
         false
     }
 
-    /// From now on a restart makes the staged deployment the next system, and the boot loader counts.
+    /// From now on a restart makes the staged deployment, which is this one, the next system, and the boot loader counts.
     ///
     /// # Errors
     /// As [`Backend::stage`].
-    fn arm(&self) -> Result<(), Failure>;
+    fn arm(&self, id: &str) -> Result<(), Failure>;
 
     /// What runs stays.
     ///
@@ -123,7 +123,7 @@ impl Backend for Fixed {
         Err(Failure { retry: Retry::Never, reason: reason.to_owned() })
     }
 
-    fn arm(&self) -> Result<(), Failure> {
+    fn arm(&self, _: &str) -> Result<(), Failure> {
         Ok(())
     }
 
@@ -137,6 +137,15 @@ impl Backend for Fixed {
 
     fn discard(&self, _: &str) -> Result<(), Failure> {
         Ok(())
+    }
+}
+
+/// The one deployment that is staged has to be this.
+fn is_staged<'a>(mut deployments: impl Iterator<Item = &'a Deployment>, id: &str) -> Result<(), Failure> {
+    match deployments.find(|deployment| deployment.staged) {
+        Some(staged) if staged.id == id => Ok(()),
+        Some(other) => Err(never(format!("{} is staged, and not {id}: somebody has staged another system", other.id))),
+        None => Err(never("the staged deployment is gone: did somebody clean up?")),
     }
 }
 

@@ -7,7 +7,7 @@ use nkd_api::update::OsRelease;
 
 use super::program::{ask, tell};
 use super::remote::{self, Checks};
-use super::{Backend, BootCounter, Source, again, difference, never};
+use super::{Backend, BootCounter, Source, again, difference, is_staged, never};
 use crate::files;
 use crate::update::state::{Deployment, Failure};
 
@@ -103,11 +103,8 @@ impl Backend for Plain {
         true
     }
 
-    fn arm(&self) -> Result<(), Failure> {
-        let list = self.list().map_err(again)?;
-        if !list.iter().any(|listed| listed.deployment.staged) {
-            return Err(never("the staged deployment is gone: did somebody clean up?".to_owned()));
-        }
+    fn arm(&self, id: &str) -> Result<(), Failure> {
+        is_staged(self.list().map_err(again)?.iter().map(|listed| &listed.deployment), id)?;
         if let Some(counter) = &self.counter {
             counter.arm().map_err(again)?;
         }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::plain::write_remote;
 use super::program::{ask, tell};
-use super::{Backend, BootCounter, Source, again, difference, never};
+use super::{Backend, BootCounter, Source, again, difference, is_staged, never};
 use crate::update::state::{Deployment, Failure, id_of};
 
 /// `rpm-ostree`.
@@ -119,10 +119,9 @@ impl Backend for Rpm {
         true
     }
 
-    fn arm(&self) -> Result<(), Failure> {
-        if !self.list().map_err(again)?.iter().any(|listed| listed.staged) {
-            return Err(never("the staged deployment is gone: did somebody clean up?".to_owned()));
-        }
+    fn arm(&self, id: &str) -> Result<(), Failure> {
+        let list: Vec<_> = self.list().map_err(again)?.iter().map(Listed::deployment).collect();
+        is_staged(list.iter(), id)?;
         if let Some(counter) = &self.counter {
             counter.arm().map_err(again)?;
         }

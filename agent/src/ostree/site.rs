@@ -3,7 +3,8 @@
 //! ```text
 //! PROGRAM status           [{"id": "...", "booted": true, "staged": false}, ...], the one that boots next first
 //! PROGRAM stage ID         lays the release out; writes the path of its tree
-//! PROGRAM arm|confirm      a restart makes it the next system | what runs stays
+//! PROGRAM arm ID           a restart makes it the next system; refused when another one is staged
+//! PROGRAM confirm          what runs stays
 //! PROGRAM revert ID        this one boots next again
 //! PROGRAM discard ID       puts it away, if it does not run
 //! ```
@@ -69,8 +70,8 @@ impl Backend for Site {
         Ok(PathBuf::from(tree.trim()))
     }
 
-    fn arm(&self) -> Result<(), Failure> {
-        self.run(&["arm"])
+    fn arm(&self, id: &str) -> Result<(), Failure> {
+        self.run(&["arm", id])
     }
 
     fn confirm(&self) -> Result<(), Failure> {
@@ -110,6 +111,6 @@ mod tests {
         };
         assert_eq!(["65", "1", "64"].map(|code| stage(code).retry), [Retry::Never, Retry::Few, Retry::Few]);
         assert!(stage("1").reason.contains("no room"), "{}", stage("1").reason);
-        assert_eq!(site.arm().unwrap_err().retry, Retry::Never);
+        assert_eq!(site.arm("a").unwrap_err().retry, Retry::Never);
     }
 }

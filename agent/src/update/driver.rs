@@ -16,7 +16,9 @@ use tokio::time::{Instant, timeout};
 use super::gate;
 use super::kubernetes::{Place, fits, kubelet_version, prepare};
 use super::node::{NodeClient, NodeError};
-use super::state::{Action, Event, Failure, Ill, Job, Journal, Now, Retry, Settings, State, System, Tree, id_of};
+use super::state::{
+    Action, Deployment, Event, Failure, Ill, Job, Journal, Now, Retry, Settings, State, System, Tree, id_of,
+};
 use crate::client::{Client, chain};
 use crate::clock::Clock;
 use crate::console;
@@ -185,7 +187,7 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
             }
             Event::Ended(blocking(shared, move |shared| shared.kubeadm(&desired).map(|()| None)).await)
         }
-        Action::Arm => Event::Ended(blocking(shared, |shared| shared.os.arm().map(|()| None)).await),
+        Action::Arm(id) => Event::Ended(blocking(shared, move |shared| shared.os.arm(&id).map(|()| None)).await),
         Action::Check(job) => Event::Checked(shared.check(&job).await),
         Action::Confirm => Event::Ended(
             blocking(shared, |shared| {
@@ -310,12 +312,24 @@ impl Shared {
     fn kubeadm(&self, desired: &Desired) -> Result<(), Failure> {
         let tree =
             self.tree().ok_or_else(|| Failure { retry: Retry::Never, reason: "the release is not laid out".into() })?;
+        if let Some(id) = desired.os.as_ref().and_then(id_of) {
+            let all = self.os.deployments().map_err(|reason| Failure { retry: Retry::Few, reason })?;
+            let there = |deployment: &Deployment| deployment.id == id && (deployment.staged || deployment.booted);
+            if !all.iter().any(there) {
+                let reason = format!("{id} is not staged any more: somebody has staged another system, or cleaned up");
+                return Err(Failure { retry: Retry::Never, reason });
+            }
+        }
         let stays = tree == self.options.root || desired.os.is_none();
         self.place.upgrade(&tree, desired, stays)
     }
 
-    async fn check(self: &Arc<Self>, job: &Job) -> Result<(), Ill> {
+    async fn check(self: &Arc<Self>, job: &Job) -> Result<System, Ill> {
         let system = blocking(self, Self::system).await.map_err(|failure| Ill::Node(failure.reason))?;
+        self.try_out(job, &system).await.map(|()| system)
+    }
+
+    async fn try_out(self: &Arc<Self>, job: &Job, system: &System) -> Result<(), Ill> {
         let mut node = NodeClient::new(&self.options.root);
         let away = |error: NodeError| match error {
             NodeError::Access(_) => Ill::Node(error.to_string()),
@@ -327,7 +341,7 @@ impl Shared {
             }
         };
         let seen = node.look().await.map_err(away)?;
-        gate::judge(job, &system, &seen).map_err(Ill::Node)?;
+        gate::judge(job, system, &seen).map_err(Ill::Node)?;
         let root = self.options.root.clone();
         let tried = tokio::task::spawn_blocking(move || gate::try_out(&root)).await;
         tried.unwrap_or_else(|error| Err(error.to_string())).map_err(Ill::Node)

@@ -76,6 +76,7 @@ mod tests {
             update: "u".into(),
             uid: "1".into(),
             attempt: 1,
+            retry: None,
             os: Some(OsRelease { commit: Some("new".into()), ..OsRelease::default() }),
             kubernetes: Some("v2".into()),
             first: false,

@@ -121,11 +121,22 @@ impl Place {
         std::fs::remove_dir_all(&half).or_else(absent).map_err(|error| said(&half, error))?;
         std::fs::create_dir_all(&half).map_err(|error| said(&half, error))?;
         for name in CONFIGURATION {
-            let (from, to) = (self.kubelet().join(name), half.join(name));
-            std::fs::copy(&from, &to).map(drop).or_else(absent).map_err(|error| said(&from, error))?;
+            let from = self.kubelet().join(name);
+            match std::fs::read(&from) {
+                Ok(text) => {
+                    crate::files::write_private(&half.join(name), &text).map_err(|e| crate::client::chain(&e))?
+                }
+                Err(error) => absent(error).map_err(|error| said(&from, error))?,
+            }
         }
         std::fs::create_dir_all(self.keeping()).map_err(|error| said(&kept, error))?;
-        std::fs::rename(&half, &kept).map_err(|error| said(&kept, error))
+        std::fs::rename(&half, &kept).map_err(|error| said(&kept, error))?;
+        // What is named so is whole, also after a power cut: kubeadm is about to write over what was copied.
+        for folder in [&self.keeping(), &self.state] {
+            let flush = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
+            flush.map_err(|error| said(folder, error))?;
+        }
+        Ok(())
     }
 
     /// The kubelet's configuration is again what it was before, if it was kept.
@@ -173,6 +184,7 @@ mod tests {
             attempt,
             os: None,
             kubernetes: None,
+            retry: None,
             first: false,
             go: true,
             ignore_preflight_errors: Vec::new(),

@@ -189,6 +189,12 @@ pub struct Denied {
     pub id: String,
     /// Why.
     pub reason: String,
+    /// The update that it was tried for, and how often a person had asked that for another attempt.
+    #[serde(default)]
+    pub uid: String,
+    /// See `uid`.
+    #[serde(default)]
+    pub retry: u32,
     /// When.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
@@ -255,8 +261,8 @@ pub enum Event {
     Told(Result<(), String>),
     /// An effect has ended.
     Ended(Result<Option<Tree>, Failure>),
-    /// The gate has looked: what is not as it should be.
-    Checked(Result<(), Ill>),
+    /// The gate has looked: the node as it is, or what is not as it should be.
+    Checked(Result<System, Ill>),
 }
 
 /// What is to be done.
@@ -272,8 +278,8 @@ pub enum Action {
     Stage(Box<Desired>),
     /// Run its kubeadm: [`Event::Ended`].
     Kubeadm(Box<Desired>),
-    /// Make it the next system: [`Event::Ended`].
-    Arm,
+    /// Make it, and nothing else that somebody may have staged, the next system: [`Event::Ended`].
+    Arm(String),
     /// Restart the machine: [`Event::Ended`] only when that did not work.
     Restart,
     /// Look through the gate: [`Event::Checked`].
@@ -298,6 +304,12 @@ pub struct State {
     busy: bool,
     /// A look at the node is under way.
     looking: bool,
+    /// The node is to be looked at again before anything else.
+    look_again: bool,
+    /// What is known of the node was seen in this very step.
+    fresh: bool,
+    /// What the cluster asks for, until the node was looked at.
+    pending: Option<Desired>,
     /// Failures one after the other, in this stage.
     failures: u32,
     /// Tries that could not begin, because somebody else is away, in this stage.
@@ -325,6 +337,9 @@ impl State {
             system: None,
             busy: false,
             looking: false,
+            look_again: false,
+            fresh: false,
+            pending: None,
             failures: 0,
             waits: 0,
             not_before: Duration::ZERO,
@@ -391,7 +406,7 @@ impl State {
     /// There is an effect for this stage.
     fn wants_effect(&self) -> bool {
         match self.stage() {
-            _ if self.system.is_none() => true,
+            _ if self.system.is_none() || self.look_again => true,
             None | Some(Stage::Healthy | Stage::RolledBack | Stage::Failed) => false,
             Some(Stage::Staged) => self.tree.is_none(),
             Some(_) => true,
@@ -411,18 +426,19 @@ impl State {
         if self.busy || self.looking || now.uptime < self.not_before || !self.wants_effect() {
             return actions;
         }
-        if self.system.is_none() {
-            self.looking = true;
+        if self.system.is_none() || self.look_again {
+            (self.looking, self.look_again) = (true, false);
             actions.push(Action::Look);
             return actions;
         }
         let Some(job) = &self.journal.job else { return actions };
         let desired = || Box::new(job.desired.clone());
+        let id = || job.desired.os.as_ref().and_then(id_of).unwrap_or_default().to_owned();
         let action = match job.stage {
             // A tree that is not known any more is laid out again: nothing is fetched twice.
             Stage::Stage | Stage::Staged => Action::Stage(desired()),
             Stage::Kubeadm => Action::Kubeadm(desired()),
-            Stage::Arm => Action::Arm,
+            Stage::Arm => Action::Arm(id()),
             Stage::Restart | Stage::RevertRestart => Action::Restart,
             Stage::Check => Action::Check(Box::new(job.clone())),
             Stage::Confirm => Action::Confirm,
@@ -462,6 +478,12 @@ impl State {
         self.not_before = Duration::ZERO;
         self.system = Some(system);
         self.resume();
+        self.fresh = true;
+        if let Some(desired) = self.pending.take() {
+            self.desired(Some(desired), said);
+        }
+        self.begin_upgrade();
+        self.fresh = false;
     }
 
     /// What a start finds: an agent that was killed, or a machine that has restarted, by order or by a power cut.
@@ -513,6 +535,7 @@ impl State {
     }
 
     fn desired(&mut self, desired: Option<Desired>, said: &mut Vec<Action>) {
+        self.pending = None;
         let job = self.journal.job.as_mut();
         let Some(desired) = desired else {
             // Called off.
@@ -523,6 +546,7 @@ impl State {
             return;
         };
         if self.system.is_none() {
+            self.pending = Some(desired);
             return;
         }
         match job {
@@ -548,8 +572,12 @@ impl State {
         }
     }
 
-    /// A new attempt.
+    /// A new attempt. It goes by the node as it is now: what was seen when the agent started is of no use.
     fn begin(&mut self, desired: Desired, said: &mut Vec<Action>) {
+        if !self.fresh {
+            (self.pending, self.look_again) = (Some(desired), true);
+            return;
+        }
         let Some(system) = &self.system else { return };
         let id = desired.os.as_ref().and_then(id_of).map(str::to_owned);
         let from = system.booted().map(str::to_owned);
@@ -558,7 +586,11 @@ impl State {
         said.push(Action::Say(format!("update {}, attempt {}", desired.update, desired.attempt)));
         self.tree = None;
         let refused = self.journal.denied.iter().find(|denied| Some(&denied.id) == id.as_ref()).cloned();
-        let again = desired.attempt > 1;
+        let again = refused.as_ref().is_some_and(|denied| match desired.retry {
+            None => desired.attempt > 1,
+            Some(retry) if denied.uid == desired.uid => retry > denied.retry,
+            Some(retry) => retry > 0,
+        });
         let job = Job {
             desired,
             stage: Stage::Stage,
@@ -589,7 +621,8 @@ impl State {
         let id = desired.os.as_ref().and_then(id_of);
         let runs = id.is_none_or(|id| system.booted() == Some(id))
             && desired.kubernetes.as_ref().is_none_or(|version| system.kubernetes.as_ref() == Some(version));
-        runs && self.journal.job.as_ref().is_none_or(|job| {
+        // Programs that somebody has installed say nothing of kubeadm: without an image, only what was done here is there.
+        runs && self.journal.job.as_ref().map_or(id.is_some(), |job| {
             let same = (&job.desired.os, &job.desired.kubernetes) == (&desired.os, &desired.kubernetes);
             job.stage == Stage::Healthy && same
         })
@@ -597,8 +630,16 @@ impl State {
 
     /// The operator has said `go`, and everything is there.
     fn begin_upgrade(&mut self) {
-        let Some(job) = &self.journal.job else { return };
+        let (Some(job), Some(system)) = (&mut self.journal.job, &self.system) else { return };
         let Some(tree) = self.tree.as_ref().filter(|_| job.stage == Stage::Staged && job.desired.go) else { return };
+        if !self.fresh {
+            self.look_again = true;
+            return;
+        }
+        if !job.kubeadm {
+            // What fails from now on may be its doing.
+            job.failed_before.clone_from(&system.failed_units);
+        }
         let next = match (&job.desired.kubernetes, tree.restart) {
             (Some(_), _) if !job.kubeadm => Stage::Kubeadm,
             (_, true) => Stage::Arm,
@@ -648,7 +689,8 @@ impl State {
         let id = job.desired.os.as_ref().and_then(id_of).map(str::to_owned);
         if let Some(id) = id.filter(|_| job.condemned) {
             self.journal.denied.retain(|denied| denied.id != id);
-            self.journal.denied.push(Denied { id, reason: job.reason.clone(), at: now.date });
+            let (uid, retry) = (job.desired.uid.clone(), job.desired.retry.unwrap_or_default());
+            self.journal.denied.push(Denied { id, reason: job.reason.clone(), uid, retry, at: now.date });
             let excess = self.journal.denied.len().saturating_sub(DENIED);
             self.journal.denied.drain(..excess);
         }
@@ -688,7 +730,7 @@ impl State {
         }
     }
 
-    fn checked(&mut self, checked: Result<(), Ill>, now: Now, said: &mut Vec<Action>) {
+    fn checked(&mut self, checked: Result<System, Ill>, now: Now, said: &mut Vec<Action>) {
         self.busy = false;
         if self.stage() != Some(Stage::Check) {
             return;
@@ -696,7 +738,9 @@ impl State {
         self.not_before = now.uptime + LOOK;
         let (since, passes) = self.gate.unwrap_or((now.uptime, None));
         match checked {
-            Ok(()) => {
+            Ok(system) => {
+                // Programs may have been replaced: what is told is what was verified.
+                self.system = Some(system);
                 let passes = passes.unwrap_or(now.uptime);
                 self.gate = Some((since, Some(passes)));
                 self.why = "healthy, and watched for a moment".into();

@@ -142,7 +142,7 @@ impl World {
             let fits = match action {
                 Action::Stage(_) => matches!(stage, Stage::Stage | Stage::Staged),
                 Action::Kubeadm(_) => stage == Stage::Kubeadm,
-                Action::Arm => stage == Stage::Arm,
+                Action::Arm(id) => stage == Stage::Arm && id == NEW,
                 Action::Restart => matches!(stage, Stage::Restart | Stage::RevertRestart),
                 Action::Check(_) => stage == Stage::Check,
                 Action::Confirm => stage == Stage::Confirm,
@@ -174,7 +174,7 @@ impl World {
                 self.kubeadm += 1;
                 ended
             }
-            Action::Arm => {
+            Action::Arm(_) => {
                 assert!(self.disk.job.as_ref().unwrap().desired.go);
                 (self.counter, self.locked) = (Some(3), false);
                 ended
@@ -190,7 +190,7 @@ impl World {
                 let right = target.is_none() || target == Some(self.booted);
                 let healthy = right && (self.release != Release::Ill || self.booted == OLD);
                 self.passed |= healthy;
-                Event::Checked(if healthy { Ok(()) } else { Err(Ill::Node("ill".into())) })
+                Event::Checked(if healthy { Ok(self.system()) } else { Err(Ill::Node("ill".into())) })
             }
             Action::Confirm => {
                 self.counter = None;
@@ -217,6 +217,7 @@ fn desired(attempt: u32) -> Desired {
         update: "u".into(),
         uid: "u1".into(),
         attempt,
+        retry: None,
         os: Some(OsRelease { commit: Some(NEW.into()), ..OsRelease::default() }),
         kubernetes: Some("v2".into()),
         first: false,
@@ -339,6 +340,7 @@ proptest! {
     fn a_release_that_did_not_come_up_is_not_tried_again_until_somebody_asks(
         bad in prop_oneof![Just(Release::NoBoot), Just(Release::Ill)],
         faults in prop::collection::vec(prop_oneof![3 => Just(Fault::None), 1 => any::<bool>().prop_map(Fault::Kill)], 0..30),
+        says_retry in any::<bool>(),
     ) {
         let mut world = World::new(bad, desired(1));
         prop_assert!(run(&mut world, &faults, 0, 4000));
@@ -353,7 +355,12 @@ proptest! {
         // A person asks.
         world.release = Release::Good;
         (world.kubeadm_known, world.passed) = (false, false);
-        world.desired = Some(Desired { uid: "u2".into(), go: true, ..desired(2) });
+        let by_operator = |attempt, retry| Desired { uid: "u2".into(), go: true, retry, ..desired(attempt) };
+        // Another attempt, as after it was called off, is nobody's wish to try it again.
+        world.desired = Some(by_operator(2, Some(0)));
+        prop_assert!(run(&mut world, &[], 0, 1000));
+        prop_assert_eq!(world.tries_of_new, tries, "it was tried again");
+        world.desired = Some(if says_retry { by_operator(3, Some(1)) } else { by_operator(3, None) });
         prop_assert!(run(&mut world, &[], 0, 1000));
         what_holds_at_the_end(&world);
         prop_assert_eq!(world.booted, NEW);
@@ -385,6 +392,54 @@ fn a_release_of_kubernetes_alone_needs_no_restart() {
     let mut world = World::new(Release::Good, Desired { os: None, go: true, ..desired(1) });
     assert!(run(&mut world, &[], 0, 500));
     assert_eq!((world.boot, world.kubeadm, world.reported.unwrap().state), (1, 1, ReportedState::Healthy));
+}
+
+/// Whoever installs the programs before has not run kubeadm by that.
+#[test]
+fn programs_that_are_there_are_no_upgrade_of_kubernetes() {
+    let world = World::new(Release::Good, desired(1));
+    let system = System { kubernetes: Some("v2".into()), ..world.system() };
+    let state = State::new(Settings::default(), Journal::default());
+    let wanted = Desired { os: None, ..desired(1) };
+    let (state, _) = state.step(Event::Desired(Some(wanted.clone()), None), world.now());
+    let (state, actions) = state.step(Event::Seen(Ok(system.clone())), world.now());
+    assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
+    // It was done here: by another update, there is nothing to do.
+    let mut journal = state.journal().clone();
+    journal.job.as_mut().unwrap().stage = Stage::Healthy;
+    let state = State::new(Settings::default(), journal);
+    let (state, _) = state.step(Event::Desired(Some(Desired { uid: "u2".into(), ..wanted }), None), world.now());
+    let (_, actions) = state.step(Event::Seen(Ok(system)), world.now());
+    assert!(matches!(actions.last(), Some(Action::Check(_))), "{actions:?}");
+}
+
+/// The gate holds against a release what failed since its turn came, and tells the versions that it has seen.
+#[test]
+fn what_had_failed_before_its_turn_is_not_held_against_a_release() {
+    let world = World::new(Release::Good, desired(1));
+    let failed = |units: &[&str]| System {
+        failed_units: units.iter().map(|unit| (*unit).to_owned()).collect(),
+        ..world.system()
+    };
+    let wanted = |go| Some(Desired { os: None, go, ..desired(1) });
+    let before = |state: &State| state.journal().job.as_ref().unwrap().failed_before.clone();
+    let state = State::new(Settings::default(), Journal::default());
+    let (state, _) = state.step(Event::Seen(Ok(failed(&[]))), world.now());
+    let (state, actions) = state.step(Event::Desired(wanted(false), None), world.now());
+    assert_eq!(actions, [Action::Look]);
+    let (state, _) = state.step(Event::Seen(Ok(failed(&["early.service"]))), world.now());
+    assert_eq!(before(&state), ["early.service"]);
+    let (state, _) = state.step(Event::Ended(Ok(Some(Tree { restart: false }))), world.now());
+    let (state, actions) = state.step(Event::Desired(wanted(true), None), world.now());
+    assert_eq!(actions.last(), Some(&Action::Look));
+    let now = ["early.service", "late.service"];
+    let (state, actions) = state.step(Event::Seen(Ok(failed(&now))), world.now());
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+    assert_eq!(before(&state), now);
+    let (state, _) = state.step(Event::Ended(Ok(None)), world.now());
+    let replaced = System { kubernetes: Some("v2".into()), ..failed(&now) };
+    let (state, _) = state.step(Event::Checked(Ok(replaced)), world.now());
+    assert_eq!(state.report().unwrap().kubernetes.as_deref(), Some("v2"));
 }
 
 #[test]
@@ -423,19 +478,21 @@ fn another_update_waits_for_the_end_of_the_one_that_has_begun() {
     let mut system = world.system();
     system.deployments = vec![Deployment { id: NEW.into(), booted: true, staged: false }];
     let state = State::new(settings, Journal { job: Some(job), denied: Vec::new() });
-    let (state, _) = state.step(Event::Seen(Ok(system)), world.now());
+    let (state, _) = state.step(Event::Seen(Ok(system.clone())), world.now());
     let other = Desired { uid: "u2".into(), ..desired(1) };
     let (state, _) = state.step(Event::Desired(Some(other.clone()), None), world.now());
     assert_eq!(state.journal().job.as_ref().unwrap().desired.uid, "u1");
-    let (state, _) = state.step(Event::Checked(Ok(())), world.now());
+    let (state, _) = state.step(Event::Checked(Ok(system.clone())), world.now());
     let later = Now { uptime: world.uptime + settings.steady, ..world.now() };
     let (state, actions) = state.step(Event::Tick, later);
     assert!(matches!(actions.last(), Some(Action::Check(_))), "{actions:?}");
-    let (state, actions) = state.step(Event::Checked(Ok(())), later);
+    let (state, actions) = state.step(Event::Checked(Ok(system.clone())), later);
     assert_eq!(actions.last(), Some(&Action::Confirm));
     let (state, _) = state.step(Event::Ended(Ok(None)), later);
     assert_eq!(state.report().unwrap().state, ReportedState::Healthy);
-    let (state, _) = state.step(Event::Desired(Some(other), None), later);
+    let (state, actions) = state.step(Event::Desired(Some(other), None), later);
+    assert_eq!(actions.last(), Some(&Action::Look), "what is known of the node is old");
+    let (state, _) = state.step(Event::Seen(Ok(system)), later);
     assert_eq!(state.journal().job.as_ref().unwrap().desired.uid, "u2");
 }
 
@@ -484,7 +541,8 @@ fn a_release_waits_for_a_service_that_is_away_and_its_tries_are_kept() {
     let mut world = World::new(Release::Good, desired(1));
     let state = State::new(Settings::default(), Journal::default());
     let (state, _) = state.step(Event::Seen(Ok(world.system())), world.now());
-    let (mut state, actions) = state.step(Event::Desired(Some(desired(1)), None), world.now());
+    let (state, _) = state.step(Event::Desired(Some(desired(1)), None), world.now());
+    let (mut state, actions) = state.step(Event::Seen(Ok(world.system())), world.now());
     assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
     let mut fails = |mut state: State, retry: Retry| {
         let failure = Failure { retry, reason: "away".into() };

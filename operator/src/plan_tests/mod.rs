@@ -11,7 +11,7 @@ use time::macros::datetime;
 use super::*;
 use crate::budget::PodSeen;
 use crate::seen::PodsSeen;
-use crate::turn::{orphans, turns};
+use crate::turn::{opened, orphans, turns};
 use crate::wish::{Hours, Source};
 
 mod lives;
@@ -132,6 +132,13 @@ impl World {
 
     /// One look of an operator, which is killed after so many steps.
     fn look(&mut self, mut patience: usize) {
+        for step in opened(&Seen { nodes: self.nodes.clone(), own_node: None, ahead: None }) {
+            if patience == 0 {
+                return;
+            }
+            patience -= 1;
+            self.apply("", step);
+        }
         let mut seen = Seen { nodes: self.nodes.clone(), own_node: self.own_node.clone(), ahead: None };
         for node in &mut seen.nodes {
             node.waited = node.note.as_ref().map(|note| self.now - note.since).unwrap_or_default();

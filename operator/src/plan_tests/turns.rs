@@ -244,3 +244,72 @@ fn five_thousand_nodes_are_one_plan() {
     let steps = plan(&world.wishes[0], &seen, START);
     assert_eq!(steps.len(), 5003 + 1);
 }
+
+#[test]
+fn a_node_that_an_administrator_has_opened_is_no_longer_the_operators() {
+    let mut world = World::of(&["w1", "w2", "w3"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w1").report().is_some_and(|s| s.state == ReportedState::Upgrading));
+    world.agent("w1", 0);
+    world.settle();
+    assert_eq!((world.phase(0), world.get("w1").unschedulable), (Phase::Halted, true));
+    // Repaired by hand, and opened: it is not away, and others may go, whether it is meant any more or not.
+    world.get_mut("w1").unwrap().unschedulable = false;
+    world.settle();
+    assert!(world.get("w1").cordoned_by.is_none() && !world.get("w1").held());
+    world.edit(0, |spec| spec.strategy.halt_after_failures = 2);
+    world.settle();
+    assert_eq!(world.began(), ["w1", "w2", "w3"]);
+    // Closed later, by the same hand.
+    world.get_mut("w1").unwrap().unschedulable = true;
+    world.beneath.get_mut("w1").unwrap().cordoned_by_hand = true;
+    world.edit(0, |spec| spec.retry += 1);
+    world.settle();
+    assert_eq!((world.phase(0), world.get("w1").unschedulable), (Phase::Complete, true));
+}
+
+#[test]
+fn what_was_said_of_an_attempt_that_was_called_off_is_not_said_of_the_next_one() {
+    let mut world = World::of(&["w1", "w2"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w2").report().is_some_and(|s| s.state == ReportedState::Staged));
+    world.edit(0, |spec| spec.abort = true);
+    world.look(usize::MAX);
+    assert!(world.get("w2").desired.is_none() && world.get("w2").reported.is_some());
+    world.edit(0, |spec| spec.abort = false);
+    world.look(usize::MAX);
+    world.look(usize::MAX);
+    let node = world.get("w2");
+    let desired = node.desired.as_ref().unwrap();
+    assert_eq!((desired.attempt, desired.retry, desired.go), (2, Some(0), false), "{desired:?}");
+    assert!(node.report().is_none(), "nothing is staged");
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+}
+
+#[test]
+fn a_control_plane_that_is_at_work_on_an_earlier_attempt_may_move() {
+    let mut node = node("cp2");
+    let desired = |attempt, go| {
+        serde_json::from_value(
+            serde_json::json!({"update": "u", "uid": "1", "attempt": attempt, "first": false, "go": go}),
+        )
+    };
+    let said = |state: &str| {
+        serde_json::from_value(
+            serde_json::json!({"uid": "1", "attempt": 1, "state": state, "detail": "", "os": null, "kubernetes": null}),
+        )
+    };
+    node.desired = desired(2, false).unwrap();
+    for (state, moves) in [
+        ("staging", false),
+        ("staged", false),
+        ("upgrading", true),
+        ("rebooting", true),
+        ("healthy", false),
+        ("failed", false),
+    ] {
+        node.reported = said(state).unwrap();
+        assert_eq!((node.held(), node.may_move()), (moves, moves), "{state}");
+    }
+}

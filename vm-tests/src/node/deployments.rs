@@ -63,7 +63,7 @@ stage)
     echo "$PWD/trees/$2"
     ;;
 arm)
-    [ -n "$(get /run/site-os-staged)" ] || exit 65
+    [ "$(get /run/site-os-staged)" = "$2" ] || { echo "$2 is not staged" >&2; exit 65; }
     put counter 3
     put /run/site-os-armed yes
     ;;
