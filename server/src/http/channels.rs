@@ -219,8 +219,7 @@ pub(super) async fn repository(
     let folder = service.channels.folder().join(&profile);
     // What a client reads is not removed under its hands.
     let reading = connection.map(|Extension(connection)| {
-        let client = connection.peer.ip();
-        service.channels.reading(&profile, client, &path, OffsetDateTime::now_utc());
+        let client = service.channels.reading(&profile, connection.peer.ip(), &path, OffsetDateTime::now_utc());
         Reading { service: Arc::clone(&service), profile, client }
     });
     let files =

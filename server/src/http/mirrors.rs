@@ -15,6 +15,7 @@ use super::auth::Caller;
 use super::error::chain;
 use super::extract::{Json, Path};
 use crate::content::channel::ChannelError;
+use crate::content::channel::mirror::address;
 use crate::service::Service;
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -36,6 +37,8 @@ pub(super) async fn follow(
     Json(order): Json<MirrorOrder>,
 ) -> Result<Json<Mirror>> {
     caller.require(Role::Operator)?;
+    // Before the audit trail has it: a password in the address would be there for ever.
+    address(&order.from).map_err(told)?;
     let detail = serde_json::to_string(&order).unwrap_or_default();
     caller.audit(&service, "channel.mirror", &name, &detail).await?;
     Ok(Json(service.channels.follow(&name, order, OffsetDateTime::now_utc()).await.map_err(told)?))

@@ -63,7 +63,7 @@ pub(super) async fn delete(State(service): App, caller: Caller, Query(which): Qu
         Some(digest @ Reference::Digest(_)) => format!("{repository}@{digest}"),
     };
     caller.audit(&service, "registry.delete", &target, "").await?;
-    Ok(Json(service.oci.delete(&repository, reference.as_ref()).await?))
+    Ok(Json(service.oci.delete(&repository, reference.as_ref(), OffsetDateTime::now_utc()).await?))
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]

@@ -86,6 +86,11 @@ impl Store {
         if update.execute(&mut *tx).await?.rows_affected() != 1 {
             return Err(StoreError::Stale);
         }
+        // One may have begun since somebody looked who needs them.
+        let goes = self.under_way(&mut *tx).await?.into_iter().filter_map(|upgrade| upgrade.commit);
+        if goes.into_iter().any(|commit| commits.contains(&commit.as_str())) {
+            return Err(StoreError::Stale);
+        }
         for commit in commits {
             let insert = "INSERT INTO channel_retired (profile, commit_id, retired_at) VALUES (?, ?, ?)
                  ON CONFLICT (profile, commit_id) DO UPDATE SET retired_at = excluded.retired_at";

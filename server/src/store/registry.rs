@@ -114,7 +114,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO registry_blob (repository, digest, size, used) VALUES (?, ?, ?, ?)
-             ON CONFLICT (repository, digest) DO UPDATE SET used = excluded.used",
+             ON CONFLICT (repository, digest) DO UPDATE SET used = max(used, excluded.used)",
         )
         .bind(repository)
         .bind(digest.to_string())
@@ -136,7 +136,7 @@ impl Store {
         let done = sqlx::query(
             "INSERT INTO registry_blob (repository, digest, size, used)
              SELECT ?1, digest, size, ?4 FROM registry_blob WHERE digest = ?3 AND (?2 IS NULL OR repository = ?2) LIMIT 1
-             ON CONFLICT (repository, digest) DO UPDATE SET used = excluded.used",
+             ON CONFLICT (repository, digest) DO UPDATE SET used = max(used, excluded.used)",
         )
         .bind(repository)
         .bind(from)
@@ -195,6 +195,7 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         if let Some(tag) = &new.tag {
+            left_by_tag(&mut tx, &new.repository, tag, new.now).await?;
             sqlx::query(
                 "INSERT INTO registry_tag (repository, name, manifest, changed) VALUES (?, ?, ?, ?)
                  ON CONFLICT (repository, name) DO UPDATE SET manifest = excluded.manifest, changed = excluded.changed",
@@ -327,9 +328,18 @@ impl Store {
     }
 
     /// Takes a tag away; the manifest stays. False when there was none.
-    pub async fn remove_registry_tag(&self, repository: &str, tag: &str) -> Result<bool, StoreError> {
+    pub async fn remove_registry_tag(
+        &self,
+        repository: &str,
+        tag: &str,
+        now: OffsetDateTime,
+    ) -> Result<bool, StoreError> {
+        let mut tx = self.write.begin().await?;
+        left_by_tag(&mut tx, repository, tag, now).await?;
         let done = sqlx::query("DELETE FROM registry_tag WHERE repository = ? AND name = ?");
-        Ok(done.bind(repository).bind(tag).execute(&self.write).await?.rows_affected() > 0)
+        let done = done.bind(repository).bind(tag).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(done.rows_affected() > 0)
     }
 
     /// Removes a manifest with its tags, unless it is a part of another one.
@@ -429,6 +439,22 @@ impl Store {
         .await?;
         Ok(())
     }
+}
+
+/// A manifest that its tag is about to leave is as one that was pushed now: somebody may be pulling it, who has asked for the
+/// tag and will ask for its parts.
+async fn left_by_tag(
+    tx: &mut Transaction<'_, Sqlite>,
+    repository: &str,
+    tag: &str,
+    now: OffsetDateTime,
+) -> Result<(), StoreError> {
+    let renew = sqlx::query(
+        "UPDATE registry_manifest SET pushed = max(pushed, ?) WHERE id =
+         (SELECT manifest FROM registry_tag WHERE repository = ? AND name = ?)",
+    );
+    renew.bind(millis(now)).bind(repository).bind(tag).execute(&mut **tx).await?;
+    Ok(())
 }
 
 async fn drop_untagged(tx: &mut Transaction<'_, Sqlite>, before: OffsetDateTime) -> Result<u64, StoreError> {

@@ -66,6 +66,12 @@ impl Model {
         self.manifests.keys().nth(usize::from(n)).copied()
     }
 
+    /// What a tag leaves is as if it was pushed now.
+    fn leave(&mut self, tag: &str, minute: i64) -> bool {
+        let left = self.tags.remove(tag);
+        left.and_then(|digest| self.manifests.get_mut(&digest)).map(|left| left.pushed = minute).is_some()
+    }
+
     fn drop_untagged(&mut self, before: i64) {
         loop {
             let loose: Vec<_> = self
@@ -165,8 +171,9 @@ async fn happen(store: &Store, models: &mut [Model; 2], minute: i64, deed: Deed)
             keep(store, model, repository, minute, (Vec::new(), None, Some(subject), None)).await?;
         }
         Deed::Untag(repository, tag) => {
-            let there = models[usize::from(repository)].tags.remove(&tag.to_string()).is_some();
-            prop_assert_eq!(store.remove_registry_tag(&name(repository), &tag.to_string()).await.unwrap(), there);
+            let there = models[usize::from(repository)].leave(&tag.to_string(), minute);
+            let (name, tag) = (name(repository), tag.to_string());
+            prop_assert_eq!(store.remove_registry_tag(&name, &tag, at(minute)).await.unwrap(), there);
         }
         Deed::Delete(repository, n) => {
             let model = &mut models[usize::from(repository)];
@@ -237,6 +244,9 @@ async fn keep(
     prop_assert_eq!(kept == Kept::Yes, whole, "{:?}", kept);
     if whole {
         model.manifests.insert(digest, Modelled { parts, subject, size, pushed: minute });
+        if let Some(tag) = &tag {
+            model.leave(tag, minute);
+        }
         model.tags.extend(tag.map(|tag| (tag, digest)));
     }
     Ok(())

@@ -24,23 +24,43 @@ impl Store {
 
     /// The upgrades of all clusters that have not come to their end.
     pub async fn upgrades_under_way(&self) -> Result<Vec<Upgrade>, StoreError> {
+        self.under_way(&self.read).await
+    }
+
+    /// The same by this connection.
+    pub(super) async fn under_way(&self, by: impl sqlx::SqliteExecutor<'_>) -> Result<Vec<Upgrade>, StoreError> {
         let newest =
             "SELECT doc FROM upgrade AS u WHERE number = (SELECT max(number) FROM upgrade WHERE cluster = u.cluster)";
-        let rows = sqlx::query(newest).fetch_all(&self.read).await?;
+        let rows = sqlx::query(newest).fetch_all(by).await?;
         let upgrades = rows.iter().map(|row| self.seal.decode::<Upgrade>("upgrade", row.get(0)));
         upgrades.filter(|upgrade| !matches!(upgrade, Ok(upgrade) if upgrade.state.is_end())).collect()
     }
 
-    /// Writes an upgrade. `revision` is the one that was read; 0: it is new.
+    /// Writes a new upgrade to a release of a channel, which is as it was read with this revision: no release of it was
+    /// retired or marked since. Otherwise [`StoreError::Stale`].
+    pub async fn begin_upgrade(
+        &self,
+        cluster: Uuid,
+        upgrade: &Upgrade,
+        (channel, revision): (&str, i64),
+    ) -> Result<(), StoreError> {
+        let mut tx = self.write.begin().await?;
+        let same = sqlx::query("SELECT 1 FROM channel WHERE name = ? AND revision = ?").bind(channel).bind(revision);
+        if same.fetch_optional(&mut *tx).await?.is_none() {
+            return Err(StoreError::Stale);
+        }
+        let insert = sqlx::query("INSERT INTO upgrade (cluster, number, doc, revision) VALUES (?, ?, ?, 1)");
+        let insert = insert.bind(cluster.to_string()).bind(i64::from(upgrade.number));
+        let done = insert.bind(self.seal.encode("upgrade", upgrade)?).execute(&mut *tx).await;
+        done.map_err(|error| conflict(error, || "another upgrade has begun in this moment".to_owned()))?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Writes an upgrade that has begun. `revision` is the one that was read.
     pub async fn save_upgrade(&self, cluster: Uuid, upgrade: &Upgrade, revision: i64) -> Result<i64, StoreError> {
         let (id, number) = (cluster.to_string(), i64::from(upgrade.number));
         let doc = self.seal.encode("upgrade", upgrade)?;
-        if revision == 0 {
-            let insert = sqlx::query("INSERT INTO upgrade (cluster, number, doc, revision) VALUES (?, ?, ?, 1)");
-            let done = insert.bind(id).bind(number).bind(doc).execute(&self.write).await;
-            done.map_err(|error| conflict(error, || "another upgrade has begun in this moment".to_owned()))?;
-            return Ok(1);
-        }
         let update =
             "UPDATE upgrade SET doc = ?, revision = revision + 1 WHERE cluster = ? AND number = ? AND revision = ?";
         let done = sqlx::query(update).bind(doc).bind(id).bind(number).bind(revision).execute(&self.write).await?;

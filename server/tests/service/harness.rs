@@ -6,9 +6,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Once, OnceLock};
 use std::time::{Duration, Instant};
 
+use nkd_api::channel::Channel;
+use nkd_api::upgrade::Upgrade;
+use nkd_server::store::{Store, StoreError};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 /// Longer than anything takes here; a test that needs it fails.
 pub const PATIENCE: Duration = Duration::from_secs(40);
@@ -330,4 +334,14 @@ pub fn text(bytes: &[u8]) -> String {
 pub fn mode(path: &Path) -> u32 {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).permissions().mode() & 0o7777
+}
+
+/// Begins an upgrade to a release of the channel `stable`.
+pub async fn begin(store: &Store, cluster: Uuid, upgrade: &Upgrade) -> Result<(), StoreError> {
+    let (name, profile, architecture) = ("stable".to_owned(), "lab".to_owned(), "x86_64".to_owned());
+    if store.channel(&name).await?.is_none() {
+        store.save_channel(&Channel { name: name.clone(), profile, architecture, releases: Vec::new() }, 0).await?;
+    }
+    let revision = store.channel(&name).await?.map_or(0, |(_, revision)| revision);
+    store.begin_upgrade(cluster, upgrade, (&name, revision)).await
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use nkd_api::agent::Purpose;
+use nkd_api::channel::Channel;
 use nkd_api::machine::{AcceptRule, Identity, MatchFields};
 use nkd_api::upgrade::{Upgrade, UpgradeState};
 use nkd_server::cluster::record::Record;
@@ -269,6 +270,47 @@ async fn only_the_newest_events_are_kept() {
     assert_eq!(store.events(None, None, 1).await.unwrap()[0].kind, "accepted");
 }
 
+/// Neither comes first by chance: a release that an upgrade goes to stays, and one that went, or was marked, is not begun.
+#[tokio::test]
+async fn an_upgrade_and_what_takes_its_release_away_exclude_each_other() {
+    let bench = bench().await;
+    let store = bench.service.registry.store();
+    let now = OffsetDateTime::now_utc();
+    let release = |number: u32| {
+        json!({"number": number, "version": number.to_string(), "commit": format!("{number}").repeat(64),
+            "reference": "lab", "publishedAt": "2026-01-01T00:00:00Z"})
+    };
+    let channel =
+        json!({"name": "stable", "profile": "lab", "architecture": "x86_64", "releases": [release(1), release(2)]});
+    let channel: Channel = serde_json::from_value(channel).unwrap();
+    store.save_channel(&channel, 0).await.unwrap();
+    let upgrade = json!({"cluster": "rack7", "number": 1, "order": {}, "version": "1", "commit": "1".repeat(64),
+        "fromKubernetes": "v1.20.2", "state": "running", "paused": false, "aborted": false, "retry": 0, "by": "test",
+        "startedAt": "2026-01-01T00:00:00Z", "nodes": []});
+    let upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
+    let (mut clusters, commit) = (Vec::new(), "1".repeat(64));
+    for name in ["rack7", "rack8"] {
+        let cluster = json!({"apiVersion": "nkd.io/v1alpha1", "kind": "Cluster", "metadata": {"name": name},
+            "spec": {"kubernetes": {"version": "v1.20.2"}, "pools": []}});
+        let record = Record::new(Uuid::new_v4(), serde_json::from_value(cluster).unwrap(), now);
+        store.save_cluster(&record, 0, &["applied".into()], "test", now).await.unwrap();
+        clusters.push(record.id);
+    }
+    let rest = Channel { releases: channel.releases[1..].to_vec(), ..channel.clone() };
+    let retire = async |revision| store.retire(&rest, revision, &[&commit], &[], now).await;
+
+    store.begin_upgrade(clusters[0], &upgrade, ("stable", 1)).await.unwrap();
+    assert!(matches!(retire(1).await, Err(StoreError::Stale)));
+    assert_eq!(store.channel("stable").await.unwrap().unwrap(), (channel, 1));
+    let mut over = upgrade.clone();
+    over.state = UpgradeState::Complete;
+    store.save_upgrade(clusters[0], &over, 1).await.unwrap();
+    retire(1).await.unwrap();
+    let late = store.begin_upgrade(clusters[1], &upgrade, ("stable", 1)).await;
+    assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
+    store.begin_upgrade(clusters[1], &upgrade, ("stable", 2)).await.unwrap();
+}
+
 /// Two that begin at once get one number, and one of them is refused; while the cluster's API does not answer, that is said.
 #[tokio::test]
 async fn an_upgrade_is_begun_once_and_a_cluster_that_is_silent_is_told() {
@@ -283,8 +325,8 @@ async fn an_upgrade_is_begun_once_and_a_cluster_that_is_silent_is_told() {
         "state": "running", "paused": false, "aborted": false, "retry": 0, "by": "test",
         "startedAt": "2026-01-01T00:00:00Z", "nodes": []});
     let upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
-    store.save_upgrade(record.id, &upgrade, 0).await.unwrap();
-    let second = store.save_upgrade(record.id, &upgrade, 0).await;
+    harness::begin(store, record.id, &upgrade).await.unwrap();
+    let second = harness::begin(store, record.id, &upgrade).await;
     assert!(matches!(second, Err(StoreError::Conflict(_))), "{second:?}");
 
     let stop = CancellationToken::new();

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use super::harness::eventually;
+use super::harness::{self, eventually};
 use super::in_process::{Bench, bench};
 
 const OPERATION: Uuid = Uuid::from_u128(7);
@@ -191,7 +191,7 @@ async fn an_upgrade_without_its_snapshot_waits_is_tried_again_and_can_be_called_
         "state": "preparing", "paused": false, "aborted": false, "retry": 0, "by": "ada",
         "startedAt": "2026-01-01T00:00:00Z", "nodes": [], "snapshot": {"since": "2026-01-01T00:00:00Z"}});
     let mut upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
-    store.save_upgrade(record.id, &upgrade, 0).await.unwrap();
+    harness::begin(store, record.id, &upgrade).await.unwrap();
     let _follower = follow(&bench);
     let newest = async |what: &str, fits: fn(&Upgrade) -> bool| {
         eventually(what, async || {
@@ -220,7 +220,7 @@ async fn an_upgrade_without_its_snapshot_waits_is_tried_again_and_can_be_called_
         (failed.upgrade, failed.ordered_at, failed.detail) = (Some(2), at, "save: the disk is full".into());
         store.add_snapshot(record.id, &failed).await.unwrap();
     }
-    store.save_upgrade(record.id, &upgrade, 0).await.unwrap();
+    harness::begin(store, record.id, &upgrade).await.unwrap();
     let halted = newest("it halts", |upgrade| upgrade.state == UpgradeState::Halted).await;
     assert!(halted.detail.contains("tried 5 times") && halted.detail.contains("the disk is full"), "{halted:?}");
     follow::change(&bench.service, &record, UpgradeVerb::Retry).await.unwrap();

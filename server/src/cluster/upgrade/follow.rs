@@ -128,25 +128,35 @@ pub async fn start(
     let cluster = record.name().to_owned();
     let name = order.channel.clone().or_else(|| record.cluster.spec.os.channel.clone());
     let name = name.ok_or_else(|| UpgradeError::NoChannelNamed(cluster.clone()))?;
-    let channel = store.channel(&name).await?.ok_or(UpgradeError::NoChannel(name))?.0;
+    let none = || UpgradeError::NoChannel(name.clone());
+    let mut channel = store.channel(&name).await?.ok_or_else(none)?;
     let before = store.newest_upgrade(record.id).await?.map(|(upgrade, _)| upgrade);
-    let wanted = preflight::release(&channel, order)?.kubernetes.clone();
+    let wanted = preflight::release(&channel.0, order)?.kubernetes.clone();
     let seen = look(service, record, wanted.as_deref()).await?;
     let number = before.as_ref().map_or(1, |before| before.number + 1);
-    let planned = preflight::plan(record, &channel, order, &seen, number, by, OffsetDateTime::now_utc())?;
-    if order.dry_run {
-        return Ok(planned);
+    loop {
+        let (releases, revision) = &channel;
+        let planned = preflight::plan(record, releases, order, &seen, number, by, OffsetDateTime::now_utc())?;
+        if order.dry_run {
+            return Ok(planned);
+        }
+        if let Some(before) = before.as_ref().filter(|before| !before.state.is_end()) {
+            return Err(UpgradeError::GoesOn { cluster, number: before.number, state: before.state.as_str() });
+        }
+        if !preflight::may_begin(&planned.findings) {
+            let refused = planned.findings.into_iter().filter(|finding| finding.refused);
+            return Err(UpgradeError::Refused { cluster, reasons: refused.map(|finding| finding.message).collect() });
+        }
+        match store.begin_upgrade(record.id, &planned.upgrade, (&name, *revision)).await {
+            Ok(()) => {
+                service.upgrades.notify_one();
+                return Ok(planned);
+            }
+            // The looking around has taken its time: releases were marked or retired, and it may be this one.
+            Err(StoreError::Stale) => channel = store.channel(&name).await?.ok_or_else(none)?,
+            Err(error) => return Err(error.into()),
+        }
     }
-    if let Some(before) = before.filter(|before| !before.state.is_end()) {
-        return Err(UpgradeError::GoesOn { cluster, number: before.number, state: before.state.as_str() });
-    }
-    if !preflight::may_begin(&planned.findings) {
-        let refused = planned.findings.into_iter().filter(|finding| finding.refused);
-        return Err(UpgradeError::Refused { cluster, reasons: refused.map(|finding| finding.message).collect() });
-    }
-    store.save_upgrade(record.id, &planned.upgrade, 0).await?;
-    service.upgrades.notify_one();
-    Ok(planned)
 }
 
 /// Pauses, resumes, aborts, or tries again.

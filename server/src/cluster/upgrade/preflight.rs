@@ -247,7 +247,9 @@ fn barriers(channel: &Channel, release: &Release, seen: &Seen, say: &mut impl Fn
             let older = format!("release {} is older than release {}, which {node} runs", release.number, runs.number);
             say(false, older);
         }
-        let between = |r: &&Release| r.barrier && r.number > runs.number && r.number < release.number;
+        // A dead end holds up nobody: what it was a barrier for comes some other way.
+        let holds = |r: &Release| r.barrier && r.dead_end.is_none();
+        let between = |r: &&Release| holds(r) && r.number > runs.number && r.number < release.number;
         if let Some(barrier) = channel.releases.iter().find(between) {
             let number = barrier.number;
             say(true, format!("{node} runs release {}, and has to go to the barrier {number} first", runs.number));

@@ -141,6 +141,9 @@ fn a_barrier_comes_first_and_an_older_release_is_told() {
         "c2".clone_into(commit);
     }
     scene.refused("has to go to the barrier 2 first");
+    scene.channel.releases[1].dead_end = Some("it eats disks".into());
+    assert!(may_begin(&scene.plan().findings), "a dead end holds up nobody");
+    scene.channel.releases[1].dead_end = None;
     scene.order.release = Some(2);
     assert!(may_begin(&scene.plan().findings));
     scene.seen.commits.values_mut().for_each(|commit| "c3".clone_into(commit));

@@ -46,7 +46,7 @@ impl Repository {
 
     /// Whose signature a commit bears, of those whose keys are in the file.
     pub(super) fn signer_ed25519(&self, commit: &str, keys: &Path) -> Result<String, ChannelError> {
-        let text = std::fs::read_to_string(keys).map_err(io("read", keys))?;
+        let text = super::repository::small_file(keys)?;
         let trusted = Trusted::read(&text).map_err(|line| ChannelError::Ed25519KeyFile { path: keys.into(), line })?;
         let signatures = read_detached(&self.object(commit, "commitmeta"))?.signatures();
         let signer = trusted.signer(&self.commit_bytes(commit)?, &signatures);

@@ -95,6 +95,9 @@ pub enum ChannelError {
         "the channel `{0}` follows no upstream: `nkd channel mirror {0} --from ADDRESS --ref REF` makes it follow one"
     )]
     NoMirror(String),
+    /// Something else was ordered while a look was under way.
+    #[error("the channel `{0}` follows another upstream by now, or none")]
+    FollowsAnother(String),
     /// ostree shows a commit in another way than it did.
     #[error("it cannot be told when commit {0} was made")]
     NoDate(String),
@@ -228,6 +231,8 @@ pub struct Channels {
     metrics: Metrics,
     /// A mirror is to look, or to follow something else.
     mirrors: Notify,
+    /// What channels follow changes, or a release of an upstream is published.
+    following: Mutex<()>,
     /// What clients read of the repositories.
     reads: std::sync::Mutex<Reads>,
     unknown: std::sync::Mutex<Unknown>,
@@ -241,10 +246,22 @@ impl Channels {
     /// Of a service.
     #[must_use]
     pub fn new(store: Store, state_dir: &Path) -> Self {
-        let (writing, metrics, mirrors) = (Mutex::new(()), Metrics::default(), Notify::new());
+        let (writing, following) = (Mutex::new(()), Mutex::new(()));
+        let (metrics, mirrors) = (Metrics::default(), Notify::new());
         let (reads, unknown, polled) =
             (std::sync::Mutex::default(), std::sync::Mutex::default(), std::sync::Mutex::default());
-        Self { store, state_dir: state_dir.into(), writing, metrics, mirrors, reads, unknown, polled, grace: GRACE }
+        Self {
+            store,
+            state_dir: state_dir.into(),
+            writing,
+            metrics,
+            mirrors,
+            following,
+            reads,
+            unknown,
+            polled,
+            grace: GRACE,
+        }
     }
 
     /// Keeps retired commits for so long.
@@ -253,9 +270,16 @@ impl Channels {
         Self { grace: grace.try_into().unwrap_or(GRACE), ..self }
     }
 
-    /// A client begins to read a file of a repository. [`Self::read`] is to follow.
-    pub fn reading(&self, profile: &str, client: IpAddr, path: &str, now: OffsetDateTime) {
-        self.reads.lock().unwrap_or_else(PoisonError::into_inner).begin(profile, client, path, now);
+    /// A client begins to read a file of a repository. [`Self::read`] is to follow, with the address that this gives.
+    #[must_use]
+    pub fn reading(&self, profile: &str, client: IpAddr, path: &str, now: OffsetDateTime) -> IpAddr {
+        let repository = self.folder().join(profile);
+        let has = |commit: &str| {
+            commit.split_at_checked(2).is_some_and(|(first, rest)| {
+                repository.join("objects").join(first).join(format!("{rest}.commit")).is_file()
+            })
+        };
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner).begin(profile, client, path, now, has)
     }
 
     /// It has read it, or gone away.

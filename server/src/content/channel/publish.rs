@@ -8,6 +8,7 @@ use nkd_api::channel::{Channel, PromoteOrder, Promoted, PublishOrder, Release};
 use time::OffsetDateTime;
 
 use super::delta::origins;
+use super::mirror::Record;
 use super::program::ProgramError;
 use super::repository::Keys;
 use super::source::Source;
@@ -27,6 +28,18 @@ impl Channels {
         &self,
         name: &str,
         order: PublishOrder,
+        now: OffsetDateTime,
+        step: impl Fn(&str) + Send + Sync,
+    ) -> Result<Release, ChannelError> {
+        self.publish_from(name, order, None, now, step).await
+    }
+
+    /// The same for a commit that came from an upstream, if the channel follows that one still.
+    pub(super) async fn publish_from(
+        &self,
+        name: &str,
+        order: PublishOrder,
+        upstream: Option<&Record>,
         now: OffsetDateTime,
         step: impl Fn(&str) + Send + Sync,
     ) -> Result<Release, ChannelError> {
@@ -89,7 +102,7 @@ impl Channels {
             dead_end: None,
             rollout_minutes: order.rollout_minutes,
         });
-        self.list(repository, (channel, revision), release, step).await
+        self.list(repository, (channel, revision), release, upstream, step).await
     }
 
     /// Makes a release of a channel the next one of another channel, or finds that it is there.
@@ -148,7 +161,7 @@ impl Channels {
             rollout_minutes: order.rollout_minutes,
             ..release.clone()
         };
-        self.list(repository, (target, revision), release, step).await
+        self.list(repository, (target, revision), release, None, step).await
     }
 
     /// The rest of a release's way, when its commit is here: signature, ref, delta; then the list says so.
@@ -157,6 +170,7 @@ impl Channels {
         repository: Repository,
         (mut channel, revision): (Channel, i64),
         release: Release,
+        upstream: Option<&Record>,
         step: impl Fn(&str) + Send + Sync,
     ) -> Result<Release, ChannelError> {
         step("signing it");
@@ -184,6 +198,13 @@ impl Channels {
             }
         }
         if is_new {
+            // Who was told that the channel follows another upstream, or none, gets nothing more of this one.
+            let _following = self.following.lock().await;
+            if let Some(upstream) = upstream
+                && !self.follows(upstream).await?
+            {
+                return Err(ChannelError::FollowsAnother(name));
+            }
             self.store.save_channel(&channel, revision).await?;
         }
         step("writing the summary");

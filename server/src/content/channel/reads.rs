@@ -4,6 +4,7 @@
 //! for the commits that it has begun, until it has been silent for a while. Clients are told apart by their address:
 //! those behind one address count as one, which keeps more and loses nothing.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -13,6 +14,11 @@ use time::{Duration, OffsetDateTime};
 
 /// A client of a profile's repository.
 type Client = (String, IpAddr);
+
+/// So many clients are told apart; all others count as one. Whoever asks from ever new addresses takes no more memory.
+const MOST_CLIENTS: usize = 65_536;
+/// The address of all others.
+const OTHERS: IpAddr = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
 
 /// What clients read.
 #[derive(Debug, Default)]
@@ -29,20 +35,35 @@ struct Session {
 }
 
 impl Reads {
-    /// A client asks for a file of the repository; [`Self::end`] is to follow.
-    pub fn begin(&mut self, profile: &str, client: IpAddr, path: &str, now: OffsetDateTime) {
+    /// A client asks for a file of the repository; [`Self::end`] is to follow, with the address that this gives. `has`
+    /// says whether a commit is there: what is only asked for is not kept.
+    pub fn begin(
+        &mut self,
+        profile: &str,
+        client: IpAddr,
+        path: &str,
+        now: OffsetDateTime,
+        has: impl Fn(&str) -> bool,
+    ) -> IpAddr {
+        let known = self.clients.contains_key(&(profile.to_owned(), client));
+        let client = if known || self.clients.len() < MOST_CLIENTS { client } else { OTHERS };
         let new = || Session { commits: BTreeSet::new(), last: now, open: 0 };
         let session = self.clients.entry((profile.to_owned(), client)).or_insert_with(new);
         session.last = now;
         session.open += 1;
-        session.commits.extend(commits_of(path));
+        session.commits.extend(commits_of(path).into_iter().filter(|commit| has(commit)));
+        client
     }
 
     /// The answer is sent, or broke off.
     pub fn end(&mut self, profile: &str, client: IpAddr, now: OffsetDateTime) {
-        if let Some(session) = self.clients.get_mut(&(profile.to_owned(), client)) {
-            session.last = now;
-            session.open = session.open.saturating_sub(1);
+        if let Entry::Occupied(mut session) = self.clients.entry((profile.to_owned(), client)) {
+            session.get_mut().last = now;
+            session.get_mut().open = session.get().open.saturating_sub(1);
+            // Of somebody who has begun no commit there is nothing to remember.
+            if session.get().open == 0 && session.get().commits.is_empty() {
+                session.remove();
+            }
         }
     }
 
@@ -73,7 +94,8 @@ fn commits_of(path: &str) -> Vec<String> {
     match parts.as_slice() {
         ["objects", first, rest] => {
             let name = rest.strip_suffix(".commit").or_else(|| rest.strip_suffix(".commitmeta"));
-            name.map(|name| format!("{first}{name}")).into_iter().collect()
+            let commit = name.map(|name| format!("{first}{name}"));
+            commit.filter(|name| name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())).into_iter().collect()
         }
         // Both ends of a difference, in base64 with _ for /, of which the first two characters are a folder.
         ["deltas", first, rest, ..] => format!("{first}{rest}").split('-').filter_map(hex_of).collect(),
@@ -105,7 +127,7 @@ mod tests {
         let (mut reads, one, other) = (Reads::default(), IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         assert!(quiet(&reads, 0));
         let mut read = |client, path: &str, minute| {
-            reads.begin("lab", client, path, at(minute));
+            reads.begin("lab", client, path, at(minute), |_| true);
             reads.end("lab", client, at(minute));
             (quiet(&reads, minute + 59), quiet(&reads, minute + 60))
         };
@@ -121,9 +143,9 @@ mod tests {
     #[test]
     fn an_answer_that_takes_hours_is_a_read_all_the_while() {
         let (mut reads, client) = (Reads::default(), IpAddr::from([10, 0, 0, 1]));
-        reads.begin("lab", client, "deltas/aa/aaaa/0", at(0));
+        reads.begin("lab", client, "deltas/aa/aaaa/0", at(0), |_| true);
         assert!(quiet(&reads, 500), "that is no difference");
-        reads.begin("lab", client, "deltas/d_/6sOxYPSFf3L5lKOaIRNi53R3xwz2X4OuQaMPV_rvk/0", at(0));
+        reads.begin("lab", client, "deltas/d_/6sOxYPSFf3L5lKOaIRNi53R3xwz2X4OuQaMPV_rvk/0", at(0), |_| true);
         reads.forget(Duration::minutes(60), at(500));
         assert!(!quiet(&reads, 500));
         reads.end("lab", client, at(500));
@@ -131,5 +153,25 @@ mod tests {
         assert_eq!((quiet(&reads, 559), quiet(&reads, 560)), (false, true));
         reads.forget(Duration::minutes(60), at(560));
         assert!(reads.clients.is_empty());
+    }
+
+    #[test]
+    fn what_strangers_ask_for_takes_no_memory() {
+        let (mut reads, path) = (Reads::default(), format!("objects/{}/{}.commit", &ONE[..2], &ONE[2..]));
+        for number in 0..200_u32 {
+            let client = IpAddr::from(number.to_be_bytes());
+            for path in [path.as_str(), "objects/aa/x.commit", "objects/00/11.filez", "summary"] {
+                let client = reads.begin("lab", client, path, at(0), |_| false);
+                reads.end("lab", client, at(0));
+            }
+            assert!(reads.clients.is_empty(), "{number}");
+        }
+        for number in 0..MOST_CLIENTS as u32 + 200 {
+            let client = reads.begin("lab", IpAddr::from(number.to_be_bytes()), &path, at(0), |_| true);
+            reads.end("lab", client, at(0));
+        }
+        assert_eq!(reads.clients.len(), MOST_CLIENTS + 1, "all others count as one");
+        reads.forget(Duration::minutes(60), at(59));
+        assert!(reads.clients.contains_key(&("lab".into(), OTHERS)) && !quiet(&reads, 59));
     }
 }

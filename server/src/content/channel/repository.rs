@@ -17,6 +17,9 @@ pub(super) struct Keys {
     pub ed25519: Option<PathBuf>,
 }
 
+/// Of a file of keys or certificates.
+const LARGEST_KEYS: u64 = 1 << 20;
+
 /// Before the names of repositories in which a signature is verified.
 pub(super) const VERIFY: &str = ".verify-";
 
@@ -94,6 +97,7 @@ impl Repository {
     /// each kind; whose signatures they were.
     pub(super) fn take(&self, from: &Self, commit: &str, keys: &Keys) -> Result<Option<String>, ChannelError> {
         // What was signed is what its checksum says, so it may be looked at where it comes from.
+        keys.openpgp.as_deref().map(is_key_file).transpose()?;
         let ed25519 = keys.ed25519.as_deref().map(|file| from.signer_ed25519(commit, file)).transpose()?;
         let openpgp = self.take_openpgp(from, commit, keys.openpgp.as_deref())?;
         let signers: Vec<String> = openpgp.into_iter().chain(ed25519).collect();
@@ -205,6 +209,26 @@ fn homedir(signer: &Signer) -> OsString {
     let mut word = OsString::from("--gpg-homedir=");
     word.push(signer.home());
     word
+}
+
+/// The text of a file of keys or certificates that an order names.
+#[expect(clippy::disallowed_methods, reason = "reads it")]
+pub(super) fn small_file(path: &Path) -> Result<String, ChannelError> {
+    is_key_file(path)?;
+    std::fs::read_to_string(path).map_err(io("read", path))
+}
+
+/// Whether it can be one: devices have no end, and some files none that memory holds.
+fn is_key_file(path: &Path) -> Result<(), ChannelError> {
+    let wrong = |reason: &str| super::wrong("file", &format!("{} {reason}: name a file of keys", path.display()));
+    let about = std::fs::metadata(path).map_err(io("read", path))?;
+    if !about.is_file() {
+        return Err(wrong("is no file"));
+    }
+    if about.len() > LARGEST_KEYS {
+        return Err(wrong("has more than 1 MiB"));
+    }
+    Ok(())
 }
 
 pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ChannelError {

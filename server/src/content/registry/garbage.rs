@@ -4,6 +4,7 @@
 //! again. What somebody has pushed, or asked for in order to push, within the grace stays: its manifest may be to come.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use nkd_api::registry::RegistryGarbage;
 use time::{Duration, OffsetDateTime};
@@ -29,11 +30,25 @@ pub struct GarbageOrder {
 }
 
 impl OciRegistry {
-    /// Removes garbage. A blob that an image or another repository has stays on the disk.
+    /// Removes garbage. A blob that an image or another repository has stays on the disk. What was begun comes to its end if
+    /// the caller leaves: pushes and imports wait until no file goes any more.
     ///
     /// # Errors
     /// [`OciError::Images`] while an image is being imported, or when it cannot be told what images use.
-    pub async fn collect_garbage(&self, images: &ImageStore, order: GarbageOrder) -> Result<RegistryGarbage, OciError> {
+    pub async fn collect_garbage(
+        self: &Arc<Self>,
+        images: &Arc<ImageStore>,
+        order: GarbageOrder,
+    ) -> Result<RegistryGarbage, OciError> {
+        let (registry, images) = (Arc::clone(self), Arc::clone(images));
+        match tokio::spawn(async move { registry.collect(&images, order).await }).await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(OciError::Stopped),
+        }
+    }
+
+    async fn collect(&self, images: &ImageStore, order: GarbageOrder) -> Result<RegistryGarbage, OciError> {
         let _quiet = self.quiet().await;
         // An import may be about to use a blob that it has found.
         let _no_import = images.hold_imports()?;
@@ -64,7 +79,7 @@ impl OciRegistry {
     /// # Errors
     /// Those of the disk.
     pub async fn expire_uploads(&self, now: OffsetDateTime) -> Result<usize, OciError> {
-        let uploads = std::sync::Arc::clone(&self.uploads);
+        let uploads = Arc::clone(&self.uploads);
         blocking(move || Ok(uploads.expire(now.into())?)).await
     }
 }

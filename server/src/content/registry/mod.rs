@@ -347,7 +347,12 @@ impl OciRegistry {
     ///
     /// # Errors
     /// [`OciError`] when it is not there, or a part of something else.
-    pub async fn delete(&self, repository: &Repository, what: Option<&Reference>) -> Result<Deleted, OciError> {
+    pub async fn delete(
+        &self,
+        repository: &Repository,
+        what: Option<&Reference>,
+        now: OffsetDateTime,
+    ) -> Result<Deleted, OciError> {
         let name = repository.as_str();
         let unknown = |reference: &Reference| OciError::ManifestUnknown(reference.to_string());
         match what {
@@ -355,7 +360,7 @@ impl OciRegistry {
                 Deleted { manifests: 0, .. } => Err(OciError::RepositoryUnknown(name.to_owned())),
                 deleted => Ok(deleted),
             },
-            Some(reference @ Reference::Tag(tag)) => match self.store.remove_registry_tag(name, tag).await? {
+            Some(reference @ Reference::Tag(tag)) => match self.store.remove_registry_tag(name, tag, now).await? {
                 true => Ok(Deleted { tags: 1, manifests: 0 }),
                 false => Err(unknown(reference)),
             },

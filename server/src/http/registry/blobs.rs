@@ -85,7 +85,7 @@ pub(super) async fn begin(
                 // Nobody knows its address.
                 service.oci.cancel(name, id).await?;
             }
-            service.oci.finish(name, received?, said, now).await?;
+            whole(service, name, received?, said).await?;
             Ok(created(name, &said))
         }
         None => {
@@ -116,7 +116,6 @@ pub(super) async fn finish(
     id: Uuid,
     parts: &Parts,
     body: Body,
-    now: OffsetDateTime,
 ) -> Result<Response> {
     let query = query(parts);
     let said = value(&query, "digest").ok_or_else(|| {
@@ -124,8 +123,14 @@ pub(super) async fn finish(
     })?;
     let said = digest(said)?;
     let upload = received(service, name, id, parts, body).await?;
-    service.oci.finish(name, upload, said, now).await?;
+    whole(service, name, upload, said).await?;
     Ok(created(name, &said))
+}
+
+/// Makes a blob of an upload, which is used from now on, however long it has been on its way.
+#[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
+async fn whole(service: &Arc<Service>, name: &Repository, upload: Upload, said: Sha256Digest) -> Result<()> {
+    Ok(service.oci.finish(name, upload, said, OffsetDateTime::now_utc()).await?)
 }
 
 /// Where an upload stands.

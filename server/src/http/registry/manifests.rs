@@ -75,9 +75,10 @@ pub(super) async fn delete(
     caller: &Caller,
     name: &Repository,
     reference: &Reference,
+    now: OffsetDateTime,
 ) -> Result<Response> {
     caller.audit(service, "registry.delete", &full_name(name, reference), "").await?;
-    service.oci.delete(name, Some(reference)).await?;
+    service.oci.delete(name, Some(reference), now).await?;
     Ok(StatusCode::ACCEPTED.into_response())
 }
 

@@ -92,7 +92,7 @@ async fn answer(service: &Arc<Service>, path: &str, request: Request) -> Result<
             manifests::put(service, caller, &name, &reference, &parts, body, now).await
         }
         (&Method::DELETE, Target::Manifest(name, reference), Some(caller)) => {
-            manifests::delete(service, caller, &name, &reference).await
+            manifests::delete(service, caller, &name, &reference, now).await
         }
         (&Method::GET | &Method::HEAD, Target::Blob(name, digest), _) => {
             let pushes = visitor.pusher().is_ok();
@@ -100,7 +100,7 @@ async fn answer(service: &Arc<Service>, path: &str, request: Request) -> Result<
         }
         (&Method::POST, Target::Uploads(name), Some(_)) => blobs::begin(service, &name, &parts, body, now).await,
         (&Method::PATCH, Target::Upload(name, id), Some(_)) => blobs::chunk(service, &name, id, &parts, body).await,
-        (&Method::PUT, Target::Upload(name, id), Some(_)) => blobs::finish(service, &name, id, &parts, body, now).await,
+        (&Method::PUT, Target::Upload(name, id), Some(_)) => blobs::finish(service, &name, id, &parts, body).await,
         (&Method::GET, Target::Upload(name, id), Some(_)) => blobs::status(service, &name, id).await,
         (&Method::DELETE, Target::Upload(name, id), Some(_)) => {
             service.oci.cancel(&name, id).await?;

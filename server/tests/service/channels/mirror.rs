@@ -166,6 +166,35 @@ async fn what_is_cut_off_on_its_way_is_no_release_until_it_came_whole() {
     assert!(pull(&system(&place, "node"), &one).status.success());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_is_followed_no_more_publishes_nothing_and_holds_up_nobody() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    let one = builder.build("1", b"one", &["--add-metadata-string=nkd.kubernetes=v1.20.2"]);
+    good("ostree", &["summary", &builder.repo(), "-u"]);
+    let upstream = super::upstream::Upstream::serve(&place, &builder.path("repo")).await;
+    upstream.holds.store(true, Ordering::SeqCst);
+    let from = format!("https://{}/", upstream.address);
+    let order = ["channel", "mirror", "stable", "--from", &from, "--ref", REF, "--insecure-unsigned"];
+    place.ok(&[&order[..], &["--upstream-ca", &upstream.ca]].concat());
+    eventually("it waits for an object", async || (upstream.held.load(Ordering::SeqCst) > 0).then_some(())).await;
+
+    let copy = format!("--repo={}", builder.path("copy"));
+    good("ostree", &["init", &copy, "--mode=archive"]);
+    good("ostree", &["pull-local", &copy, &builder.path("repo"), &one]);
+    let tree = format!("--tree=ref={one}");
+    let other = good("ostree", &["commit", &copy, "--branch", REF, &tree, "--add-metadata-string=version=9"]);
+    let from = format!("file://{}", builder.path("copy"));
+    place.ok(&["channel", "mirror", "stable", "--from", &from, "--ref", REF, "--insecure-unsigned"]);
+    let first = eventually("the other upstream's commit", async || releases(&place).first().cloned()).await;
+    assert_eq!(first["commit"], other.trim());
+    upstream.holds.store(false, Ordering::SeqCst);
+    let mirror = looked(&place);
+    assert!(mirror["problem"].is_null(), "{mirror}");
+    assert_eq!(releases(&place).len(), 1);
+}
+
 #[tokio::test]
 async fn wrong_mirrors_say_what_to_do() {
     let place = Place::new();
@@ -179,10 +208,13 @@ async fn wrong_mirrors_say_what_to_do() {
         &order(&["--from", "ftp://up.example/", "--ref", REF, "--insecure-unsigned"]),
         "write the repository's address",
     );
-    refused(
-        &order(&["--from", "https://a:b@up.example/", "--ref", REF, "--insecure-unsigned"]),
-        "write the repository's",
-    );
+    for secret in ["https://a:s3cret@up.example/", "https://:s3cret@up.example/"] {
+        let why = "holds a name or a password";
+        refused(&order(&["--from", secret, "--ref", REF, "--insecure-unsigned"]), why);
+    }
+    assert!(!place.ok(&["audit"]).contains("s3cret"));
+    let zeros = order(&["--from", "https://up.example/", "--ref", REF, "--key", "/dev/zero"]);
+    refused(&zeros, "/dev/zero is no file");
     refused(
         &order(&["--from", "https://up.example/", "--ref=-x", "--insecure-unsigned"]),
         "name a ref of the upstream",

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -21,6 +22,10 @@ pub struct Upstream {
     pub ca: String,
     /// Whether objects come by half, and then the connection ends.
     pub cuts: Arc<AtomicBool>,
+    /// Whether objects do not come at all.
+    pub holds: Arc<AtomicBool>,
+    /// How many were waited for.
+    pub held: Arc<AtomicU32>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -36,10 +41,17 @@ impl Upstream {
         let listener = tokio::net::TcpListener::bind((place.ip.as_str(), 0)).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let cuts = Arc::new(AtomicBool::new(false));
-        let is_cut = Arc::clone(&cuts);
+        let (holds, held) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+        let (is_cut, is_held, waited) = (Arc::clone(&cuts), Arc::clone(&holds), Arc::clone(&held));
         let cut = from_fn(move |request: Request, next: Next| {
-            let is_cut = is_cut.load(Ordering::SeqCst) && request.uri().path().contains("/objects/");
+            let is_object = request.uri().path().contains("/objects/");
+            let is_cut = is_cut.load(Ordering::SeqCst) && is_object;
+            let (is_held, waited) = (Arc::clone(&is_held), Arc::clone(&waited));
             async move {
+                while is_object && is_held.load(Ordering::SeqCst) {
+                    waited.fetch_add(1, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
                 let response = next.run(request).await;
                 if is_cut { half(response).await } else { response }
             }
@@ -57,7 +69,7 @@ impl Upstream {
                 });
             }
         });
-        Self { address, ca: ca.display().to_string(), cuts, task }
+        Self { address, ca: ca.display().to_string(), cuts, holds, held, task }
     }
 }
 

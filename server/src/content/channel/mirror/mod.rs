@@ -44,6 +44,17 @@ pub struct Record {
     pub ca: Option<String>,
 }
 
+impl Record {
+    /// Whether it is the same commits of the same upstream, taken for the same reason.
+    fn is_same(&self, other: &Self) -> bool {
+        let of = |record: &Self| {
+            let Mirror { profile, from, reference, kubernetes, .. } = record.mirror.clone();
+            (profile, from, reference, kubernetes, record.keys.clone(), record.ca.clone())
+        };
+        of(self) == of(other)
+    }
+}
+
 impl Channels {
     /// Makes a channel follow an upstream, from now on.
     ///
@@ -53,13 +64,7 @@ impl Channels {
         if !valid_name(name) {
             return Err(wrong("channel", NAME_RULE));
         }
-        let from = url::Url::parse(&order.from).ok().filter(|url| {
-            let has_host = url.scheme() == "file" || url.has_host();
-            ["file", "http", "https"].contains(&url.scheme()) && has_host && url.username().is_empty()
-        });
-        let from = from.ok_or_else(|| {
-            wrong("from", "write the repository's address like https://upstream.example/repo, or http:// or file://")
-        })?;
+        let from = address(&order.from)?;
         if order.reference.is_empty() || order.reference.starts_with('-') || order.reference.contains([':', '@']) {
             return Err(wrong("ref", "name a ref of the upstream, like fedora/x86_64/coreos/stable"));
         }
@@ -106,10 +111,29 @@ impl Channels {
             Ok(Record { mirror, keys, ca })
         });
         let record = record.await?;
+        let following = self.following.lock().await;
         let revision = self.store.mirror(name).await?.map_or(0, |(_, revision)| revision);
         self.store.save_mirror(&record, revision).await?;
+        drop(following);
         self.mirrors.notify_one();
         Ok(record.mirror)
+    }
+
+    /// Whether its channel follows this upstream still.
+    pub(super) async fn follows(&self, record: &Record) -> Result<bool, ChannelError> {
+        let now = self.store.mirror(&record.mirror.channel).await?;
+        Ok(now.is_some_and(|(now, _)| now.is_same(record)))
+    }
+
+    /// Ends when its channel follows another upstream, or none.
+    async fn unfollowed(&self, record: &Record) {
+        loop {
+            tokio::time::sleep(TICK).await;
+            // What cannot be read now is read the next time.
+            if let Ok(false) = self.follows(record).await {
+                return;
+            }
+        }
     }
 
     /// What a channel follows, and how that goes.
@@ -138,7 +162,9 @@ impl Channels {
     /// [`ChannelError::NoMirror`], and those of the store.
     pub async fn unfollow(&self, name: &str) -> Result<(), ChannelError> {
         self.followed(name).await?;
+        let following = self.following.lock().await;
         self.store.remove_mirror(name).await?;
+        drop(following);
         upstream::forget(&self.folder(), name).await
     }
 
@@ -194,7 +220,11 @@ impl Channels {
     async fn look_at(&self, record: &Record) -> Result<Verdict, ChannelError> {
         let (mirror, ours) = (&record.mirror, self.folder());
         let upstream = Upstream::open(&ours, record).await?;
-        let offered = upstream.look().await?;
+        let another = || ChannelError::FollowsAnother(mirror.channel.clone());
+        let offered = tokio::select! {
+            offered = upstream.look() => offered?,
+            () = self.unfollowed(record) => return Err(another()),
+        };
         let channel = self.store.channel(&mirror.channel).await?.map(|(channel, _)| channel);
         let known = ours.join(&mirror.profile);
         let newest = channel.as_ref().and_then(|channel| Some(channel.newest()?.commit.clone()));
@@ -208,7 +238,10 @@ impl Channels {
         if verdict != Verdict::New {
             return Ok(verdict);
         }
-        upstream.pull(commit, &known).await?;
+        tokio::select! {
+            pulled = upstream.pull(commit, &known) => pulled?,
+            () = self.unfollowed(record) => return Err(another()),
+        }
         let order = PublishOrder {
             ostree: upstream.path().display().to_string(),
             reference: Some(mirror.reference.clone()),
@@ -228,7 +261,7 @@ impl Channels {
             detail: format!("{} {} {commit}", mirror.from, mirror.reference),
         };
         self.store.audit(&entry).await?;
-        self.publish(&mirror.channel, order, OffsetDateTime::now_utc(), |_| {}).await?;
+        self.publish_from(&mirror.channel, order, Some(record), OffsetDateTime::now_utc(), |_| {}).await?;
         upstream.remove().await?;
         Ok(verdict)
     }
@@ -279,11 +312,29 @@ fn every(mirror: &Mirror) -> Duration {
     Duration::from_secs(u64::from(mirror.every_minutes) * 60)
 }
 
+/// The address of an upstream. What it holds is shown to everybody who may see the channel, and stands in the audit trail.
+///
+/// # Errors
+/// [`ChannelError::Order`].
+pub fn address(text: &str) -> Result<url::Url, ChannelError> {
+    let like = "write the repository's address like https://upstream.example/repo, or http:// or file://";
+    let url = url::Url::parse(text).map_err(|_| wrong("from", like))?;
+    let has_host = url.scheme() == "file" || url.has_host();
+    if !["file", "http", "https"].contains(&url.scheme()) || !has_host {
+        return Err(wrong("from", like));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        let reason = "the address holds a name or a password, which would be shown: leave them out, and let the upstream \
+                      know this service by its address";
+        return Err(wrong("from", reason));
+    }
+    Ok(url)
+}
+
 /// A file of keys or certificates.
-#[expect(clippy::disallowed_methods, reason = "reads it")]
 fn text_of(path: &Path, mark: &str) -> Result<String, ChannelError> {
-    let text = std::fs::read_to_string(path).map_err(super::repository::io("read", path))?;
-    match text.contains(mark) && text.len() < 1 << 20 {
+    let text = super::repository::small_file(path)?;
+    match text.contains(mark) {
         true => Ok(text),
         false => Err(wrong("key", &format!("{} has no `{mark}`: name an armored file", path.display()))),
     }

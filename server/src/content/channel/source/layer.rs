@@ -13,12 +13,10 @@ use flate2::write::DeflateEncoder;
 use super::filez::Head;
 use super::member::{Kind, Member, each};
 use super::objects::{Object, copy};
-use super::{Failed, Limits};
+use super::{Failed, Held, Limits};
 
 const REGULAR: u32 = 0o100_000;
 const SYMLINK: u32 = 0o120_000;
-/// Attributes of all files together, in memory.
-const XATTRS: usize = 64 << 20;
 
 /// Which commit is meant.
 pub(super) enum Commit<'a> {
@@ -36,7 +34,7 @@ pub(super) struct Layers {
     xattrs: BTreeMap<Vec<String>, Vec<u8>>,
     /// By the checksum of a file, the member that has its attributes.
     links: BTreeMap<String, Vec<String>>,
-    length: usize,
+    held: Held,
     /// Layers in which there is nothing of a repository.
     foreign: usize,
 }
@@ -50,21 +48,21 @@ impl Layers {
             has_objects = true;
             match (member.kind, &object) {
                 (Kind::File, Kept::Object(object)) if object.kind == "commit" => {
+                    self.held.add(&[], object.checksum.len())?;
                     self.commits.insert(object.checksum.clone());
                 }
                 (Kind::File, Kept::Xattrs | Kept::XattrsOf(_)) => {
                     let bytes = member.small(body)?;
-                    self.length += bytes.len();
-                    if self.length > XATTRS {
-                        return Failed::refused("the attributes of its files take more than 64 MiB");
-                    }
+                    self.held.add(&member.path, bytes.len())?;
                     self.xattrs.insert(member.path.clone(), bytes);
                     if let Kept::XattrsOf(file) = object {
                         self.links.insert(file, member.path.clone());
                     }
                 }
                 (Kind::Link, Kept::XattrsOf(file)) => {
-                    self.links.insert(file.clone(), member.linked()?);
+                    let linked = member.linked()?;
+                    self.held.add(&linked, file.len())?;
+                    self.links.insert(file.clone(), linked);
                 }
                 (Kind::Symlink, Kept::Xattrs | Kept::XattrsOf(_)) => {
                     return Failed::refused(format!("{} is a symbolic link", member.name()));

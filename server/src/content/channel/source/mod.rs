@@ -80,6 +80,32 @@ struct Limits {
     members: u64,
 }
 
+/// What of it is held in memory at most: names, refs, configurations, attributes. Half a KiB for each file of an image; large
+/// systems have some hundred thousand.
+const HELD: u64 = 512 << 20;
+
+/// Counts what is held.
+#[derive(Debug, Default)]
+struct Held(u64);
+
+impl Held {
+    /// These parts of names, and so many bytes beside them, are held from now on.
+    fn add(&mut self, names: &[String], bytes: usize) -> Result<(), Failed> {
+        // What a map or a list takes for each, in the order of magnitude.
+        let names: usize = names.iter().map(|name| name.len() + 48).sum();
+        self.0 += (names + bytes + 96) as u64;
+        match self.0 > HELD {
+            true => Failed::refused("names, refs and attributes in it take more than 512 MiB of memory"),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Refuses to go on when the disk, which is the one of the service's state, is about to be full.
+fn room(folder: &Path) -> Result<(), Failed> {
+    crate::content::blob::room(folder, 0).map_err(|error| Failed::Refused(error.to_string()))
+}
+
 /// Several times what the largest systems have.
 const LIMITS: Limits = Limits { bytes: 64 << 30, members: 4_000_000 };
 
@@ -110,7 +136,7 @@ impl Source {
         let repository = Repository::open(&place.path().join("repo"))?;
         let layout = if path.is_dir() { path.to_path_buf() } else { place.path().join("layout") };
         let is_image = path.is_dir()
-            || tarball::unpack(path, repository.path(), &layout, LIMITS).map_err(failed)? == tarball::Held::Image;
+            || tarball::unpack(path, repository.path(), &layout, LIMITS).map_err(failed)? == tarball::Holds::Image;
         let mut wanted = wanted.map(str::to_owned);
         if is_image {
             let unpacked = image::unpack(&layout, wanted.as_deref(), repository.path(), LIMITS).map_err(failed)?;

@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::Failed;
 use super::member::{Member, broken};
+use super::{Failed, room};
 
 /// What ostree itself reads of commits and folders at most.
 const METADATA: u64 = 128 << 20;
@@ -37,6 +37,7 @@ impl Object {
         let (first, rest) = self.checksum.split_at(2);
         let folder = repository.join("objects").join(first);
         fs::create_dir_all(&folder).map_err(Failed::io("make", &folder))?;
+        room(&folder)?;
         let path = folder.join(format!("{rest}.{kind}"));
         match File::create_new(&path) {
             Ok(file) => Ok(Some((BufWriter::with_capacity(1 << 16, file), path))),
@@ -57,10 +58,13 @@ impl Object {
     }
 }
 
+/// After so many bytes it is looked again whether there is room for more.
+const LOOK: u64 = 32 << 20;
+
 /// Copies everything; what cannot be read is another matter than what cannot be written.
 pub(super) fn copy(from: &mut dyn Read, to: &mut dyn io::Write, path: &Path) -> Result<u64, Failed> {
     let mut buffer = vec![0; 1 << 16];
-    let mut length = 0;
+    let (mut length, mut looked) = (0, 0);
     loop {
         let got = match from.read(&mut buffer) {
             Ok(0) => return Ok(length),
@@ -70,5 +74,9 @@ pub(super) fn copy(from: &mut dyn Read, to: &mut dyn io::Write, path: &Path) -> 
         };
         to.write_all(&buffer[..got]).map_err(Failed::io("write", path))?;
         length += got as u64;
+        if length - looked >= LOOK {
+            looked = length;
+            room(path.parent().unwrap_or(path))?;
+        }
     }
 }

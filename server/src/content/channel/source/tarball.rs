@@ -9,17 +9,17 @@ use std::path::Path;
 use super::member::{Kind, Member, broken, each};
 use super::objects::{Object, copy};
 use super::packing::unpacked;
-use super::{Failed, Limits, open_file};
+use super::{Failed, Held, Limits, open_file, room};
 
 /// What a tar has.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Held {
+pub(super) enum Holds {
     Repository,
     Image,
 }
 
 /// Unpacks a tar: objects and refs into the repository, an OCI layout into `layout`.
-pub(super) fn unpack(path: &Path, repository: &Path, layout: &Path, limits: Limits) -> Result<Held, Failed> {
+pub(super) fn unpack(path: &Path, repository: &Path, layout: &Path, limits: Limits) -> Result<Holds, Failed> {
     let (file, _) = open_file(path)?;
     let reader = unpacked(BufReader::with_capacity(1 << 18, file), limits.bytes).map_err(broken)?;
     let mut seen = Seen::default();
@@ -35,6 +35,7 @@ struct Seen {
     configs: BTreeMap<Vec<String>, Vec<u8>>,
     refs: Vec<(Vec<String>, Vec<String>, Vec<u8>)>,
     is_image: bool,
+    held: Held,
 }
 
 impl Seen {
@@ -59,12 +60,16 @@ impl Seen {
                     }
                 }
                 ["config"] if member.kind == Kind::File => {
-                    self.configs.insert(top, member.small(body)?);
+                    let bytes = member.small(body)?;
+                    self.held.add(&member.path, bytes.len())?;
+                    self.configs.insert(top, bytes);
                     return Ok(());
                 }
                 ["refs", "heads", name @ ..] if member.kind == Kind::File && !name.is_empty() => {
                     let name = name.iter().map(|part| (*part).to_owned()).collect();
-                    self.refs.push((top, name, member.small(body)?));
+                    let bytes = member.small(body)?;
+                    self.held.add(&member.path, bytes.len())?;
+                    self.refs.push((top, name, bytes));
                     return Ok(());
                 }
                 _ => {}
@@ -96,9 +101,9 @@ impl Seen {
         }
     }
 
-    fn finish(self, repository: &Path) -> Result<Held, Failed> {
+    fn finish(self, repository: &Path) -> Result<Holds, Failed> {
         let top = match (self.top, self.is_image) {
-            (None, true) => return Ok(Held::Image),
+            (None, true) => return Ok(Holds::Image),
             (Some(_), true) => return Failed::refused("it holds a repository and an OCI image: pack one alone"),
             (None, false) => {
                 let what = "it holds neither an ostree repository (`objects` and `config`, at its top or one folder \
@@ -120,7 +125,7 @@ impl Seen {
             fs::create_dir_all(folder).map_err(Failed::io("make", folder))?;
             fs::write(&path, commit).map_err(Failed::io("write", &path))?;
         }
-        Ok(Held::Repository)
+        Ok(Holds::Repository)
     }
 }
 
@@ -142,6 +147,7 @@ fn write_blob(member: &Member, body: &mut dyn Read, to: &Path) -> Result<(), Fai
     }
     let folder = to.parent().unwrap_or(to);
     fs::create_dir_all(folder).map_err(Failed::io("make", folder))?;
+    room(folder)?;
     let mut file = File::create_new(to).map_err(Failed::io("write", to))?;
     let length = copy(body, &mut file, to)?;
     member.whole(length)

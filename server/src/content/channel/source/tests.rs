@@ -51,3 +51,23 @@ fn a_name_that_fills_the_memory_is_refused() {
     tar.append(&header, &vec![b'a'; 2 << 20][..]).unwrap();
     assert_eq!(refused(&tar.into_inner().unwrap(), LIMITS), "a name in it is longer than any name");
 }
+
+#[test]
+fn refs_and_configurations_that_fill_the_memory_are_refused() {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    let mut tar = tar::Builder::new(&mut packed);
+    let bytes = vec![0; 1 << 20];
+    for number in 0..600 {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mode(0o644);
+        let name = if number % 2 == 0 { format!("refs/heads/{number}") } else { format!("{number}/config") };
+        tar.append_data(&mut header, name, &bytes[..]).unwrap();
+    }
+    tar.finish().unwrap();
+    drop(tar);
+    let reason = "names, refs and attributes in it take more than 512 MiB of memory";
+    assert_eq!(refused(&packed.finish().unwrap(), LIMITS), reason);
+}
