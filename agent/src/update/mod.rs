@@ -8,6 +8,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | `state` | decides, as a pure function |
+//! | `journal` | what is kept over restarts |
 //! | `driver` | carries the actions out |
 //! | `node` | this node's object in the cluster's API |
 //! | `kubernetes` | kubeadm, and the kubelet's way back |
@@ -15,6 +16,7 @@
 
 mod driver;
 mod gate;
+mod journal;
 mod kubernetes;
 mod node;
 pub mod state;

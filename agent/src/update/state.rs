@@ -20,8 +20,9 @@
 use std::time::Duration;
 
 use nkd_api::update::{Desired, OsRelease, Reported, ReportedState};
-use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+
+pub use super::journal::{Denied, Job, Journal, Stage};
 
 /// Downloads that fail are tried again so many times.
 pub const STAGE_TRIES: u32 = 6;
@@ -108,106 +109,6 @@ impl System {
 pub fn id_of(os: &OsRelease) -> Option<&str> {
     let digest = |image: &String| image.rsplit_once('@').map_or(0, |(name, _)| name.len() + 1);
     os.commit.as_deref().or_else(|| os.image.as_ref().map(|image| &image[digest(image)..]))
-}
-
-/// Where an update stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Stage {
-    /// The release is fetched and laid out beside the system that runs.
-    Stage,
-    /// It waits for its turn.
-    Staged,
-    /// kubeadm of the release runs.
-    Kubeadm,
-    /// The release is made the next system, and the boot loader counts.
-    Arm,
-    /// The machine restarts.
-    Restart,
-    /// The gate looks.
-    Check,
-    /// The boot loader is told to stay.
-    Confirm,
-    /// The system before is made the next one.
-    Revert,
-    /// The machine restarts into the system before.
-    RevertRestart,
-    /// What is left of the release is put away.
-    Settle,
-    /// The same, before anything was touched: the operator has called it off.
-    CalledOff,
-    /// The end: it runs, and was verified.
-    Healthy,
-    /// The end: it runs what it ran before.
-    RolledBack,
-    /// The end: it needs a person.
-    Failed,
-}
-
-impl Stage {
-    /// Nothing more happens in this attempt.
-    #[must_use]
-    pub fn is_end(self) -> bool {
-        matches!(self, Self::Healthy | Self::RolledBack | Self::Failed)
-    }
-
-    /// It has touched nothing that the node runs: it may still be called off.
-    fn is_harmless(self) -> bool {
-        matches!(self, Self::Stage | Self::Staged)
-    }
-}
-
-/// One attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Job {
-    /// What was asked for.
-    pub desired: Desired,
-    /// Where it stands.
-    pub stage: Stage,
-    /// The boot in which it came there.
-    pub boot_id: String,
-    /// What the node ran before: commit or digest.
-    pub from: Option<String>,
-    /// Units that had failed before: the gate does not look at them.
-    pub failed_before: Vec<String>,
-    /// kubeadm of the release has ended well.
-    pub kubeadm: bool,
-    /// How often it was staged and then did not become the next system without having been tried.
-    pub restaged: u32,
-    /// Why it failed, or goes back.
-    pub reason: String,
-    /// The release was tried and did not come up: it is not to be tried again.
-    pub condemned: bool,
-}
-
-/// A release that did not come up here.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Denied {
-    /// Commit or digest.
-    pub id: String,
-    /// Why.
-    pub reason: String,
-    /// The update that it was tried for, and how often a person had asked that for another attempt.
-    #[serde(default)]
-    pub uid: String,
-    /// See `uid`.
-    #[serde(default)]
-    pub retry: u32,
-    /// When.
-    #[serde(with = "time::serde::rfc3339")]
-    pub at: OffsetDateTime,
-}
-
-/// What is kept over restarts.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Journal {
-    /// The attempt that goes on, or the last one.
-    pub job: Option<Job>,
-    /// Releases that did not come up here, the newest last.
-    pub denied: Vec<Denied>,
 }
 
 /// What laying a release out has given.
