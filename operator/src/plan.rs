@@ -309,7 +309,7 @@ impl<'a> Planner<'a> {
 
     fn go(&mut self, node: &'a NodeSeen, desired: &Desired) {
         let first = desired.first || (node.control_plane && desired.kubernetes.is_some() && !self.has_first(node));
-        let desired = Desired { first, go: true, ..desired.clone() };
+        let desired = Desired { first, go: true, retry: Some(self.wish.spec.retry), ..desired.clone() };
         let note = self.heard(node, desired.attempt, NoteState::Begun, "");
         let change = Change { desired: Some(Some(desired)), note, ..Change::default() };
         self.steps.push(write(node, change, "Upgrading", "its pods have left: upgrades now".into()));

@@ -65,6 +65,9 @@ pub struct Job {
     pub from: Option<String>,
     /// Units that had failed before: the gate does not look at them.
     pub failed_before: Vec<String>,
+    /// Its turn has come: kubeadm or the restart was begun.
+    #[serde(default)]
+    pub began: bool,
     /// kubeadm of the release has ended well.
     pub kubeadm: bool,
     /// How often it was staged and then did not become the next system without having been tried.

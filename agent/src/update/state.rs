@@ -384,7 +384,8 @@ impl State {
             self.desired(Some(desired), said);
         }
         self.begin_upgrade();
-        self.fresh = false;
+        // Who has asked for a look while this one was under way has it.
+        (self.fresh, self.look_again) = (false, false);
     }
 
     /// What a start finds: an agent that was killed, or a machine that has restarted, by order or by a power cut.
@@ -498,6 +499,7 @@ impl State {
             boot_id,
             from,
             failed_before,
+            began: false,
             kubeadm: false,
             restaged: 0,
             reason: String::new(),
@@ -537,9 +539,10 @@ impl State {
             self.look_again = true;
             return;
         }
-        if !job.kubeadm {
+        if !job.began {
             // What fails from now on may be its doing.
             job.failed_before.clone_from(&system.failed_units);
+            job.began = true;
         }
         let next = match (&job.desired.kubernetes, tree.restart) {
             (Some(_), _) if !job.kubeadm => Stage::Kubeadm,

@@ -246,6 +246,13 @@ fn run(world: &mut World, faults: &[Fault], go_at: usize, limit: usize) -> bool 
             }
             Some(Action::Say(_)) => continue,
             Some(action) => {
+                if turn % 3 == 0 {
+                    // The cluster is asked all the while, whatever is under way.
+                    let asked = Event::Desired(world.desired.clone(), world.reported.clone());
+                    let actions;
+                    (state, actions) = state.step(asked, world.now());
+                    queue.extend(actions);
+                }
                 let fault = faults.next().unwrap_or(Fault::None);
                 let effect = !matches!(action, Action::Look | Action::Tell(_) | Action::Check(_) | Action::Restart);
                 match fault {
@@ -442,6 +449,21 @@ fn what_had_failed_before_its_turn_is_not_held_against_a_release() {
     assert_eq!(state.report().unwrap().kubernetes.as_deref(), Some("v2"));
 }
 
+/// The cluster is asked every two seconds, and a look at the node may take longer.
+#[test]
+fn a_turn_that_comes_while_the_node_is_looked_at_begins() {
+    let world = World::new(Release::Good, desired(1));
+    let seen = || Event::Seen(Ok(world.system()));
+    let asked = |go| Event::Desired(Some(Desired { go, ..desired(1) }), None);
+    let staged = Event::Ended(Ok(Some(Tree { restart: true })));
+    let mut state = State::new(Settings::default(), Journal::default());
+    for event in [asked(false), seen(), staged, asked(true), asked(true)] {
+        (state, _) = state.step(event, world.now());
+    }
+    let (_, actions) = state.step(seen(), world.now());
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+}
+
 #[test]
 fn what_runs_already_is_only_looked_at() {
     let mut world = World::new(Release::Good, desired(1));
@@ -463,6 +485,7 @@ fn at_the_gate() -> Job {
         boot_id: "1".into(),
         from: Some(OLD.into()),
         failed_before: Vec::new(),
+        began: true,
         kubeadm: true,
         restaged: 0,
         reason: String::new(),
