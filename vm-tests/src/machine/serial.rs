@@ -17,6 +17,8 @@ use crate::Error;
 const NO_TIMER: &[u8] = b"Possible timer handling issue on cpu";
 /// How often it says so before it is believed, twenty seconds apart: a busy computer is slow, and gets over it.
 const BELIEVED: u32 = 3;
+/// What it said before such a silence counts no more.
+const OVER: Duration = Duration::from_secs(120);
 
 /// How long the rest of a line may take to follow its beginning.
 const REST_OF_LINE: Duration = Duration::from_millis(300);
@@ -224,7 +226,7 @@ fn read_all(shared: &Shared, mut output: impl Read, mut log: File, hung: impl Fn
     let (mut bytes, mut fresh) = ([0; 4096], Vec::new());
     let mut line: Vec<u8> = Vec::new();
     let mut began = Duration::ZERO;
-    let mut no_timer = 0;
+    let (mut no_timer, mut said_at) = (0, Duration::ZERO);
     // A read error is an end of the output, too.
     while let Ok(length @ 1..) = output.read(&mut bytes) {
         fresh.clear();
@@ -245,7 +247,10 @@ fn read_all(shared: &Shared, mut output: impl Read, mut log: File, hung: impl Fn
             if byte == b'\n' {
                 let next = said.text.len();
                 said.lines.push((next, now));
-                no_timer += u32::from(line.windows(NO_TIMER.len()).any(|window| window == NO_TIMER));
+                if line.windows(NO_TIMER.len()).any(|window| window == NO_TIMER) {
+                    no_timer = if now.saturating_sub(said_at) > OVER { 1 } else { no_timer + 1 };
+                    said_at = now;
+                }
                 if no_timer == BELIEVED {
                     no_timer = 0;
                     // Not here: QEMU may wait for its output to be read before it does what it is told.

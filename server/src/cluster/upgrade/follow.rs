@@ -131,7 +131,10 @@ pub async fn start(
     let none = || UpgradeError::NoChannel(name.clone());
     let mut channel = store.channel(&name).await?.ok_or_else(none)?;
     let before = store.newest_upgrade(record.id).await?.map(|(upgrade, _)| upgrade);
-    let wanted = preflight::release(&channel.0, order)?.kubernetes.clone();
+    let release = preflight::release(&channel.0, order)?;
+    let wanted = release.kubernetes.clone();
+    // What is looked for is looked for this release; one that is published in the meantime is for the next upgrade.
+    let order = &UpgradeOrder { release: Some(release.number), ..order.clone() };
     let seen = look(service, record, wanted.as_deref()).await?;
     let number = before.as_ref().map_or(1, |before| before.number + 1);
     loop {

@@ -339,3 +339,59 @@ fn text_of(path: &Path, mark: &str) -> Result<String, ChannelError> {
         false => Err(wrong("key", &format!("{} has no `{mark}`: name an armored file", path.display()))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::super::program::run;
+    use super::*;
+    use crate::store::{Seal, Store};
+
+    fn ostree(words: &[&str]) -> String {
+        String::from_utf8(run("ostree", "ostree", words, b"").unwrap()).unwrap().trim().to_owned()
+    }
+
+    /// The look comes to its end while the channel is told to follow another upstream.
+    #[tokio::test]
+    async fn what_came_from_an_upstream_that_is_followed_no_more_is_not_published() {
+        let place = tempfile::tempdir().unwrap();
+        let path = |name: &str| -> PathBuf { place.path().join(name) };
+        let seal = Seal::from_key_file(&path("key"), true).unwrap();
+        let channels = Channels::new(Store::open(place.path(), seal).await.unwrap(), place.path());
+        let repo = format!("--repo={}", path("up").display());
+        std::fs::create_dir(path("tree")).unwrap();
+        ostree(&["init", &repo, "--mode=archive"]);
+        let tree = format!("--tree=dir={}", path("tree").display());
+        let branch = "--branch=lab/x86_64/stable";
+        let commit = ostree(&["commit", &repo, branch, &tree, "--add-metadata-string=version=1"]);
+        let now = OffsetDateTime::UNIX_EPOCH;
+        let order = |from: &str| MirrorOrder {
+            from: format!("file://{}", path(from).display()),
+            reference: "lab/x86_64/stable".into(),
+            unsigned: true,
+            ..MirrorOrder::default()
+        };
+        let publish = |record: Record| {
+            let ostree = path("up").display().to_string();
+            let channels = &channels;
+            async move {
+                let order = PublishOrder { ostree, ..PublishOrder::default() };
+                channels.publish_from("stable", order, Some(&record), now, |_| {}).await
+            }
+        };
+        channels.follow("stable", order("up"), now).await.unwrap();
+        let before = channels.followed("stable").await.unwrap().0;
+        channels.follow("stable", order("other"), now).await.unwrap();
+        let refused = publish(before.clone()).await;
+        assert!(matches!(refused, Err(ChannelError::FollowsAnother(_))), "{refused:?}");
+        assert!(channels.store.channel("stable").await.unwrap().is_none());
+        channels.unfollow("stable").await.unwrap();
+        assert!(matches!(publish(before.clone()).await, Err(ChannelError::FollowsAnother(_))));
+
+        // The same again, looked at at other times.
+        let again = MirrorOrder { every_minutes: Some(7), ..order("up") };
+        channels.follow("stable", again, now).await.unwrap();
+        assert_eq!(publish(before).await.unwrap().commit, commit);
+    }
+}
