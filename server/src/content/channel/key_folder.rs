@@ -8,10 +8,14 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::process::{Pid, PidfdFlags, Signal};
 use tempfile::TempDir;
 
 use super::program::run;
@@ -22,6 +26,8 @@ const IN_MEMORY: [&str; 2] = ["/dev/shm", "/run/shm"];
 const PREFIX: &str = "nkd-key-";
 /// A folder is taken away by somebody who tidies between two system calls: more than once in a row is no accident.
 const ATTEMPTS: usize = 16;
+/// How long a process that was killed may take to be gone, in seconds.
+const LONGEST_END: i64 = 5;
 
 /// The folder, which goes when this goes.
 pub(super) struct KeyFolder {
@@ -41,6 +47,8 @@ impl KeyFolder {
             let private = Permissions::from_mode(0o700);
             let folder = tempfile::Builder::new().prefix(PREFIX).permissions(private).tempdir_in(parent)?;
             if let Some(lock) = hold(folder.path())? {
+                // No key of ours is on a card, and what looks for cards would be one more process.
+                std::fs::write(folder.path().join("gpg-agent.conf"), "disable-scdaemon\n")?;
                 return Ok(Self { folder, _lock: lock });
             }
         }
@@ -54,7 +62,6 @@ impl KeyFolder {
 
 impl Drop for KeyFolder {
     fn drop(&mut self) {
-        // gpg's agent ends with its folder too, a little later.
         end_agent(self.path());
     }
 }
@@ -109,22 +116,47 @@ fn hold(folder: &Path) -> io::Result<Option<File>> {
     Ok(there.then_some(lock))
 }
 
+/// Ends gpg's agent of this folder; it has ended when this returns. Told to end, it would take its time, and a service that
+/// stopped meanwhile would leave behind a process that knows the key. There is nothing that it would lose.
 fn end_agent(home: &Path) {
-    let words = [OsString::from("--homedir"), home.into(), "--kill".into(), "gpg-agent".into()];
-    // Without one there is nothing to end.
-    let _ = run("gpgconf", "gnupg", &words, b"");
+    let Some(process) = agent(home) else { return };
+    let said = rustix::process::pidfd_send_signal(&process, Signal::KILL);
+    let mut ended = [PollFd::new(&process, PollFlags::IN)];
+    let limit = Timespec { tv_sec: LONGEST_END, tv_nsec: 0 };
+    let waited = said.and_then(|()| retry_on_intr(|| rustix::event::poll(&mut ended, Some(&limit))));
+    if !matches!(waited, Ok(1) | Err(Errno::SRCH)) {
+        tracing::warn!(folder = %home.display(), "the gpg-agent that knows an unpacked key does not end");
+    }
+}
+
+/// The process of gpg's agent, if there is one.
+fn agent(home: &Path) -> Option<OwnedFd> {
+    let number = agent_number(home)?;
+    let process = rustix::process::pidfd_open(number, PidfdFlags::empty()).ok()?;
+    // Had it ended meanwhile, its number could be another's. It lives, so this is it.
+    (agent_number(home) == Some(number)).then_some(process)
+}
+
+fn agent_number(home: &Path) -> Option<Pid> {
+    let mut words = vec![OsString::from("--homedir"), home.into()];
+    words.extend(["--no-autostart", "getinfo pid", "/bye"].map(OsString::from));
+    let said = String::from_utf8(run("gpg-connect-agent", "gnupg", &words, b"").ok()?).ok()?;
+    Pid::from_raw(said.lines().find_map(|line| line.strip_prefix("D ")?.parse().ok())?)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// As a service that was killed leaves it: not held, with an agent; its process.
     fn left(folder: &Path) -> i32 {
         std::fs::create_dir(folder).unwrap();
         std::fs::set_permissions(folder, Permissions::from_mode(0o700)).unwrap();
+        launch(folder)
+    }
+
+    /// Starts an agent; its process.
+    fn launch(folder: &Path) -> i32 {
         let home = ["--homedir".into(), OsString::from(folder)];
         let say = |program, words: &[&str]| {
             let words: Vec<_> = home.iter().cloned().chain(words.iter().map(OsString::from)).collect();
@@ -159,19 +191,13 @@ mod tests {
         std::os::unix::fs::symlink(&other, &link).unwrap();
         tidy(state.path());
         assert!(!gone.exists());
-        // It ends by itself once it was told to.
-        let ended = (0..200).any(|_| {
-            !lives(agent) || {
-                std::thread::sleep(Duration::from_millis(50));
-                false
-            }
-        });
-        assert!(ended, "its agent goes on");
+        assert!(!lives(agent), "it goes on");
         assert!(held.path().exists() && other.exists() && link.is_symlink());
         // Its lock is its own: nobody else gets it until it is gone.
         assert!(hold(held.path()).unwrap().is_none());
-        let path = held.path().to_owned();
+        let (path, agent) = (held.path().to_owned(), launch(held.path()));
+        assert!(lives(agent));
         drop(held);
-        assert!(!path.exists());
+        assert!(!path.exists() && !lives(agent));
     }
 }
