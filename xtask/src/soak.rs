@@ -10,43 +10,37 @@ pub struct Arguments {
     filter: Option<String>,
 }
 
+/// Files of tests on machines made of namespaces.
+const ON_NODES: [&str; 7] =
+    ["control_planes", "certificates", "cluster_faults", "housekeeper", "snapshots", "updates", "update_faults"];
+/// Files of tests on whole machines, which need images of systems.
+const ON_MACHINES: [&str; 4] = ["boot_chain", "whole_upgrade", "machine_faults", "ostree_ed25519"];
+
 pub fn run(arguments: &Arguments) -> Result<()> {
     build::packages(&[&build::VM_PACKAGES[..], &build::TEST_PACKAGES[..]].concat())?;
-    let (program, agent, kubernetes) = (build::nkd()?, build::agent()?, build::kubernetes()?);
     build::stopped_packages(&build::REGISTRY_CLIENTS)?;
-    let (housekeeper, operator) = (build::housekeeper()?, build::operator()?);
-    let (bare, image, newer) = (build::lab_image()?, build::cluster_image()?, build::newer_image()?);
-    let ostree = build::ostree_ed25519()?;
-    let environment = [
-        ("NKD_PROGRAM", program.as_os_str()),
-        ("NKD_AGENT", agent.as_os_str()),
-        ("NKD_KUBERNETES", kubernetes.as_os_str()),
-        ("NKD_HOUSEKEEPER", housekeeper.as_os_str()),
-        ("NKD_LAB_IMAGE", bare.as_os_str()),
-        ("NKD_OSTREE_ED25519", ostree.as_os_str()),
-        ("NKD_HOUSEKEEPER_PROGRAM", operator.as_os_str()),
-        ("NKD_CLUSTER_IMAGE", image.as_os_str()),
-        ("NKD_NEWER_IMAGE", newer.as_os_str()),
+    let mut environment = vec![
+        ("NKD_PROGRAM", build::nkd()?),
+        ("NKD_AGENT", build::agent()?),
+        ("NKD_KUBERNETES", build::kubernetes()?),
+        ("NKD_HOUSEKEEPER", build::housekeeper()?),
+        ("NKD_HOUSEKEEPER_PROGRAM", build::operator()?),
     ];
-    let tests = [
-        "boot_chain",
-        "control_planes",
-        "certificates",
-        "cluster_faults",
-        "housekeeper",
-        "snapshots",
-        "updates",
-        "whole_upgrade",
-        "update_faults",
-        "machine_faults",
-        "ostree_ed25519",
-    ];
-    let is_named = |test: &&str| arguments.filter.as_deref() == Some(*test);
-    let whole = tests.iter().any(is_named);
-    let chosen = tests.iter().copied().filter(|test| !whole || is_named(test));
-    let tests: Vec<&str> = chosen.flat_map(|test| ["--test", test]).collect();
+    let named = |tests: &[&'static str]| tests.iter().copied().find(|test| arguments.filter.as_deref() == Some(test));
+    let file = named(&ON_NODES).or(named(&ON_MACHINES));
+    if named(&ON_NODES).is_none() {
+        environment.extend([
+            ("NKD_LAB_IMAGE", build::lab_image()?),
+            ("NKD_CLUSTER_IMAGE", build::cluster_image()?),
+            ("NKD_NEWER_IMAGE", build::newer_image()?),
+            ("NKD_OSTREE_ED25519", build::ostree_ed25519()?),
+        ]);
+    }
+    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_os_str())).collect();
+    let all = [&ON_NODES[..], &ON_MACHINES].concat();
+    let tests: Vec<&str> = file.map_or(all, |file| vec![file]).into_iter().flat_map(|test| ["--test", test]).collect();
     let words = [&["test", "--package", "nkd-vm-tests", "--no-fail-fast"], &tests[..], &["--"]].concat();
     let only = ["--ignored", "--test-threads=1", "--nocapture"];
-    let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).filter(|_| !whole).collect();
+    let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).filter(|_| file.is_none()).collect();
     build::cargo_with(&[&words[..], &only, &filter].concat(), &environment)
 }
