@@ -89,7 +89,7 @@ mod tests {
             boot_id: "b".into(),
             from: Some("old".into()),
             failed_before: vec!["old.service".into()],
-            began: true,
+            kubeadm_began: true,
             kubeadm: true,
             restaged: 0,
             reason: String::new(),

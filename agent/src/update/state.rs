@@ -401,7 +401,13 @@ impl State {
             Stage::Stage => {}
             Stage::Staged if restarted => self.go(Stage::Stage, None),
             Stage::Staged => {}
-            Stage::Kubeadm => self.go(Stage::Stage, None),
+            Stage::Kubeadm => {
+                // A journal of an older agent does not say so.
+                if let Some(job) = &mut self.journal.job {
+                    job.kubeadm_began = true;
+                }
+                self.go(Stage::Stage, None);
+            }
             Stage::Arm if !restarted => self.go(Stage::Stage, None),
             Stage::Restart if !restarted && !there => self.go(Stage::Stage, None),
             Stage::Arm | Stage::Restart | Stage::Check | Stage::Confirm if there => self.go(Stage::Check, None),
@@ -499,7 +505,7 @@ impl State {
             boot_id,
             from,
             failed_before,
-            began: false,
+            kubeadm_began: false,
             kubeadm: false,
             restaged: 0,
             reason: String::new(),
@@ -539,16 +545,18 @@ impl State {
             self.look_again = true;
             return;
         }
-        if !job.began {
-            // What fails from now on may be its doing.
-            job.failed_before.clone_from(&system.failed_units);
-            job.began = true;
-        }
         let next = match (&job.desired.kubernetes, tree.restart) {
             (Some(_), _) if !job.kubeadm => Stage::Kubeadm,
             (_, true) => Stage::Arm,
             (_, false) => Stage::Check,
         };
+        let target = job.desired.os.as_ref().and_then(id_of);
+        let has_booted = target.is_some() && target == system.booted() && target != job.from.as_deref();
+        if !job.has_touched() && !has_booted {
+            // Nothing that has failed until now is its doing. When it was begun before and was cut off, this is the later list.
+            job.failed_before.clone_from(&system.failed_units);
+        }
+        job.kubeadm_began |= next == Stage::Kubeadm;
         self.go(next, None);
     }
 

@@ -449,6 +449,92 @@ fn what_had_failed_before_its_turn_is_not_held_against_a_release() {
     assert_eq!(state.report().unwrap().kubernetes.as_deref(), Some("v2"));
 }
 
+/// Takes a state through events; what the last one gave.
+fn through<const N: usize>(mut state: State, events: [Event; N], now: Now) -> (State, Vec<Action>) {
+    let mut actions = Vec::new();
+    for event in events {
+        (state, actions) = state.step(event, now);
+    }
+    (state, actions)
+}
+
+/// The node after so many boots, on this deployment, with these failed units.
+fn seen(boot: u32, booted: &str, failed: &[&str]) -> Event {
+    let all = if booted == NEW { vec![NEW, OLD] } else { vec![OLD] };
+    let deployment = |id: &str| Deployment { id: id.into(), booted: id == booted, staged: false };
+    Event::Seen(Ok(System {
+        boot_id: boot.to_string(),
+        deployments: all.into_iter().map(deployment).collect(),
+        finalize_failure: None,
+        kubernetes: Some("v1".into()),
+        failed_units: failed.iter().map(|unit| (*unit).to_owned()).collect(),
+    }))
+}
+
+fn staged(restart: bool) -> Event {
+    Event::Ended(Ok(Some(Tree { restart })))
+}
+
+/// A node that was told to begin and has: with this release, after `early.service` had failed.
+fn begun(wanted: &Desired) -> (State, Vec<Action>) {
+    let now = World::new(Release::Good, wanted.clone()).now();
+    let asked = || Event::Desired(Some(wanted.clone()), None);
+    let early = || seen(1, OLD, &["early.service"]);
+    through(
+        State::new(Settings::default(), Journal::default()),
+        [seen(1, OLD, &[]), asked(), early(), staged(true), early()],
+        now,
+    )
+}
+
+/// Before the restart only kubeadm can have broken a unit. So whatever has failed when a release is begun once more is not its
+/// doing, unless its kubeadm was begun, or it runs already.
+#[test]
+fn what_fails_between_two_begins_is_held_against_kubeadm_alone() {
+    let now = World::new(Release::Good, desired(1)).now();
+    let os_alone = Desired { kubernetes: None, go: true, ..desired(1) };
+    let both = Desired { go: true, ..desired(1) };
+    let before = |state: &State| state.journal().job.as_ref().unwrap().failed_before.clone();
+    // The power is cut, and something fails on the system before.
+    let again = |journal: Journal, booted: &str| {
+        let late = || seen(2, booted, &["late.service"]);
+        through(State::new(Settings::default(), journal), [late(), staged(booted == OLD), late()], now)
+    };
+    let (state, actions) = begun(&os_alone);
+    assert_eq!((actions.last(), before(&state)), (Some(&Action::Arm(NEW.into())), vec!["early.service".to_owned()]));
+    let (after, actions) = again(state.journal().clone(), OLD);
+    assert_eq!((actions.last(), before(&after)), (Some(&Action::Arm(NEW.into())), vec!["late.service".to_owned()]));
+    // It is fetched once more, and somebody restarts the node into it meanwhile.
+    let mut journal = state.journal().clone();
+    journal.job.as_mut().unwrap().stage = Stage::Stage;
+    let (after, actions) = again(journal, NEW);
+    assert!(matches!(actions.last(), Some(Action::Check(_))), "{actions:?}");
+    assert_eq!(before(&after), ["early.service"]);
+
+    let (state, actions) = begun(&both);
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+    assert!(state.journal().job.as_ref().unwrap().kubeadm_began, "it runs, and the journal does not say so");
+    let (after, actions) = again(state.journal().clone(), OLD);
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+    assert_eq!(before(&after), ["early.service"]);
+    // The journals of an older agent: in its kubeadm, and after it.
+    let older = |change: &dyn Fn(&mut Job)| {
+        let mut journal = state.journal().clone();
+        let job = journal.job.as_mut().unwrap();
+        job.kubeadm_began = false;
+        change(job);
+        let mut text = serde_json::to_value(&journal).unwrap();
+        assert!(text["job"].as_object_mut().unwrap().remove("kubeadmBegan").is_some());
+        serde_json::from_value::<Journal>(text).unwrap()
+    };
+    let in_kubeadm = older(&|_| {});
+    let after_kubeadm = older(&|job| (job.stage, job.kubeadm) = (Stage::Arm, true));
+    for journal in [in_kubeadm, after_kubeadm] {
+        let (after, _) = again(journal, OLD);
+        assert_eq!(before(&after), ["early.service"]);
+    }
+}
+
 /// The cluster is asked every two seconds, and a look at the node may take longer.
 #[test]
 fn a_turn_that_comes_while_the_node_is_looked_at_begins() {
@@ -485,7 +571,7 @@ fn at_the_gate() -> Job {
         boot_id: "1".into(),
         from: Some(OLD.into()),
         failed_before: Vec::new(),
-        began: true,
+        kubeadm_began: true,
         kubeadm: true,
         restaged: 0,
         reason: String::new(),
