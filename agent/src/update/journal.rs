@@ -45,8 +45,8 @@ impl Stage {
         matches!(self, Self::Healthy | Self::RolledBack | Self::Failed)
     }
 
-    /// It has touched nothing that the node runs: it may still be called off.
-    pub(super) fn is_harmless(self) -> bool {
+    /// The release is laid out, or waits laid out.
+    pub(super) fn is_before_turn(self) -> bool {
         matches!(self, Self::Stage | Self::Staged)
     }
 }
@@ -82,6 +82,12 @@ impl Job {
     /// kubeadm of the release has run on the system that was there before, or may have.
     pub(super) fn has_touched(&self) -> bool {
         self.kubeadm_began || self.kubeadm
+    }
+
+    /// It has touched nothing that the node runs: it may still be called off. One whose kubeadm was cut off is laid out again,
+    /// and is not.
+    pub(super) fn is_harmless(&self) -> bool {
+        self.stage.is_before_turn() && !self.has_touched()
     }
 }
 

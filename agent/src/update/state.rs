@@ -13,9 +13,9 @@
 //! is there before the next one begins; so that an agent that was killed, or a node that lost its power, begins its
 //! stage again, and every effect may be begun again.
 //!
-//! What always holds: nothing restarts before the operator has said `go`; a node that has begun comes to an end whatever
-//! the operator says then; `Healthy` comes after the gate has let the node pass on the very system that was asked for;
-//! what did not come up here is not tried again until a person asks for another attempt.
+//! What always holds: nothing restarts before the operator has said `go`; a node whose kubeadm has begun, or that is about to
+//! restart, comes to an end whatever the operator says then; `Healthy` comes after the gate has let the node pass on the very
+//! system that was asked for; what did not come up here is not tried again until a person asks for another attempt.
 
 use std::time::Duration;
 
@@ -213,7 +213,7 @@ pub struct State {
     pending: Option<Desired>,
     /// Failures one after the other, in this stage.
     failures: u32,
-    /// Tries that could not begin, because somebody else is away, in this stage.
+    /// Tries that could not begin, because somebody else is away, in this stage, one after the other.
     waits: u32,
     /// Nothing is begun before this.
     not_before: Duration,
@@ -446,10 +446,13 @@ impl State {
         self.pending = None;
         let job = self.journal.job.as_mut();
         let Some(desired) = desired else {
-            // Called off.
-            if job.is_some_and(|job| job.stage.is_harmless()) && !self.busy {
-                said.push(Action::Say("the update was called off".to_owned()));
-                self.go(Stage::CalledOff, None);
+            match job {
+                Some(job) if !job.is_harmless() => self.give_up("it was called off"),
+                Some(_) if !self.busy => {
+                    said.push(Action::Say("the update was called off".to_owned()));
+                    self.go(Stage::CalledOff, None);
+                }
+                _ => {}
             }
             return;
         };
@@ -463,20 +466,27 @@ impl State {
                     return;
                 }
                 let same = (&job.desired.os, &job.desired.kubernetes) == (&desired.os, &desired.kubernetes);
-                if !same {
-                    if job.stage.is_harmless() && !self.busy {
-                        self.begin(desired, said);
-                    }
-                    return;
+                match (job.is_harmless(), same) {
+                    (true, true) => job.desired = desired,
+                    (true, false) if self.busy => return,
+                    (true, false) => return self.begin(desired, said),
+                    (false, true) => {}
+                    (false, false) => self.give_up("another release was asked for"),
                 }
-                if job.stage.is_harmless() {
-                    job.desired = desired;
-                    self.begin_upgrade();
-                }
+                self.begin_upgrade();
             }
-            Some(job) if !job.stage.is_end() && !job.stage.is_harmless() => {}
+            Some(job) if !job.stage.is_end() && !job.is_harmless() => self.give_up("another update was asked for"),
             Some(_) if self.busy => {}
             _ => self.begin(desired, said),
+        }
+    }
+
+    /// What has begun comes to its end whatever is asked for. But when its release has to be fetched once more, and who has it is
+    /// away, that may be never: then its end is the way back.
+    fn give_up(&mut self, why: &str) {
+        if self.waits > 0 && !self.busy && self.stage().is_some_and(Stage::is_before_turn) {
+            let reason = format!("{why} while a kubeadm that was cut off waited to go on: {}", self.why);
+            self.go(Stage::Settle, Some(reason));
         }
     }
 
@@ -568,6 +578,7 @@ impl State {
             Ok(tree) => tree,
             Err(failure) => return self.failed(stage, failure, now, said),
         };
+        self.waits = 0;
         match stage {
             Stage::Stage | Stage::Staged => {
                 self.tree = tree.or(self.tree.take());
@@ -620,9 +631,9 @@ impl State {
             self.why = failure.reason;
             return;
         }
-        let tries = if matches!(stage, Stage::Stage | Stage::Staged) { STAGE_TRIES } else { EFFECT_TRIES };
+        let tries = if stage.is_before_turn() { STAGE_TRIES } else { EFFECT_TRIES };
         said.push(Action::Say(format!("{}: {}", word(stage), failure.reason)));
-        self.failures += 1;
+        (self.failures, self.waits) = (self.failures + 1, 0);
         if failure.retry != Retry::Never && self.failures < tries {
             self.not_before = now.uptime + wait(self.failures - 1);
             self.why = failure.reason;

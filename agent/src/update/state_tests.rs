@@ -61,10 +61,14 @@ struct World {
     /// The journal as it is on the disk.
     disk: Journal,
     desired: Option<Desired>,
+    /// The turn in which this is asked for instead.
+    changes_mind: Option<(usize, Option<Desired>)>,
     reported: Option<Reported>,
     kubeadm: u32,
     /// kubeadm ended well, and that was written down.
     kubeadm_known: bool,
+    /// The first update came to an end.
+    ended: bool,
     passed: bool,
     tries_of_new: u32,
 }
@@ -82,9 +86,11 @@ impl World {
             uptime: Duration::from_secs(10),
             disk: Journal::default(),
             desired: Some(desired),
+            changes_mind: None,
             reported: None,
             kubeadm: 0,
             kubeadm_known: false,
+            ended: false,
             passed: false,
             tries_of_new: 0,
         }
@@ -161,6 +167,10 @@ impl World {
                 Event::Told(Ok(()))
             }
             Action::Stage(desired) => {
+                if self.booted != NEW {
+                    // It was given up before: that goes first, while the boot loader still counts.
+                    self.deployments.retain(|id| *id != NEW);
+                }
                 self.counter = self.counter.filter(|_| self.booted == NEW);
                 let restart = desired.os.is_some() && self.booted != NEW;
                 if restart {
@@ -238,10 +248,14 @@ fn run(world: &mut World, faults: &[Fault], go_at: usize, limit: usize) -> bool 
         {
             desired.go = true;
         }
+        if let Some((_, instead)) = world.changes_mind.take_if(|(at, _)| *at == turn) {
+            world.desired = instead;
+        }
         let event = match queue.pop_front() {
             Some(Action::Remember(journal)) => {
                 world.disk = *journal;
                 world.kubeadm_known = world.disk.job.as_ref().is_some_and(|job| job.kubeadm);
+                world.ended |= world.disk.job.as_ref().is_some_and(|job| job.desired.uid == "u1" && job.stage.is_end());
                 continue;
             }
             Some(Action::Say(_)) => continue,
@@ -383,6 +397,28 @@ proptest! {
         world.desired = None;
         run(&mut world, &[], usize::MAX, 200);
         prop_assert!(world.disk.job.is_none() && !world.staged);
+    }
+}
+
+proptest! {
+    // What was asked for first is not what is asked for last, so that lives run to their limit.
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_kubeadm_has_touched_comes_to_an_end_whatever_is_asked_for(
+        release in release(), faults in prop::collection::vec(fault(), 0..60), turn in 0_usize..80, replaced in any::<bool>(),
+    ) {
+        let mut world = World::new(release, desired(1));
+        let other = Desired { uid: "u2".into(), ..desired(1) };
+        world.changes_mind = Some((turn, replaced.then(|| other.clone())));
+        run(&mut world, &faults, 0, 1500);
+        if let Some(job) = world.disk.job.clone().filter(|job| job.desired.uid == "u1") {
+            prop_assert!(job.stage.is_end(), "{:?}", job);
+            prop_assert_eq!(world.reported.as_ref().map(|said| said.state.is_end()), Some(true));
+            what_holds_at_the_end(&world);
+        } else {
+            prop_assert!(world.ended || world.kubeadm == 0, "kubeadm was cut off, and it was left so: {:?}", world.disk);
+        }
     }
 }
 
@@ -532,6 +568,71 @@ fn what_fails_between_two_begins_is_held_against_kubeadm_alone() {
     for journal in [in_kubeadm, after_kubeadm] {
         let (after, _) = again(journal, OLD);
         assert_eq!(before(&after), ["early.service"]);
+    }
+}
+
+/// A node whose kubeadm was cut off fetches its release again, which touches nothing; what it has touched already stays. It goes on,
+/// whatever is asked for. One that was only about to restart may be called off.
+#[test]
+fn a_kubeadm_that_was_cut_off_is_neither_called_off_nor_replaced() {
+    let now = World::new(Release::Good, desired(1)).now();
+    let both = Desired { go: true, ..desired(1) };
+    let os_alone = Desired { kubernetes: None, ..both.clone() };
+    let other = Desired { uid: "u2".into(), ..both.clone() };
+    let changed = Desired { kubernetes: Some("v3".into()), ..both.clone() };
+    let paused = Desired { go: false, ..both.clone() };
+    let cut_off = |wanted: &Desired, boot: u32| {
+        let journal = begun(wanted).0.journal().clone();
+        through(State::new(Settings::default(), journal), [seen(boot, OLD, &[])], now)
+    };
+    let stage = |state: &State| state.journal().job.as_ref().unwrap().stage;
+    let away = || Event::Ended(Err(Failure { retry: Retry::Patiently, reason: "the service is away".into() }));
+    for asked in [None, Some(other), Some(changed), Some(paused.clone())] {
+        let asked = || Event::Desired(asked.clone(), None);
+        for boot in [1, 2] {
+            let (state, actions) = cut_off(&both, boot);
+            assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
+            let (state, actions) = through(state, [asked(), staged(true), asked(), seen(boot, OLD, &[])], now);
+            assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+            let job = state.journal().job.as_ref().unwrap();
+            assert_eq!((&job.desired, job.kubeadm_began), (&both, true));
+        }
+        // Its release cannot be had any more: it fails as ever.
+        let mut state = cut_off(&both, 2).0;
+        let mut at = now;
+        for _ in 0..STAGE_TRIES {
+            assert_eq!(stage(&state), Stage::Stage);
+            let failed = Event::Ended(Err(Failure { retry: Retry::Few, reason: "it is gone".into() }));
+            (state, _) = through(state, [asked(), failed, asked()], at);
+            at.uptime = state.deadline().unwrap_or(at.uptime);
+            (state, _) = state.step(Event::Tick, at);
+        }
+        assert_eq!(stage(&state), Stage::Settle);
+        // It was away and is not any more: what fails then is tried again.
+        let (state, _) = through(cut_off(&both, 2).0, [away()], now);
+        let later = Now { uptime: state.deadline().unwrap(), ..now };
+        let fails = Event::Ended(Err(Failure { retry: Retry::Few, reason: "no room".into() }));
+        let (state, _) = through(state, [Event::Tick, fails, asked()], later);
+        assert_eq!(stage(&state), Stage::Stage);
+        // The service is away, for ever perhaps: then it goes back, and the release may be tried again.
+        let (state, _) = cut_off(&both, 2);
+        let (state, actions) = through(state, [away(), asked()], now);
+        let same = matches!(asked(), Event::Desired(Some(desired), _) if desired == paused);
+        let expected = if same { Stage::Stage } else { Stage::Settle };
+        assert_eq!(stage(&state), expected, "{actions:?}");
+        if !same {
+            let (state, _) = through(state, [Event::Ended(Ok(None))], now);
+            let said = state.report().unwrap();
+            assert_eq!((said.state, state.journal().denied.len()), (ReportedState::RolledBack, 0));
+            assert!(said.detail.contains("the service is away"), "{}", said.detail);
+        }
+    }
+    for boot in [1, 2] {
+        let (state, _) = cut_off(&os_alone, boot);
+        let (state, actions) = through(state, [staged(true), Event::Desired(None, None)], now);
+        assert_eq!(stage(&state), Stage::CalledOff, "{actions:?}");
+        let (state, _) = through(state, [seen(boot, OLD, &[]), Event::Ended(Ok(None))], now);
+        assert!(state.journal().job.is_none());
     }
 }
 
