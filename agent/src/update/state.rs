@@ -371,7 +371,8 @@ impl State {
         let system = match seen {
             Ok(system) => system,
             Err(reason) => {
-                self.not_before = now.uptime + AGAIN;
+                // Who has asked for a look has none yet.
+                (self.look_again, self.not_before) = (true, now.uptime + AGAIN);
                 said.push(Action::Say(format!("the node cannot be looked at: {reason}")));
                 return;
             }

@@ -651,6 +651,30 @@ fn a_turn_that_comes_while_the_node_is_looked_at_begins() {
     assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
 }
 
+/// Nobody asks again for it: the cluster may be away by then.
+#[test]
+fn a_look_that_fails_is_taken_again() {
+    let world = World::new(Release::Good, desired(1));
+    let wanted = || Event::Desired(Some(Desired { go: true, ..desired(1) }), None);
+    let fails = || Event::Seen(Err("systemctl does not answer".into()));
+    let mut state = State::new(Settings::default(), Journal::default());
+    let mut now = world.now();
+    let waits = |(state, actions): (State, Vec<Action>), now: Now| {
+        assert!(actions.iter().all(|action| matches!(action, Action::Say(_) | Action::Tell(_))), "{actions:?}");
+        let later = Now { uptime: state.deadline().expect("it waits for ever"), ..now };
+        assert!(later.uptime > now.uptime);
+        let (state, actions) = state.step(Event::Tick, later);
+        assert_eq!(actions.last(), Some(&Action::Look));
+        (state, later)
+    };
+    // When the agent starts, when an update begins, and when its turn has come.
+    (state, now) = waits(through(state, [Event::Tick, fails()], now), now);
+    (state, now) = waits(through(state, [seen(1, OLD, &[]), wanted(), fails()], now), now);
+    (state, now) = waits(through(state, [seen(1, OLD, &[]), staged(true), fails()], now), now);
+    let (_, actions) = through(state, [seen(1, OLD, &[])], now);
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+}
+
 #[test]
 fn what_runs_already_is_only_looked_at() {
     let mut world = World::new(Release::Good, desired(1));
