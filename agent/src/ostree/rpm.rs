@@ -19,8 +19,9 @@ const BYPASS: &str = "--bypass-driver";
 pub struct Rpm {
     root: PathBuf,
     counter: Option<BootCounter>,
-    /// Its name; tests put a stand-in there.
+    /// Its name, and ostree's; tests put a stand-in there.
     program: String,
+    ostree: String,
 }
 
 /// What `rpm-ostree status --json` says, as far as it matters.
@@ -63,7 +64,7 @@ impl Rpm {
     /// Of the system at `root`.
     #[must_use]
     pub fn new(root: &Path, counter: Option<BootCounter>) -> Self {
-        Self { root: root.to_owned(), counter, program: "rpm-ostree".to_owned() }
+        Self { root: root.to_owned(), counter, program: "rpm-ostree".to_owned(), ostree: "ostree".to_owned() }
     }
 
     fn list(&self) -> Result<Vec<Listed>, String> {
@@ -116,9 +117,8 @@ impl Backend for Rpm {
             (Some(commit), _) => {
                 let source = source.map_err(Failure::clone)?;
                 write_remote(&self.root, source).map_err(again)?;
-                if source.difference.is_some() {
-                    difference::pull(&self.root, source, commit).map_err(again)?;
-                }
+                // rpm-ostree fetches what a ref names, and since 2021 nothing for a commit: that has to be there.
+                difference::pull(&self.ostree, &self.root, source, commit).map_err(again)?;
                 // By the commit, whatever ref the system follows.
                 self.rebase(&format!("nkd:{commit}"))?;
             }

@@ -1,10 +1,11 @@
-//! What rpm-ostree says, and what it is told: no Debian suite has it, so a stand-in takes the words.
+//! What rpm-ostree says, and what it is told: no Debian suite has it, so a stand-in takes the words, and those of ostree, which
+//! would pull into the repository of the system that the test runs on.
 
 use super::*;
 use crate::update::state::Retry;
 
 /// Writes its words down, says what lies beside it, and refuses a rebase as the real one does: for an option that its help does not
-/// name, and while an update driver is there.
+/// name, while an update driver is there, and to a commit that was not pulled before.
 const STAND_IN: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 refuse() { echo "error: $1" >&2; exit 1; }
@@ -12,13 +13,18 @@ case "$1 $2" in
 'status --json') exec cat "$here/status" ;;
 'rebase --help') exec cat "$here/help" ;;
 esac
-echo "$*" >>"$here/words"
+echo "${0##*/} $*" >>"$here/words"
 case " $* " in
 ' rebase'*' --bypass-driver '*) grep -q -e --bypass-driver "$here/help" || refuse 'Unknown option --bypass-driver' ;;
 ' rebase '*) [ ! -e "$here/driver" ] || refuse 'Updates and deployments are driven by Zincati (zincati.service)' ;;
 esac
-case $1 in
-rebase) cp "$here/after" "$here/status" ;;
+case "$1 $2 $3" in
+'pull nkd '*) echo "$3" >>"$here/pulled" ;;
+rebase*)
+    for target; do :; done
+    case $target in nkd:*) grep -qsx "${target#nkd:}" "$here/pulled" || refuse "${target#nkd:} is not there" ;; esac
+    cp "$here/after" "$here/status"
+    ;;
 esac
 "#;
 const HELP: &str = "  --skip-purge       Keep previous refspec after rebase\n";
@@ -44,8 +50,11 @@ impl Node {
         let path = |name: &str| folder.path().join(name).display().to_string();
         std::fs::write(path("text"), STAND_IN).unwrap();
         // Written by another process, it is in nobody's way: no thread of ours has it open for writing.
-        tell("install", &["-m", "755", &path("text"), &path("rpm-ostree")]).unwrap();
-        let rpm = Rpm { program: path("rpm-ostree"), ..Rpm::new(folder.path(), None) };
+        for name in ["rpm-ostree", "ostree"] {
+            tell("install", &["-m", "755", &path("text"), &path(name)]).unwrap();
+        }
+        let rpm = Rpm { program: path("rpm-ostree"), ostree: path("ostree"), ..Rpm::new(folder.path(), None) };
+        std::fs::create_dir_all(folder.path().join("etc/nkd")).unwrap();
         let node = Self { folder, rpm };
         node.write("help", help);
         node
@@ -103,9 +112,9 @@ fn a_release_is_laid_out_past_an_update_driver() {
     let node = Node::new(HELP_WITH_DRIVERS);
     node.write("driver", "");
     let no_source = never("nobody asks");
-    for (os, id, target) in [
-        (image("sha256:1"), "sha256:1", "ostree-unverified-registry:registry.example/os@sha256:1"),
-        (commit("new"), "new", "nkd:new"),
+    for (os, id, before, target) in [
+        (image("sha256:1"), "sha256:1", None, "ostree-unverified-registry:registry.example/os@sha256:1"),
+        (commit("new"), "new", Some("ostree pull nkd new"), "nkd:new"),
     ] {
         node.has("status", &[("old", Is::Booted)]);
         node.has("after", &[(id, Is::Staged), ("old", Is::Booted)]);
@@ -113,7 +122,8 @@ fn a_release_is_laid_out_past_an_update_driver() {
         let source = if os.commit.is_some() { Ok(&source) } else { Err(&no_source) };
         let tree = node.rpm.stage(&os, source).unwrap();
         assert!(tree.starts_with(node.folder.path().join("sysroot/ostree/deploy/nestos/deploy")), "{tree:?}");
-        assert_eq!(node.words(), [format!("rebase --lock-finalization --skip-purge --bypass-driver {target}")]);
+        let rebase = format!("rpm-ostree rebase --lock-finalization --skip-purge --bypass-driver {target}");
+        assert_eq!(node.words(), before.into_iter().chain([rebase.as_str()]).collect::<Vec<_>>());
         // It is there: nothing is told, and nobody is asked where it is.
         assert_eq!(node.rpm.stage(&os, Err(&no_source)), Ok(tree));
         assert!(node.words().is_empty());
@@ -127,7 +137,7 @@ fn an_older_rpm_ostree_is_not_told_what_it_does_not_know() {
     node.has("after", &[("sha256:1", Is::Staged), ("old", Is::Booted)]);
     node.rpm.stage(&image("sha256:1"), Err(&never("nobody asks"))).unwrap();
     let target = "ostree-unverified-registry:registry.example/os@sha256:1";
-    assert_eq!(node.words(), [format!("rebase --lock-finalization --skip-purge {target}")]);
+    assert_eq!(node.words(), [format!("rpm-ostree rebase --lock-finalization --skip-purge {target}")]);
 }
 
 #[test]
@@ -162,7 +172,7 @@ fn what_ran_before_boots_next_by_a_rollback() {
     let node = Node::new(HELP_WITH_DRIVERS);
     node.has("status", &[("new", Is::Booted), ("old", Is::There)]);
     node.rpm.revert("old").unwrap();
-    assert_eq!(node.words(), ["rollback"]);
+    assert_eq!(node.words(), ["rpm-ostree rollback"]);
     assert_eq!(node.rpm.revert("gone").unwrap_err().retry, Retry::Never);
     // It was done before.
     node.has("status", &[("old", Is::There), ("new", Is::Booted)]);
@@ -174,10 +184,10 @@ fn what_ran_before_boots_next_by_a_rollback() {
 fn a_release_is_put_away_wherever_it_is() {
     let node = Node::new(HELP_WITH_DRIVERS);
     let cases: [(&[_], &[&str]); 5] = [
-        (&[("new", Is::Staged), ("old", Is::Booted), ("older", Is::There)], &["cleanup --pending"]),
+        (&[("new", Is::Staged), ("old", Is::Booted), ("older", Is::There)], &["rpm-ostree cleanup --pending"]),
         // Made, and given up by the boot loader.
-        (&[("new", Is::There), ("old", Is::Booted)], &["rollback", "cleanup --rollback"]),
-        (&[("old", Is::Booted), ("new", Is::There)], &["cleanup --rollback"]),
+        (&[("new", Is::There), ("old", Is::Booted)], &["rpm-ostree rollback", "rpm-ostree cleanup --rollback"]),
+        (&[("old", Is::Booted), ("new", Is::There)], &["rpm-ostree cleanup --rollback"]),
         (&[("old", Is::Booted), ("older", Is::There)], &[]),
         // What runs is not put away.
         (&[("new", Is::Booted), ("old", Is::There)], &[]),
