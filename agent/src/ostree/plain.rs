@@ -103,6 +103,10 @@ impl Backend for Plain {
         true
     }
 
+    fn caution(&self) -> Option<&'static str> {
+        self.counter.as_ref().and_then(BootCounter::caution)
+    }
+
     fn arm(&self, id: &str) -> Result<(), Failure> {
         is_staged(self.list().map_err(again)?.iter().map(|listed| &listed.deployment), id)?;
         if let Some(counter) = &self.counter {

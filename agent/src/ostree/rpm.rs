@@ -134,6 +134,10 @@ impl Backend for Rpm {
         true
     }
 
+    fn caution(&self) -> Option<&'static str> {
+        self.counter.as_ref().and_then(BootCounter::caution)
+    }
+
     fn arm(&self, id: &str) -> Result<(), Failure> {
         let list: Vec<_> = self.list().map_err(again)?.iter().map(Listed::deployment).collect();
         is_staged(list.iter(), id)?;

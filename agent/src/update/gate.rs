@@ -101,6 +101,7 @@ mod tests {
             finalize_failure: None,
             kubernetes: Some("v2".into()),
             failed_units: vec!["old.service".into()],
+            caution: None,
         };
         let node = NodeSeen { ready: true, boot_id: "b".into(), kubelet: "v2".into(), ..NodeSeen::default() };
         (job, system, node)

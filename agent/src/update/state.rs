@@ -89,6 +89,8 @@ pub struct System {
     pub kubernetes: Option<String>,
     /// Units that have failed.
     pub failed_units: Vec<String>,
+    /// What a person is to know before the node restarts into another release.
+    pub caution: Option<&'static str>,
 }
 
 impl System {
@@ -721,7 +723,11 @@ impl State {
         };
         let detail = match (job.stage.is_end(), job.reason.is_empty()) {
             (true, _) => job.reason.clone(),
-            (false, true) if self.why.is_empty() => word(job.stage).to_owned(),
+            (false, true) if self.why.is_empty() => {
+                let restarts = job.stage == Stage::Staged && self.tree.as_ref().is_some_and(|tree| tree.restart);
+                let caution = system.caution.filter(|_| restarts).map(|caution| format!(": {caution}"));
+                format!("{}{}", word(job.stage), caution.unwrap_or_default())
+            }
             (false, true) => format!("{}: {}", word(job.stage), self.why),
             (false, false) => format!("goes back: {}", job.reason),
         };

@@ -113,6 +113,7 @@ impl World {
             finalize_failure: None,
             kubernetes: Some(if self.booted == OLD { "v1" } else { "v2" }.into()),
             failed_units: Vec::new(),
+            caution: None,
         }
     }
 
@@ -410,7 +411,7 @@ proptest! {
     ) {
         let mut world = World::new(release, desired(1));
         let other = Desired { uid: "u2".into(), ..desired(1) };
-        world.changes_mind = Some((turn, replaced.then(|| other.clone())));
+        world.changes_mind = Some((turn, replaced.then_some(other)));
         run(&mut world, &faults, 0, 1500);
         if let Some(job) = world.disk.job.clone().filter(|job| job.desired.uid == "u1") {
             prop_assert!(job.stage.is_end(), "{:?}", job);
@@ -504,6 +505,7 @@ fn seen(boot: u32, booted: &str, failed: &[&str]) -> Event {
         finalize_failure: None,
         kubernetes: Some("v1".into()),
         failed_units: failed.iter().map(|unit| (*unit).to_owned()).collect(),
+        caution: None,
     }))
 }
 
@@ -649,6 +651,23 @@ fn a_turn_that_comes_while_the_node_is_looked_at_begins() {
     }
     let (_, actions) = state.step(seen(), world.now());
     assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+}
+
+/// Whoever gives a node its turn reads what it waits for.
+#[test]
+fn a_caution_is_told_while_a_node_that_will_restart_waits_for_its_turn() {
+    let world = World::new(Release::Good, desired(1));
+    let detail = |restart: bool, caution: Option<&'static str>| {
+        let seen = || Event::Seen(Ok(System { caution, ..world.system() }));
+        let state = State::new(Settings::default(), Journal::default());
+        let asked = Event::Desired(Some(desired(1)), None);
+        let (state, _) = through(state, [seen(), asked, seen(), staged(restart)], world.now());
+        let said = state.report().unwrap();
+        assert_eq!(said.state, ReportedState::Staged);
+        said.detail
+    };
+    assert_eq!(detail(true, Some("beware")), "waiting for its turn: beware");
+    assert_eq!([detail(true, None), detail(false, Some("beware"))], ["waiting for its turn"; 2]);
 }
 
 /// Nobody asks again for it: the cluster may be away by then.
