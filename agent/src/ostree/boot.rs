@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use super::program::tell;
 
 const NAME: &str = "boot_counter";
-/// So many boots without an unset counter, then the entry before.
-const BOOTS: [&str; 1] = ["boot_counter=3"];
+/// So many boots without an unset counter, then the entry before. What Fedora's GRUB counts is a boot after one that was no
+/// success.
+const BOOTS: [&str; 2] = ["boot_counter=3", "boot_success=0"];
 /// For /boot is mounted for reading only.
 const OWN_MOUNTS: &[&str] = &["unshare", "--mount", "--"];
 /// The editor, the block, the file system that it is on, and the words.
@@ -150,7 +151,7 @@ mod tests {
             assert_eq!(node.counter.caution(), None, "{files:?}");
             node.counter.arm().unwrap();
             node.counter.disarm().unwrap();
-            assert_eq!(node.words(), "set boot_counter=3\nunset boot_counter\n");
+            assert_eq!(node.words(), "set boot_counter=3 boot_success=0\nunset boot_counter\n");
         }
         let node =
             Node::new(&[("grub2/grub.cfg", STOCK), ("efi/EFI/openEuler/grub.cfg", "configfile $prefix/grub.cfg\n")]);
