@@ -112,7 +112,8 @@ impl Backend for Rpm {
         if let Some(tree) = find(false)? {
             return Ok(tree);
         }
-        self.disarm()?;
+        // One that was given up before, and may boot next still, goes while the boot loader counts.
+        self.discard(id)?;
         match (&os.commit, &os.image) {
             (Some(commit), _) => {
                 let source = source.map_err(Failure::clone)?;

@@ -140,6 +140,18 @@ fn an_older_rpm_ostree_is_not_told_what_it_does_not_know() {
     assert_eq!(node.words(), [format!("rpm-ostree rebase --lock-finalization --skip-purge {target}")]);
 }
 
+/// It may be the one that boots next still.
+#[test]
+fn a_release_that_was_given_up_is_put_away_before_it_is_laid_out_anew() {
+    let node = Node::new(HELP);
+    node.has("status", &[("sha256:1", Is::There), ("old", Is::Booted)]);
+    node.has("after", &[("sha256:1", Is::Staged), ("old", Is::Booted)]);
+    node.rpm.stage(&image("sha256:1"), Err(&never("nobody asks"))).unwrap();
+    let words = node.words();
+    assert_eq!(words[..2], ["rpm-ostree rollback", "rpm-ostree cleanup --rollback"]);
+    assert!(words[2].starts_with("rpm-ostree rebase"), "{words:?}");
+}
+
 #[test]
 fn a_release_that_is_not_staged_after_all_is_an_error() {
     let node = Node::new(HELP);
