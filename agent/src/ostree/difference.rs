@@ -88,18 +88,18 @@ fn apply(repository: &Path, folder: &Path, commit: &str) -> Result<(), ProgramEr
     }
 }
 
-/// Pulls a commit, what there is of its delta first.
-pub(super) fn pull(root: &Path, source: &Source, commit: &str) -> Result<(), ProgramError> {
+/// Pulls a commit by this ostree, what there is of its delta first.
+pub(super) fn pull(ostree: &str, root: &Path, source: &Source, commit: &str) -> Result<(), ProgramError> {
     let applied = source.difference.as_deref().map(|folder| apply(&repository(root), folder, commit));
     match applied {
         // It would be fetched once more.
-        Some(Ok(())) => return tell("ostree", &["pull", "--disable-static-deltas", remote::NAME, commit]),
+        Some(Ok(())) => return tell(ostree, &["pull", "--disable-static-deltas", remote::NAME, commit]),
         Some(Err(error)) => {
             tracing::warn!(reason = error.reason, "the release's delta is of no use; its objects are fetched")
         }
         None => {}
     }
-    tell("ostree", &["pull", remote::NAME, commit])
+    tell(ostree, &["pull", remote::NAME, commit])
 }
 
 #[cfg(test)]

@@ -69,6 +69,11 @@ pub trait Backend: Send + Sync {
         false
     }
 
+    /// What a person is to know before a node's turn: what would not come back here by itself.
+    fn caution(&self) -> Option<&'static str> {
+        None
+    }
+
     /// From now on a restart makes the staged deployment, which is this one, the next system, and the boot loader counts.
     ///
     /// # Errors
@@ -99,6 +104,9 @@ pub trait Backend: Send + Sync {
 pub fn detect(root: &Path, path: &str) -> Box<dyn Backend> {
     let has = |program: &str| path.split(':').any(|folder| Path::new(folder).join(program).exists());
     let counter = BootCounter::find(root, path);
+    if let Some(caution) = counter.as_ref().and_then(BootCounter::caution) {
+        tracing::warn!("{caution}");
+    }
     match root.join("run/ostree-booted").exists() {
         true if has("rpm-ostree") => Box::new(Rpm::new(root, counter)),
         true => Box::new(Plain::new(root, counter)),

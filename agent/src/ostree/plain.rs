@@ -92,7 +92,7 @@ impl Backend for Plain {
         self.disarm()?;
         let source = source.map_err(Failure::clone)?;
         self.remote(source).map_err(again)?;
-        difference::pull(&self.root, source, commit).map_err(again)?;
+        difference::pull("ostree", &self.root, source, commit).map_err(again)?;
         tell("ostree", &["admin", "deploy", "--stage", "--lock-finalization", commit]).map_err(again)?;
         let after = self.list().map_err(again)?;
         let staged = after.iter().find(|listed| listed.deployment.id == *commit && listed.deployment.staged);
@@ -101,6 +101,10 @@ impl Backend for Plain {
 
     fn takes_differences(&self) -> bool {
         true
+    }
+
+    fn caution(&self) -> Option<&'static str> {
+        self.counter.as_ref().and_then(BootCounter::caution)
     }
 
     fn arm(&self, id: &str) -> Result<(), Failure> {

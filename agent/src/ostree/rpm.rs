@@ -11,10 +11,17 @@ use super::program::{ask, tell};
 use super::{Backend, BootCounter, Source, again, difference, is_staged, never};
 use crate::update::state::{Deployment, Failure, id_of};
 
+/// Goes past an update driver, zincati, which keeps everybody else from a rebase while its unit is active. Of the verbs that
+/// are used here only `rebase` asks for it and knows it; rpm-ostree of before 2021 has neither drivers nor this.
+const BYPASS: &str = "--bypass-driver";
+
 /// `rpm-ostree`.
 pub struct Rpm {
     root: PathBuf,
     counter: Option<BootCounter>,
+    /// Its name, and ostree's; tests put a stand-in there.
+    program: String,
+    ostree: String,
 }
 
 /// What `rpm-ostree status --json` says, as far as it matters.
@@ -57,11 +64,22 @@ impl Rpm {
     /// Of the system at `root`.
     #[must_use]
     pub fn new(root: &Path, counter: Option<BootCounter>) -> Self {
-        Self { root: root.to_owned(), counter }
+        Self { root: root.to_owned(), counter, program: "rpm-ostree".to_owned(), ostree: "ostree".to_owned() }
     }
 
     fn list(&self) -> Result<Vec<Listed>, String> {
-        listed(&ask("rpm-ostree", &["status", "--json"])?)
+        listed(&ask(&self.program, &["status", "--json"])?)
+    }
+
+    fn tell(&self, words: &[&str]) -> Result<(), Failure> {
+        tell(&self.program, words).map_err(again)
+    }
+
+    /// Lays a release out, locked: no restart makes it the next system.
+    fn rebase(&self, target: &str) -> Result<(), Failure> {
+        let knows = ask(&self.program, &["rebase", "--help"]).is_ok_and(|help| help.contains(BYPASS));
+        let bypass = if knows { &[BYPASS][..] } else { &[] };
+        self.tell(&[&["rebase", "--lock-finalization", "--skip-purge"][..], bypass, &[target]].concat())
     }
 
     fn tree(&self, listed: &Listed) -> PathBuf {
@@ -94,21 +112,19 @@ impl Backend for Rpm {
         if let Some(tree) = find(false)? {
             return Ok(tree);
         }
-        self.disarm()?;
+        // One that was given up before, and may boot next still, goes while the boot loader counts.
+        self.discard(id)?;
         match (&os.commit, &os.image) {
             (Some(commit), _) => {
                 let source = source.map_err(Failure::clone)?;
                 write_remote(&self.root, source).map_err(again)?;
-                if source.difference.is_some() {
-                    difference::pull(&self.root, source, commit).map_err(again)?;
-                }
+                // rpm-ostree fetches what a ref names, and since 2021 nothing for a commit: that has to be there.
+                difference::pull(&self.ostree, &self.root, source, commit).map_err(again)?;
                 // By the commit, whatever ref the system follows.
-                let target = format!("nkd:{commit}");
-                tell("rpm-ostree", &["rebase", "--lock-finalization", "--skip-purge", &target]).map_err(again)?;
+                self.rebase(&format!("nkd:{commit}"))?;
             }
             (None, Some(image)) if image.contains('@') => {
-                let target = format!("ostree-unverified-registry:{image}");
-                tell("rpm-ostree", &["rebase", "--lock-finalization", "--skip-purge", &target]).map_err(again)?;
+                self.rebase(&format!("ostree-unverified-registry:{image}"))?;
             }
             _ => return Err(never("the image is named without its digest (name@sha256:...)".to_owned())),
         }
@@ -117,6 +133,10 @@ impl Backend for Rpm {
 
     fn takes_differences(&self) -> bool {
         true
+    }
+
+    fn caution(&self) -> Option<&'static str> {
+        self.counter.as_ref().and_then(BootCounter::caution)
     }
 
     fn arm(&self, id: &str) -> Result<(), Failure> {
@@ -140,7 +160,7 @@ impl Backend for Rpm {
             if !list.iter().any(|listed| listed.deployment().id == from) {
                 return Err(never(format!("the deployment {from} is not there any more")));
             }
-            tell("rpm-ostree", &["rollback"]).map_err(again)?;
+            self.tell(&["rollback"])?;
         }
         self.disarm()
     }
@@ -153,13 +173,13 @@ impl Backend for Rpm {
             (Some(other), Some(booted)) if other < booted => {
                 // Made, and given up by the boot loader: what runs is to boot next, before the other goes.
                 if !list[other].staged {
-                    tell("rpm-ostree", &["rollback"]).map_err(again)?;
-                    tell("rpm-ostree", &["cleanup", "--rollback"]).map_err(again)?;
+                    self.tell(&["rollback"])?;
+                    self.tell(&["cleanup", "--rollback"])?;
                 } else {
-                    tell("rpm-ostree", &["cleanup", "--pending"]).map_err(again)?;
+                    self.tell(&["cleanup", "--pending"])?;
                 }
             }
-            (Some(_), _) => tell("rpm-ostree", &["cleanup", "--rollback"]).map_err(again)?,
+            (Some(_), _) => self.tell(&["cleanup", "--rollback"])?,
             (None, _) => {}
         }
         self.disarm()
@@ -167,27 +187,5 @@ impl Backend for Rpm {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_rpm_ostree_says_reads() {
-        let (a, b) = ("a".repeat(64), "b".repeat(64));
-        let text = format!(
-            r#"{{"transaction":null,"deployments":[
-            {{"osname":"nestos","checksum":"{a}","serial":1,"staged":true,"booted":false,"finalization-locked":true,
-              "container-image-reference":"ostree-unverified-registry:r.example/os@sha256:1","container-image-reference-digest":"sha256:1"}},
-            {{"osname":"nestos","checksum":"{b}","serial":0,"base-checksum":"{a}","staged":false,"booted":true}}]}}"#
-        );
-        let list = listed(&text).unwrap();
-        let found: Vec<_> = list.iter().map(Listed::deployment).collect();
-        let expected = [
-            Deployment { id: "sha256:1".into(), booted: false, staged: true },
-            Deployment { id: a.clone(), booted: true, staged: false },
-        ];
-        assert_eq!(found, expected);
-        let rpm = Rpm::new(Path::new("/"), None);
-        assert_eq!(rpm.tree(&list[0]), PathBuf::from(format!("/sysroot/ostree/deploy/nestos/deploy/{a}.1")));
-        assert!(listed("{}").is_err());
-    }
-}
+#[path = "rpm_tests.rs"]
+mod tests;

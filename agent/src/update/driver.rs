@@ -286,6 +286,7 @@ impl Shared {
             finalize_failure: self.os.finalize_failure(),
             kubernetes: kubelet_version(&self.options.root),
             failed_units: failed.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect(),
+            caution: self.os.caution(),
         })
     }
 

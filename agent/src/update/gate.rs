@@ -89,7 +89,7 @@ mod tests {
             boot_id: "b".into(),
             from: Some("old".into()),
             failed_before: vec!["old.service".into()],
-            began: true,
+            kubeadm_began: true,
             kubeadm: true,
             restaged: 0,
             reason: String::new(),
@@ -101,6 +101,7 @@ mod tests {
             finalize_failure: None,
             kubernetes: Some("v2".into()),
             failed_units: vec!["old.service".into()],
+            caution: None,
         };
         let node = NodeSeen { ready: true, boot_id: "b".into(), kubelet: "v2".into(), ..NodeSeen::default() };
         (job, system, node)

@@ -45,8 +45,8 @@ impl Stage {
         matches!(self, Self::Healthy | Self::RolledBack | Self::Failed)
     }
 
-    /// It has touched nothing that the node runs: it may still be called off.
-    pub(super) fn is_harmless(self) -> bool {
+    /// The release is laid out, or waits laid out.
+    pub(super) fn is_before_turn(self) -> bool {
         matches!(self, Self::Stage | Self::Staged)
     }
 }
@@ -63,12 +63,12 @@ pub struct Job {
     pub boot_id: String,
     /// What the node ran before: commit or digest.
     pub from: Option<String>,
-    /// Units that had failed before: the gate does not look at them.
+    /// Units that had failed before it could be to blame: the gate does not look at them.
     pub failed_before: Vec<String>,
-    /// Its turn has come: kubeadm or the restart was begun.
+    /// kubeadm of the release was begun, and may have run: written with the stage in which it runs, and kept however it ends.
     #[serde(default)]
-    pub began: bool,
-    /// kubeadm of the release has ended well.
+    pub kubeadm_began: bool,
+    /// kubeadm of the release has ended well. Journals of older agents say this alone.
     pub kubeadm: bool,
     /// How often it was staged and then did not become the next system without having been tried.
     pub restaged: u32,
@@ -76,6 +76,19 @@ pub struct Job {
     pub reason: String,
     /// The release was tried and did not come up: it is not to be tried again.
     pub condemned: bool,
+}
+
+impl Job {
+    /// kubeadm of the release has run on the system that was there before, or may have.
+    pub(super) fn has_touched(&self) -> bool {
+        self.kubeadm_began || self.kubeadm
+    }
+
+    /// It has touched nothing that the node runs: it may still be called off. One whose kubeadm was cut off is laid out again,
+    /// and is not.
+    pub(super) fn is_harmless(&self) -> bool {
+        self.stage.is_before_turn() && !self.has_touched()
+    }
 }
 
 /// A release that did not come up here.

@@ -13,9 +13,9 @@
 //! is there before the next one begins; so that an agent that was killed, or a node that lost its power, begins its
 //! stage again, and every effect may be begun again.
 //!
-//! What always holds: nothing restarts before the operator has said `go`; a node that has begun comes to an end whatever
-//! the operator says then; `Healthy` comes after the gate has let the node pass on the very system that was asked for;
-//! what did not come up here is not tried again until a person asks for another attempt.
+//! What always holds: nothing restarts before the operator has said `go`; a node whose kubeadm has begun, or that is about to
+//! restart, comes to an end whatever the operator says then; `Healthy` comes after the gate has let the node pass on the very
+//! system that was asked for; what did not come up here is not tried again until a person asks for another attempt.
 
 use std::time::Duration;
 
@@ -89,6 +89,8 @@ pub struct System {
     pub kubernetes: Option<String>,
     /// Units that have failed.
     pub failed_units: Vec<String>,
+    /// What a person is to know before the node restarts into another release.
+    pub caution: Option<&'static str>,
 }
 
 impl System {
@@ -213,7 +215,7 @@ pub struct State {
     pending: Option<Desired>,
     /// Failures one after the other, in this stage.
     failures: u32,
-    /// Tries that could not begin, because somebody else is away, in this stage.
+    /// Tries that could not begin, because somebody else is away, in this stage, one after the other.
     waits: u32,
     /// Nothing is begun before this.
     not_before: Duration,
@@ -371,7 +373,8 @@ impl State {
         let system = match seen {
             Ok(system) => system,
             Err(reason) => {
-                self.not_before = now.uptime + AGAIN;
+                // Who has asked for a look has none yet.
+                (self.look_again, self.not_before) = (true, now.uptime + AGAIN);
                 said.push(Action::Say(format!("the node cannot be looked at: {reason}")));
                 return;
             }
@@ -401,7 +404,13 @@ impl State {
             Stage::Stage => {}
             Stage::Staged if restarted => self.go(Stage::Stage, None),
             Stage::Staged => {}
-            Stage::Kubeadm => self.go(Stage::Stage, None),
+            Stage::Kubeadm => {
+                // A journal of an older agent does not say so.
+                if let Some(job) = &mut self.journal.job {
+                    job.kubeadm_began = true;
+                }
+                self.go(Stage::Stage, None);
+            }
             Stage::Arm if !restarted => self.go(Stage::Stage, None),
             Stage::Restart if !restarted && !there => self.go(Stage::Stage, None),
             Stage::Arm | Stage::Restart | Stage::Check | Stage::Confirm if there => self.go(Stage::Check, None),
@@ -440,10 +449,13 @@ impl State {
         self.pending = None;
         let job = self.journal.job.as_mut();
         let Some(desired) = desired else {
-            // Called off.
-            if job.is_some_and(|job| job.stage.is_harmless()) && !self.busy {
-                said.push(Action::Say("the update was called off".to_owned()));
-                self.go(Stage::CalledOff, None);
+            match job {
+                Some(job) if !job.is_harmless() => self.give_up("it was called off"),
+                Some(_) if !self.busy => {
+                    said.push(Action::Say("the update was called off".to_owned()));
+                    self.go(Stage::CalledOff, None);
+                }
+                _ => {}
             }
             return;
         };
@@ -457,20 +469,27 @@ impl State {
                     return;
                 }
                 let same = (&job.desired.os, &job.desired.kubernetes) == (&desired.os, &desired.kubernetes);
-                if !same {
-                    if job.stage.is_harmless() && !self.busy {
-                        self.begin(desired, said);
-                    }
-                    return;
+                match (job.is_harmless(), same) {
+                    (true, true) => job.desired = desired,
+                    (true, false) if self.busy => return,
+                    (true, false) => return self.begin(desired, said),
+                    (false, true) => {}
+                    (false, false) => self.give_up("another release was asked for"),
                 }
-                if job.stage.is_harmless() {
-                    job.desired = desired;
-                    self.begin_upgrade();
-                }
+                self.begin_upgrade();
             }
-            Some(job) if !job.stage.is_end() && !job.stage.is_harmless() => {}
+            Some(job) if !job.stage.is_end() && !job.is_harmless() => self.give_up("another update was asked for"),
             Some(_) if self.busy => {}
             _ => self.begin(desired, said),
+        }
+    }
+
+    /// What has begun comes to its end whatever is asked for. But when its release has to be fetched once more, and who has it is
+    /// away, that may be never: then its end is the way back.
+    fn give_up(&mut self, why: &str) {
+        if self.waits > 0 && !self.busy && self.stage().is_some_and(Stage::is_before_turn) {
+            let reason = format!("{why} while a kubeadm that was cut off waited to go on: {}", self.why);
+            self.go(Stage::Settle, Some(reason));
         }
     }
 
@@ -499,7 +518,7 @@ impl State {
             boot_id,
             from,
             failed_before,
-            began: false,
+            kubeadm_began: false,
             kubeadm: false,
             restaged: 0,
             reason: String::new(),
@@ -539,16 +558,18 @@ impl State {
             self.look_again = true;
             return;
         }
-        if !job.began {
-            // What fails from now on may be its doing.
-            job.failed_before.clone_from(&system.failed_units);
-            job.began = true;
-        }
         let next = match (&job.desired.kubernetes, tree.restart) {
             (Some(_), _) if !job.kubeadm => Stage::Kubeadm,
             (_, true) => Stage::Arm,
             (_, false) => Stage::Check,
         };
+        let target = job.desired.os.as_ref().and_then(id_of);
+        let has_booted = target.is_some() && target == system.booted() && target != job.from.as_deref();
+        if !job.has_touched() && !has_booted {
+            // Nothing that has failed until now is its doing. When it was begun before and was cut off, this is the later list.
+            job.failed_before.clone_from(&system.failed_units);
+        }
+        job.kubeadm_began |= next == Stage::Kubeadm;
         self.go(next, None);
     }
 
@@ -560,6 +581,7 @@ impl State {
             Ok(tree) => tree,
             Err(failure) => return self.failed(stage, failure, now, said),
         };
+        self.waits = 0;
         match stage {
             Stage::Stage | Stage::Staged => {
                 self.tree = tree.or(self.tree.take());
@@ -612,9 +634,9 @@ impl State {
             self.why = failure.reason;
             return;
         }
-        let tries = if matches!(stage, Stage::Stage | Stage::Staged) { STAGE_TRIES } else { EFFECT_TRIES };
+        let tries = if stage.is_before_turn() { STAGE_TRIES } else { EFFECT_TRIES };
         said.push(Action::Say(format!("{}: {}", word(stage), failure.reason)));
-        self.failures += 1;
+        (self.failures, self.waits) = (self.failures + 1, 0);
         if failure.retry != Retry::Never && self.failures < tries {
             self.not_before = now.uptime + wait(self.failures - 1);
             self.why = failure.reason;
@@ -701,7 +723,11 @@ impl State {
         };
         let detail = match (job.stage.is_end(), job.reason.is_empty()) {
             (true, _) => job.reason.clone(),
-            (false, true) if self.why.is_empty() => word(job.stage).to_owned(),
+            (false, true) if self.why.is_empty() => {
+                let restarts = job.stage == Stage::Staged && self.tree.as_ref().is_some_and(|tree| tree.restart);
+                let caution = system.caution.filter(|_| restarts).map(|caution| format!(": {caution}"));
+                format!("{}{}", word(job.stage), caution.unwrap_or_default())
+            }
             (false, true) => format!("{}: {}", word(job.stage), self.why),
             (false, false) => format!("goes back: {}", job.reason),
         };

@@ -61,10 +61,14 @@ struct World {
     /// The journal as it is on the disk.
     disk: Journal,
     desired: Option<Desired>,
+    /// The turn in which this is asked for instead.
+    changes_mind: Option<(usize, Option<Desired>)>,
     reported: Option<Reported>,
     kubeadm: u32,
     /// kubeadm ended well, and that was written down.
     kubeadm_known: bool,
+    /// The first update came to an end.
+    ended: bool,
     passed: bool,
     tries_of_new: u32,
 }
@@ -82,9 +86,11 @@ impl World {
             uptime: Duration::from_secs(10),
             disk: Journal::default(),
             desired: Some(desired),
+            changes_mind: None,
             reported: None,
             kubeadm: 0,
             kubeadm_known: false,
+            ended: false,
             passed: false,
             tries_of_new: 0,
         }
@@ -107,6 +113,7 @@ impl World {
             finalize_failure: None,
             kubernetes: Some(if self.booted == OLD { "v1" } else { "v2" }.into()),
             failed_units: Vec::new(),
+            caution: None,
         }
     }
 
@@ -161,6 +168,10 @@ impl World {
                 Event::Told(Ok(()))
             }
             Action::Stage(desired) => {
+                if self.booted != NEW {
+                    // It was given up before: that goes first, while the boot loader still counts.
+                    self.deployments.retain(|id| *id != NEW);
+                }
                 self.counter = self.counter.filter(|_| self.booted == NEW);
                 let restart = desired.os.is_some() && self.booted != NEW;
                 if restart {
@@ -238,10 +249,14 @@ fn run(world: &mut World, faults: &[Fault], go_at: usize, limit: usize) -> bool 
         {
             desired.go = true;
         }
+        if let Some((_, instead)) = world.changes_mind.take_if(|(at, _)| *at == turn) {
+            world.desired = instead;
+        }
         let event = match queue.pop_front() {
             Some(Action::Remember(journal)) => {
                 world.disk = *journal;
                 world.kubeadm_known = world.disk.job.as_ref().is_some_and(|job| job.kubeadm);
+                world.ended |= world.disk.job.as_ref().is_some_and(|job| job.desired.uid == "u1" && job.stage.is_end());
                 continue;
             }
             Some(Action::Say(_)) => continue,
@@ -386,6 +401,28 @@ proptest! {
     }
 }
 
+proptest! {
+    // What was asked for first is not what is asked for last, so that lives run to their limit.
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_kubeadm_has_touched_comes_to_an_end_whatever_is_asked_for(
+        release in release(), faults in prop::collection::vec(fault(), 0..60), turn in 0_usize..80, replaced in any::<bool>(),
+    ) {
+        let mut world = World::new(release, desired(1));
+        let other = Desired { uid: "u2".into(), ..desired(1) };
+        world.changes_mind = Some((turn, replaced.then_some(other)));
+        run(&mut world, &faults, 0, 1500);
+        if let Some(job) = world.disk.job.clone().filter(|job| job.desired.uid == "u1") {
+            prop_assert!(job.stage.is_end(), "{:?}", job);
+            prop_assert_eq!(world.reported.as_ref().map(|said| said.state.is_end()), Some(true));
+            what_holds_at_the_end(&world);
+        } else {
+            prop_assert!(world.ended || world.kubeadm == 0, "kubeadm was cut off, and it was left so: {:?}", world.disk);
+        }
+    }
+}
+
 #[test]
 fn a_cluster_that_does_not_answer_for_long_is_no_failure_of_kubeadm() {
     let mut world = World::new(Release::Good, desired(1));
@@ -449,6 +486,158 @@ fn what_had_failed_before_its_turn_is_not_held_against_a_release() {
     assert_eq!(state.report().unwrap().kubernetes.as_deref(), Some("v2"));
 }
 
+/// Takes a state through events; what the last one gave.
+fn through<const N: usize>(mut state: State, events: [Event; N], now: Now) -> (State, Vec<Action>) {
+    let mut actions = Vec::new();
+    for event in events {
+        (state, actions) = state.step(event, now);
+    }
+    (state, actions)
+}
+
+/// The node after so many boots, on this deployment, with these failed units.
+fn seen(boot: u32, booted: &str, failed: &[&str]) -> Event {
+    let all = if booted == NEW { vec![NEW, OLD] } else { vec![OLD] };
+    let deployment = |id: &str| Deployment { id: id.into(), booted: id == booted, staged: false };
+    Event::Seen(Ok(System {
+        boot_id: boot.to_string(),
+        deployments: all.into_iter().map(deployment).collect(),
+        finalize_failure: None,
+        kubernetes: Some("v1".into()),
+        failed_units: failed.iter().map(|unit| (*unit).to_owned()).collect(),
+        caution: None,
+    }))
+}
+
+fn staged(restart: bool) -> Event {
+    Event::Ended(Ok(Some(Tree { restart })))
+}
+
+/// A node that was told to begin and has: with this release, after `early.service` had failed.
+fn begun(wanted: &Desired) -> (State, Vec<Action>) {
+    let now = World::new(Release::Good, wanted.clone()).now();
+    let asked = || Event::Desired(Some(wanted.clone()), None);
+    let early = || seen(1, OLD, &["early.service"]);
+    through(
+        State::new(Settings::default(), Journal::default()),
+        [seen(1, OLD, &[]), asked(), early(), staged(true), early()],
+        now,
+    )
+}
+
+/// Before the restart only kubeadm can have broken a unit. So whatever has failed when a release is begun once more is not its
+/// doing, unless its kubeadm was begun, or it runs already.
+#[test]
+fn what_fails_between_two_begins_is_held_against_kubeadm_alone() {
+    let now = World::new(Release::Good, desired(1)).now();
+    let os_alone = Desired { kubernetes: None, go: true, ..desired(1) };
+    let both = Desired { go: true, ..desired(1) };
+    let before = |state: &State| state.journal().job.as_ref().unwrap().failed_before.clone();
+    // The power is cut, and something fails on the system before.
+    let again = |journal: Journal, booted: &str| {
+        let late = || seen(2, booted, &["late.service"]);
+        through(State::new(Settings::default(), journal), [late(), staged(booted == OLD), late()], now)
+    };
+    let (state, actions) = begun(&os_alone);
+    assert_eq!((actions.last(), before(&state)), (Some(&Action::Arm(NEW.into())), vec!["early.service".to_owned()]));
+    let (after, actions) = again(state.journal().clone(), OLD);
+    assert_eq!((actions.last(), before(&after)), (Some(&Action::Arm(NEW.into())), vec!["late.service".to_owned()]));
+    // It is fetched once more, and somebody restarts the node into it meanwhile.
+    let mut journal = state.journal().clone();
+    journal.job.as_mut().unwrap().stage = Stage::Stage;
+    let (after, actions) = again(journal, NEW);
+    assert!(matches!(actions.last(), Some(Action::Check(_))), "{actions:?}");
+    assert_eq!(before(&after), ["early.service"]);
+
+    let (state, actions) = begun(&both);
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+    assert!(state.journal().job.as_ref().unwrap().kubeadm_began, "it runs, and the journal does not say so");
+    let (after, actions) = again(state.journal().clone(), OLD);
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+    assert_eq!(before(&after), ["early.service"]);
+    // The journals of an older agent: in its kubeadm, and after it.
+    let older = |change: &dyn Fn(&mut Job)| {
+        let mut journal = state.journal().clone();
+        let job = journal.job.as_mut().unwrap();
+        job.kubeadm_began = false;
+        change(job);
+        let mut text = serde_json::to_value(&journal).unwrap();
+        assert!(text["job"].as_object_mut().unwrap().remove("kubeadmBegan").is_some());
+        serde_json::from_value::<Journal>(text).unwrap()
+    };
+    let in_kubeadm = older(&|_| {});
+    let after_kubeadm = older(&|job| (job.stage, job.kubeadm) = (Stage::Arm, true));
+    for journal in [in_kubeadm, after_kubeadm] {
+        let (after, _) = again(journal, OLD);
+        assert_eq!(before(&after), ["early.service"]);
+    }
+}
+
+/// A node whose kubeadm was cut off fetches its release again, which touches nothing; what it has touched already stays. It goes on,
+/// whatever is asked for. One that was only about to restart may be called off.
+#[test]
+fn a_kubeadm_that_was_cut_off_is_neither_called_off_nor_replaced() {
+    let now = World::new(Release::Good, desired(1)).now();
+    let both = Desired { go: true, ..desired(1) };
+    let os_alone = Desired { kubernetes: None, ..both.clone() };
+    let other = Desired { uid: "u2".into(), ..both.clone() };
+    let changed = Desired { kubernetes: Some("v3".into()), ..both.clone() };
+    let paused = Desired { go: false, ..both.clone() };
+    let cut_off = |wanted: &Desired, boot: u32| {
+        let journal = begun(wanted).0.journal().clone();
+        through(State::new(Settings::default(), journal), [seen(boot, OLD, &[])], now)
+    };
+    let stage = |state: &State| state.journal().job.as_ref().unwrap().stage;
+    let away = || Event::Ended(Err(Failure { retry: Retry::Patiently, reason: "the service is away".into() }));
+    for asked in [None, Some(other), Some(changed), Some(paused.clone())] {
+        let asked = || Event::Desired(asked.clone(), None);
+        for boot in [1, 2] {
+            let (state, actions) = cut_off(&both, boot);
+            assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
+            let (state, actions) = through(state, [asked(), staged(true), asked(), seen(boot, OLD, &[])], now);
+            assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+            let job = state.journal().job.as_ref().unwrap();
+            assert_eq!((&job.desired, job.kubeadm_began), (&both, true));
+        }
+        // Its release cannot be had any more: it fails as ever.
+        let mut state = cut_off(&both, 2).0;
+        let mut at = now;
+        for _ in 0..STAGE_TRIES {
+            assert_eq!(stage(&state), Stage::Stage);
+            let failed = Event::Ended(Err(Failure { retry: Retry::Few, reason: "it is gone".into() }));
+            (state, _) = through(state, [asked(), failed, asked()], at);
+            at.uptime = state.deadline().unwrap_or(at.uptime);
+            (state, _) = state.step(Event::Tick, at);
+        }
+        assert_eq!(stage(&state), Stage::Settle);
+        // It was away and is not any more: what fails then is tried again.
+        let (state, _) = through(cut_off(&both, 2).0, [away()], now);
+        let later = Now { uptime: state.deadline().unwrap(), ..now };
+        let fails = Event::Ended(Err(Failure { retry: Retry::Few, reason: "no room".into() }));
+        let (state, _) = through(state, [Event::Tick, fails, asked()], later);
+        assert_eq!(stage(&state), Stage::Stage);
+        // The service is away, for ever perhaps: then it goes back, and the release may be tried again.
+        let (state, _) = cut_off(&both, 2);
+        let (state, actions) = through(state, [away(), asked()], now);
+        let same = matches!(asked(), Event::Desired(Some(desired), _) if desired == paused);
+        let expected = if same { Stage::Stage } else { Stage::Settle };
+        assert_eq!(stage(&state), expected, "{actions:?}");
+        if !same {
+            let (state, _) = through(state, [Event::Ended(Ok(None))], now);
+            let said = state.report().unwrap();
+            assert_eq!((said.state, state.journal().denied.len()), (ReportedState::RolledBack, 0));
+            assert!(said.detail.contains("the service is away"), "{}", said.detail);
+        }
+    }
+    for boot in [1, 2] {
+        let (state, _) = cut_off(&os_alone, boot);
+        let (state, actions) = through(state, [staged(true), Event::Desired(None, None)], now);
+        assert_eq!(stage(&state), Stage::CalledOff, "{actions:?}");
+        let (state, _) = through(state, [seen(boot, OLD, &[]), Event::Ended(Ok(None))], now);
+        assert!(state.journal().job.is_none());
+    }
+}
+
 /// The cluster is asked every two seconds, and a look at the node may take longer.
 #[test]
 fn a_turn_that_comes_while_the_node_is_looked_at_begins() {
@@ -461,6 +650,47 @@ fn a_turn_that_comes_while_the_node_is_looked_at_begins() {
         (state, _) = state.step(event, world.now());
     }
     let (_, actions) = state.step(seen(), world.now());
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+}
+
+/// Whoever gives a node its turn reads what it waits for.
+#[test]
+fn a_caution_is_told_while_a_node_that_will_restart_waits_for_its_turn() {
+    let world = World::new(Release::Good, desired(1));
+    let detail = |restart: bool, caution: Option<&'static str>| {
+        let seen = || Event::Seen(Ok(System { caution, ..world.system() }));
+        let state = State::new(Settings::default(), Journal::default());
+        let asked = Event::Desired(Some(desired(1)), None);
+        let (state, _) = through(state, [seen(), asked, seen(), staged(restart)], world.now());
+        let said = state.report().unwrap();
+        assert_eq!(said.state, ReportedState::Staged);
+        said.detail
+    };
+    assert_eq!(detail(true, Some("beware")), "waiting for its turn: beware");
+    assert_eq!([detail(true, None), detail(false, Some("beware"))], ["waiting for its turn"; 2]);
+}
+
+/// Nobody asks again for it: the cluster may be away by then.
+#[test]
+fn a_look_that_fails_is_taken_again() {
+    let world = World::new(Release::Good, desired(1));
+    let wanted = || Event::Desired(Some(Desired { go: true, ..desired(1) }), None);
+    let fails = || Event::Seen(Err("systemctl does not answer".into()));
+    let mut state = State::new(Settings::default(), Journal::default());
+    let mut now = world.now();
+    let waits = |(state, actions): (State, Vec<Action>), now: Now| {
+        assert!(actions.iter().all(|action| matches!(action, Action::Say(_) | Action::Tell(_))), "{actions:?}");
+        let later = Now { uptime: state.deadline().expect("it waits for ever"), ..now };
+        assert!(later.uptime > now.uptime);
+        let (state, actions) = state.step(Event::Tick, later);
+        assert_eq!(actions.last(), Some(&Action::Look));
+        (state, later)
+    };
+    // When the agent starts, when an update begins, and when its turn has come.
+    (state, now) = waits(through(state, [Event::Tick, fails()], now), now);
+    (state, now) = waits(through(state, [seen(1, OLD, &[]), wanted(), fails()], now), now);
+    (state, now) = waits(through(state, [seen(1, OLD, &[]), staged(true), fails()], now), now);
+    let (_, actions) = through(state, [seen(1, OLD, &[])], now);
     assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
 }
 
@@ -485,7 +715,7 @@ fn at_the_gate() -> Job {
         boot_id: "1".into(),
         from: Some(OLD.into()),
         failed_before: Vec::new(),
-        began: true,
+        kubeadm_began: true,
         kubeadm: true,
         restaged: 0,
         reason: String::new(),
