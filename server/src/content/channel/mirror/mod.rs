@@ -172,9 +172,10 @@ impl Channels {
         self.store.mirror(name).await?.ok_or_else(|| ChannelError::NoMirror(name.into()))
     }
 
-    /// Looks at an upstream, and writes down how that went.
+    /// Looks at an upstream, and writes down how that went. For so long its channel is to be left alone then, although the
+    /// store may say that it is due.
     #[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
-    async fn look(&self, record: Record, revision: i64) {
+    async fn look(&self, record: Record, revision: i64) -> Duration {
         let looked = self.look_at(&record).await;
         let now = OffsetDateTime::now_utc();
         let mut mirror = record.mirror.clone();
@@ -202,16 +203,18 @@ impl Channels {
                 mirror.problem = Some(problem);
             }
         }
-        mirror.next_look_at = now + pause(every(&mirror), mirror.failures);
+        let every = every(&mirror);
+        mirror.next_look_at = now + pause(every, mirror.failures);
         match self.store.save_mirror(&Record { mirror, ..record }, revision).await {
             // It follows something else by now, or nothing, or is to look again.
-            Ok(()) | Err(StoreError::Stale) => {}
+            Ok(()) | Err(StoreError::Stale) => Duration::ZERO,
             Err(error) => {
                 tracing::error!(
                     channel = name,
                     error = &error as &dyn std::error::Error,
                     "how a mirror went is not kept"
                 );
+                pause(every, 1)
             }
         }
     }
@@ -282,7 +285,8 @@ pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
                     if is_due && busy.insert(mirror.channel.clone()) {
                         let (channels, name) = (Arc::clone(&channels), mirror.channel.clone());
                         looks.spawn(async move {
-                            channels.look(record, revision).await;
+                            let rest = channels.look(record, revision).await;
+                            tokio::time::sleep(rest).await;
                             name
                         });
                     }
@@ -341,57 +345,4 @@ fn text_of(path: &Path, mark: &str) -> Result<String, ChannelError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
-
-    use super::super::program::run;
-    use super::*;
-    use crate::store::{Seal, Store};
-
-    fn ostree(words: &[&str]) -> String {
-        String::from_utf8(run("ostree", "ostree", words, b"").unwrap()).unwrap().trim().to_owned()
-    }
-
-    /// The look comes to its end while the channel is told to follow another upstream.
-    #[tokio::test]
-    async fn what_came_from_an_upstream_that_is_followed_no_more_is_not_published() {
-        let place = tempfile::tempdir().unwrap();
-        let path = |name: &str| -> PathBuf { place.path().join(name) };
-        let seal = Seal::from_key_file(&path("key"), true).unwrap();
-        let channels = Channels::new(Store::open(place.path(), seal).await.unwrap(), place.path());
-        let repo = format!("--repo={}", path("up").display());
-        std::fs::create_dir(path("tree")).unwrap();
-        ostree(&["init", &repo, "--mode=archive"]);
-        let tree = format!("--tree=dir={}", path("tree").display());
-        let branch = "--branch=lab/x86_64/stable";
-        let commit = ostree(&["commit", &repo, branch, &tree, "--add-metadata-string=version=1"]);
-        let now = OffsetDateTime::UNIX_EPOCH;
-        let order = |from: &str| MirrorOrder {
-            from: format!("file://{}", path(from).display()),
-            reference: "lab/x86_64/stable".into(),
-            unsigned: true,
-            ..MirrorOrder::default()
-        };
-        let publish = |record: Record| {
-            let ostree = path("up").display().to_string();
-            let channels = &channels;
-            async move {
-                let order = PublishOrder { ostree, ..PublishOrder::default() };
-                channels.publish_from("stable", order, Some(&record), now, |_| {}).await
-            }
-        };
-        channels.follow("stable", order("up"), now).await.unwrap();
-        let before = channels.followed("stable").await.unwrap().0;
-        channels.follow("stable", order("other"), now).await.unwrap();
-        let refused = publish(before.clone()).await;
-        assert!(matches!(refused, Err(ChannelError::FollowsAnother(_))), "{refused:?}");
-        assert!(channels.store.channel("stable").await.unwrap().is_none());
-        channels.unfollow("stable").await.unwrap();
-        assert!(matches!(publish(before.clone()).await, Err(ChannelError::FollowsAnother(_))));
-
-        // The same again, looked at at other times.
-        let again = MirrorOrder { every_minutes: Some(7), ..order("up") };
-        channels.follow("stable", again, now).await.unwrap();
-        assert_eq!(publish(before).await.unwrap().commit, commit);
-    }
-}
+mod tests;
