@@ -7,10 +7,12 @@ pub mod decide;
 mod upstream;
 
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use nkd_api::channel::{Mirror, MirrorOrder, PublishOrder};
 use nkd_api::user::AuditEntry;
 use serde::{Deserialize, Serialize};
@@ -283,9 +285,9 @@ pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
                     let mirror = &record.mirror;
                     let is_due = decide::is_due(mirror.next_look_at, every(mirror), now);
                     if is_due && busy.insert(mirror.channel.clone()) {
-                        let (channels, name) = (Arc::clone(&channels), mirror.channel.clone());
+                        let (channels, name, every) = (Arc::clone(&channels), mirror.channel.clone(), every(mirror));
                         looks.spawn(async move {
-                            let rest = channels.look(record, revision).await;
+                            let rest = unbroken(channels.look(record, revision), &name, every).await;
                             tokio::time::sleep(rest).await;
                             name
                         });
@@ -299,17 +301,17 @@ pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = channels.mirrors.notified() => {}
             () = tokio::time::sleep(TICK) => {}
-            Some(done) = looks.join_next() => match done {
-                Ok(name) => drop(busy.remove(&name)),
-                Err(error) => {
-                    tracing::error!(%error, "a look at an upstream broke");
-                    // Nobody knows which one it was.
-                    looks.abort_all();
-                    busy.clear();
-                }
-            },
+            Some(Ok(name)) = looks.join_next() => drop(busy.remove(&name)),
         }
     }
+}
+
+/// A look, and for how long its channel is to be left alone then. One that breaks is a failure of this channel alone.
+async fn unbroken(look: impl Future<Output = Duration>, channel: &str, every: Duration) -> Duration {
+    AssertUnwindSafe(look).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(channel, "a look at an upstream broke");
+        pause(every, 1)
+    })
 }
 
 fn every(mirror: &Mirror) -> Duration {

@@ -111,3 +111,10 @@ async fn a_look_that_cannot_be_written_down_is_not_begun_again_at_once() {
     stop.cancel();
     running.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_look_that_breaks_leaves_its_channel_alone_for_a_while() {
+    let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3600));
+    assert_eq!(unbroken(async { panic!("of the test") }, "stable", hour).await, minute);
+    assert_eq!(unbroken(async { Duration::ZERO }, "stable", hour).await, Duration::ZERO);
+}
