@@ -32,7 +32,7 @@ use std::sync::PoisonError;
 use nkd_api::agent::ReleaseSource;
 use nkd_api::channel::{Channel, MarkOrder, Release, UnknownRelease};
 use time::OffsetDateTime;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, watch};
 
 use self::metrics::Metrics;
 use self::polled::Noted;
@@ -229,8 +229,8 @@ pub struct Channels {
     /// One at a time writes.
     writing: Mutex<()>,
     metrics: Metrics,
-    /// A mirror is to look, or to follow something else.
-    mirrors: Notify,
+    /// A mirror is to look, or to follow something else, or nothing.
+    mirrors: watch::Sender<()>,
     /// What channels follow changes, or a release of an upstream is published.
     following: Mutex<()>,
     /// What clients read of the repositories.
@@ -247,7 +247,7 @@ impl Channels {
     #[must_use]
     pub fn new(store: Store, state_dir: &Path) -> Self {
         let (writing, following) = (Mutex::new(()), Mutex::new(()));
-        let (metrics, mirrors) = (Metrics::default(), Notify::new());
+        let (metrics, mirrors) = (Metrics::default(), watch::Sender::new(()));
         let (reads, unknown, polled) =
             (std::sync::Mutex::default(), std::sync::Mutex::default(), std::sync::Mutex::default());
         Self {

@@ -75,7 +75,8 @@ async fn each_new_commit_of_a_signed_upstream_is_a_release() {
     place.ok(&["channel", "mirror", "stable", "--off"]);
     refused(&place.cli(&["channel", "mirror", "stable"]), "the channel `stable` follows no upstream");
     assert_eq!(releases(&place).len(), 2, "the releases stay");
-    assert!(!place.state().join("ostree/.mirror-stable").exists());
+    let folder = place.state().join("ostree/.mirror-stable");
+    eventually("its folder goes", async || (!folder.exists()).then_some(())).await;
 }
 
 // The upstream answers while commands wait.
@@ -199,6 +200,28 @@ async fn an_upstream_that_is_followed_no_more_publishes_nothing_and_holds_up_nob
     let mirror = looked(&place);
     assert!(mirror["problem"].is_null(), "{mirror}");
     assert_eq!(releases(&place).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_of_an_upstream_goes_when_it_is_followed_no_more_or_at_the_next_start() {
+    let place = Place::new();
+    let service = place.start().await;
+    let builder = Builder::new(&place);
+    let (_, upstream) = upstream_of_one(&place, &builder).await;
+    upstream.holds.send_replace(true);
+    follow(&place, &upstream);
+    eventually("it waits for an object", async || (upstream.held.load(Ordering::SeqCst) > 0).then_some(())).await;
+    let folder = place.state().join("ostree/.mirror-stable");
+    assert!(folder.join("repo").is_dir());
+    place.ok(&["channel", "mirror", "stable", "--off"]);
+    eventually("its folder goes", async || (!folder.exists()).then_some(())).await;
+    assert!(!place.log_text().contains("a mirror stands still"), "{}", place.log_text());
+
+    // As a service leaves it that was killed in between.
+    drop(service);
+    std::fs::create_dir_all(folder.join("repo")).unwrap();
+    let _service = place.start().await;
+    eventually("it goes", async || (!folder.exists()).then_some(())).await;
 }
 
 #[tokio::test]

@@ -117,7 +117,7 @@ impl Channels {
         let revision = self.store.mirror(name).await?.map_or(0, |(_, revision)| revision);
         self.store.save_mirror(&record, revision).await?;
         drop(following);
-        self.mirrors.notify_one();
+        self.mirrors.send_replace(());
         Ok(record.mirror)
     }
 
@@ -129,11 +129,12 @@ impl Channels {
 
     /// Ends when its channel follows another upstream, or none.
     async fn unfollowed(&self, record: &Record) {
-        loop {
-            tokio::time::sleep(TICK).await;
-            // What cannot be read now is read the next time.
-            if let Ok(false) = self.follows(record).await {
-                return;
+        let mut changes = self.mirrors.subscribe();
+        // What cannot be read now is read the next time.
+        while !matches!(self.follows(record).await, Ok(false)) {
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(TICK) => {}
             }
         }
     }
@@ -154,11 +155,11 @@ impl Channels {
         let (mut record, revision) = self.followed(name).await?;
         record.mirror.next_look_at = now;
         self.store.save_mirror(&record, revision).await?;
-        self.mirrors.notify_one();
+        self.mirrors.send_replace(());
         Ok(record.mirror)
     }
 
-    /// Follows nothing any more. The releases stay.
+    /// Follows nothing any more. The releases stay; what came of the next one goes when nobody works with it.
     ///
     /// # Errors
     /// [`ChannelError::NoMirror`], and those of the store.
@@ -167,7 +168,8 @@ impl Channels {
         let following = self.following.lock().await;
         self.store.remove_mirror(name).await?;
         drop(following);
-        upstream::forget(&self.folder(), name).await
+        self.mirrors.send_replace(());
+        Ok(())
     }
 
     async fn followed(&self, name: &str) -> Result<(Record, i64), ChannelError> {
@@ -188,6 +190,7 @@ impl Channels {
                 Err(format!("{reason}; whoever wants that publishes it: `nkd channel publish {name} --ostree PATH`"))
             }
             Ok(verdict) => Ok(if verdict == Verdict::New { "published" } else { "same" }),
+            Err(ChannelError::FollowsAnother(_)) => return Duration::ZERO,
             Err(error) => Err(format!("{} at {}: {}", mirror.reference, mirror.from, chain(&error))),
         };
         self.metrics.looked(&name, result.as_ref().unwrap_or(&"failed"), now);
@@ -275,11 +278,14 @@ impl Channels {
 /// Looks at upstreams as they are due, until the service stops.
 #[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
+    let mut changes = channels.mirrors.subscribe();
     let mut looks: JoinSet<String> = JoinSet::new();
     let mut busy = BTreeSet::new();
     loop {
         match channels.store.mirrors().await {
             Ok(mirrors) => {
+                let followed = mirrors.iter().map(|(record, _)| record.mirror.channel.clone());
+                upstream::tidy(&channels.folder(), followed.chain(busy.iter().cloned()).collect()).await;
                 let now = OffsetDateTime::now_utc();
                 for (record, revision) in mirrors {
                     let mirror = &record.mirror;
@@ -299,7 +305,7 @@ pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
         tokio::select! {
             // What is being pulled is dropped, and goes on at the next start.
             () = stop.cancelled() => return,
-            () = channels.mirrors.notified() => {}
+            _ = changes.changed() => {}
             () = tokio::time::sleep(TICK) => {}
             Some(Ok(name)) = looks.join_next() => drop(busy.remove(&name)),
         }

@@ -118,3 +118,15 @@ async fn a_look_that_breaks_leaves_its_channel_alone_for_a_while() {
     assert_eq!(unbroken(async { panic!("of the test") }, "stable", hour).await, minute);
     assert_eq!(unbroken(async { Duration::ZERO }, "stable", hour).await, Duration::ZERO);
 }
+
+#[tokio::test]
+async fn what_came_of_an_upstream_goes_when_nobody_needs_it_any_more() {
+    let place = tempfile::tempdir().unwrap();
+    for name in [".mirror-followed", ".mirror-left/repo", "lab"] {
+        std::fs::create_dir_all(place.path().join(name)).unwrap();
+    }
+    upstream::tidy(place.path(), ["followed".to_owned()].into()).await;
+    let names = std::fs::read_dir(place.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(names.collect::<BTreeSet<_>>(), [".mirror-followed".into(), "lab".into()].into());
+    upstream::tidy(&place.path().join("nowhere"), BTreeSet::new()).await;
+}
