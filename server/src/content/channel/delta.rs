@@ -11,7 +11,6 @@ use nkd_api::channel::Channel;
 use nkd_api::machine::{Machine, MachineEvent};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
-use tokio_util::sync::CancellationToken;
 
 use super::{ChannelError, Channels, Repository, blocking, settle};
 
@@ -62,7 +61,10 @@ impl Channels {
             })
             .await?;
             for from in missing {
-                let _writing = self.writing.lock().await;
+                let _writing = self.turn().await?;
+                if self.stop.is_cancelled() {
+                    return Err(ChannelError::Stopped);
+                }
                 // A release may have come meanwhile, or one may have gone.
                 let channels = self.store.channels().await?;
                 let is_newest = |c: &Channel| c.name == channel.name && c.newest().is_some_and(|r| r.commit == newest);
@@ -100,10 +102,14 @@ impl Repository {
 }
 
 /// Makes differences when machines tell that they run something else, until the service stops.
-pub async fn run(channels: Arc<Channels>, mut events: broadcast::Receiver<MachineEvent>, stop: CancellationToken) {
+pub async fn run(channels: Arc<Channels>, mut events: broadcast::Receiver<MachineEvent>) {
     loop {
-        if let Err(error) = channels.make_deltas().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a difference between releases could not be made");
+        match channels.make_deltas().await {
+            Ok(()) | Err(ChannelError::Stopped) => {}
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "a difference between releases could not be made");
+            }
         }
         let told = async {
             loop {
@@ -115,7 +121,7 @@ pub async fn run(channels: Arc<Channels>, mut events: broadcast::Receiver<Machin
             }
         };
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = channels.stop.cancelled() => return,
             () = told => tokio::time::sleep(GATHER).await,
             () = tokio::time::sleep(TICK) => {}
         }

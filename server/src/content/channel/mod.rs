@@ -32,7 +32,10 @@ use std::sync::PoisonError;
 use nkd_api::agent::ReleaseSource;
 use nkd_api::channel::{Channel, MarkOrder, Release, UnknownRelease};
 use time::OffsetDateTime;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use self::metrics::Metrics;
 use self::polled::Noted;
@@ -240,6 +243,9 @@ pub struct Channels {
     polled: std::sync::Mutex<Noted>,
     /// How long a retired commit stays, and how long after somebody has read of it.
     grace: time::Duration,
+    /// The service stops: what is under way comes to its end, and nothing more begins.
+    stop: CancellationToken,
+    orders: TaskTracker,
 }
 
 impl Channels {
@@ -261,6 +267,37 @@ impl Channels {
             unknown,
             polled,
             grace: GRACE,
+            stop: CancellationToken::new(),
+            orders: TaskTracker::new(),
+        }
+    }
+
+    /// Begins nothing more when this is cancelled.
+    #[must_use]
+    pub fn with_stop(self, stop: CancellationToken) -> Self {
+        Self { stop, ..self }
+    }
+
+    /// Carries an order out, whether somebody waits for it or not: [`Self::ended`] does.
+    pub fn carry_out<F>(&self, order: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        self.orders.spawn(order)
+    }
+
+    /// Every order that was given has come to its end. To be called when no more are given.
+    pub async fn ended(&self) {
+        self.orders.close();
+        self.orders.wait().await;
+    }
+
+    /// The right to write. Who has to wait for it gives up when the service stops.
+    async fn turn(&self) -> Result<MutexGuard<'_, ()>, ChannelError> {
+        tokio::select! {
+            biased;
+            writing = self.writing.lock() => Ok(writing),
+            () = self.stop.cancelled() => Err(ChannelError::Stopped),
         }
     }
 
@@ -396,7 +433,7 @@ impl Channels {
     /// # Errors
     /// [`ChannelError`]; nodes that pull by commit are served all the same.
     pub async fn settle(&self) -> Result<(), ChannelError> {
-        let _writing = self.writing.lock().await;
+        let _writing = self.turn().await?;
         let channels = self.store.channels().await?;
         let profiles: BTreeSet<&str> = channels.iter().map(|c| c.profile.as_str()).collect();
         for profile in profiles {
@@ -537,7 +574,15 @@ fn write(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
 async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, ChannelError> + Send + 'static,
 ) -> Result<T, ChannelError> {
-    match tokio::task::spawn_blocking(job).await {
+    joined(tokio::task::spawn_blocking(job)).await
+}
+
+/// What came of a task.
+///
+/// # Errors
+/// Its own, and [`ChannelError::Stopped`].
+pub async fn joined<T>(task: JoinHandle<Result<T, ChannelError>>) -> Result<T, ChannelError> {
+    match task.await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(ChannelError::Stopped),

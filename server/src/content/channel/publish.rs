@@ -53,7 +53,7 @@ impl Channels {
         let (path, wanted, folder) = (order.ostree.clone(), order.reference.clone(), self.folder());
         let look = move || Found::look(Source::open(Path::new(&path), wanted.as_deref(), &folder)?);
         let found = blocking(look).await?;
-        let _writing = self.writing.lock().await;
+        let _writing = self.turn().await?;
         let (profile, architecture) = (order.profile.as_deref(), order.architecture.as_deref());
         let (channel, revision) = match self.store.channel(name).await? {
             Some((channel, revision)) => (channel, revision),
@@ -122,7 +122,7 @@ impl Channels {
         if order.to == name {
             return Err(wrong("to", "that is the channel itself: name another one"));
         }
-        let _writing = self.writing.lock().await;
+        let _writing = self.turn().await?;
         let (source, _) = self.store.channel(name).await?.ok_or_else(|| ChannelError::NoChannel(name.into()))?;
         let release = match order.release {
             Some(number) => {
@@ -190,6 +190,10 @@ impl Channels {
         let (ours, commit) = (repository.clone(), release.commit.clone());
         let origins = origins(&channel, &self.store.machines().await?);
         for from in blocking(move || ours.missing(origins, &commit)).await? {
+            // The next start makes the others.
+            if self.stop.is_cancelled() {
+                break;
+            }
             step(&format!("making the difference from {}", from.split_at(12).0));
             let (ours, commit) = (repository.clone(), release.commit.clone());
             if let Err(error) = blocking(move || ours.delta(&from, &commit)).await {

@@ -5,6 +5,7 @@ mod mirror;
 mod promote;
 mod prune;
 mod sources;
+mod stop;
 mod upstream;
 
 use std::collections::HashMap;

@@ -18,7 +18,6 @@ use nkd_api::user::AuditEntry;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use self::decide::{Offered, Verdict, judge, pause};
 use self::upstream::Upstream;
@@ -190,7 +189,8 @@ impl Channels {
                 Err(format!("{reason}; whoever wants that publishes it: `nkd channel publish {name} --ostree PATH`"))
             }
             Ok(verdict) => Ok(if verdict == Verdict::New { "published" } else { "same" }),
-            Err(ChannelError::FollowsAnother(_)) => return Duration::ZERO,
+            // It goes on at the next start, or never.
+            Err(ChannelError::Stopped | ChannelError::FollowsAnother(_)) => return Duration::ZERO,
             Err(error) => Err(format!("{} at {}: {}", mirror.reference, mirror.from, chain(&error))),
         };
         self.metrics.looked(&name, result.as_ref().unwrap_or(&"failed"), now);
@@ -232,6 +232,7 @@ impl Channels {
         let offered = tokio::select! {
             offered = upstream.look() => offered?,
             () = self.unfollowed(record) => return Err(another()),
+            () = self.stop.cancelled() => return Err(ChannelError::Stopped),
         };
         let channel = self.store.channel(&mirror.channel).await?.map(|(channel, _)| channel);
         let known = ours.join(&mirror.profile);
@@ -249,6 +250,7 @@ impl Channels {
         tokio::select! {
             pulled = upstream.pull(commit, &known) => pulled?,
             () = self.unfollowed(record) => return Err(another()),
+            () = self.stop.cancelled() => return Err(ChannelError::Stopped),
         }
         let order = PublishOrder {
             ostree: upstream.path().display().to_string(),
@@ -275,9 +277,10 @@ impl Channels {
     }
 }
 
-/// Looks at upstreams as they are due, until the service stops.
+/// Looks at upstreams as they are due, until the service stops. What is being pulled then goes on at the next start; what
+/// is being published comes to its end.
 #[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
-pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
+pub async fn run(channels: Arc<Channels>) {
     let mut changes = channels.mirrors.subscribe();
     let mut looks: JoinSet<String> = JoinSet::new();
     let mut busy = BTreeSet::new();
@@ -294,7 +297,10 @@ pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
                         let (channels, name, every) = (Arc::clone(&channels), mirror.channel.clone(), every(mirror));
                         looks.spawn(async move {
                             let rest = unbroken(channels.look(record, revision), &name, every).await;
-                            tokio::time::sleep(rest).await;
+                            tokio::select! {
+                                () = tokio::time::sleep(rest) => {}
+                                () = channels.stop.cancelled() => {}
+                            }
                             name
                         });
                     }
@@ -303,13 +309,13 @@ pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "mirrors cannot be read"),
         }
         tokio::select! {
-            // What is being pulled is dropped, and goes on at the next start.
-            () = stop.cancelled() => return,
+            () = channels.stop.cancelled() => break,
             _ = changes.changed() => {}
             () = tokio::time::sleep(TICK) => {}
             Some(Ok(name)) = looks.join_next() => drop(busy.remove(&name)),
         }
     }
+    while looks.join_next().await.is_some() {}
 }
 
 /// A look, and for how long its channel is to be left alone then. One that breaks is a failure of this channel alone.

@@ -6,6 +6,7 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use sqlx::Connection as _;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use tokio_util::sync::CancellationToken;
 
 use super::super::metrics::Metrics;
 use super::super::program::run as program;
@@ -84,7 +85,9 @@ async fn what_came_from_an_upstream_that_is_followed_no_more_is_not_published() 
 async fn a_look_that_cannot_be_written_down_is_not_begun_again_at_once() {
     let place = tempfile::tempdir().unwrap();
     let mut registry = Registry::default();
-    let channels = Arc::new(channels(place.path()).await.with_metrics(Metrics::register(&mut registry)));
+    let stop = CancellationToken::new();
+    let channels = channels(place.path()).await.with_metrics(Metrics::register(&mut registry));
+    let channels = Arc::new(channels.with_stop(stop.clone()));
     for name in ["full", "other"] {
         channels.follow(name, order(&place.path().join("nowhere")), OffsetDateTime::UNIX_EPOCH).await.unwrap();
     }
@@ -99,8 +102,7 @@ async fn a_look_that_cannot_be_written_down_is_not_begun_again_at_once() {
         let line = format!("nkd_channel_mirror_looks_total{{channel=\"{name}\",result=\"failed\"}} ");
         text.lines().find_map(|text| text.strip_prefix(&line)).map_or(0, |count| count.parse::<u32>().unwrap())
     };
-    let stop = CancellationToken::new();
-    let running = tokio::spawn(run(Arc::clone(&channels), stop.clone()));
+    let running = tokio::spawn(run(Arc::clone(&channels)));
     eventually(async || failed("full") == 1 && failed("other") == 1).await;
     // The other one is looked at several times more meanwhile, each of which takes as long.
     for times in 2..7 {
