@@ -43,6 +43,8 @@ use crate::store::{Seal, SealError, Store, StoreError};
 
 /// How long everything together may take to end after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// How long what is cut off then may take to clear away behind it.
+const END_LIMIT: Duration = Duration::from_secs(2);
 /// How long closing the database may take after that.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// How often short-lived rows are dropped.
@@ -258,8 +260,14 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         // Nobody gives orders any more. Those that were given go on, whether or not their callers are there.
         service.channels.ended().await;
     };
-    if tokio::time::timeout(DRAIN_LIMIT, drained).await.is_err() {
+    let mut drained = std::pin::pin!(drained);
+    if tokio::time::timeout(DRAIN_LIMIT, &mut drained).await.is_err() {
         tracing::warn!(left = tasks.len(), "the drain limit is over");
+        // What they were at is begun again, or made right, at the next start.
+        channel::end_programs();
+        if tokio::time::timeout(END_LIMIT, drained).await.is_err() {
+            tracing::warn!("something does not end");
+        }
     }
     if tokio::time::timeout(CLOSE_LIMIT, store.close()).await.is_err() {
         tracing::warn!("the state database was still in use; nothing that was acknowledged is lost");

@@ -111,3 +111,24 @@ async fn what_was_ordered_is_done_before_the_service_ends_although_the_caller_ha
     let channel: Value = serde_json::from_str(&place.ok(&["channel", "show", "stable", "-o", "json"])).unwrap();
     assert_eq!(channel["releases"][0]["commit"], commit, "{channel:#}");
 }
+
+/// It takes as long as the service waits.
+#[tokio::test]
+async fn what_does_not_come_to_its_end_is_cut_off_and_leaves_nothing() {
+    let place = Place::new();
+    let (gate, builder) = (Gate::new(&place), Builder::new(&place));
+    let mut service = gate.start(&place).await;
+    builder.build("1", b"one", &[]);
+    let mut caller = publisher(&place, &builder);
+    let waiting = gate.waiting().await;
+    service.signal(Signal::SIGTERM);
+    assert!(service.ended().success());
+    assert!(place.log_text().contains("the drain limit is over"), "{}", place.log_text());
+    waiting.is_gone();
+    assert!(!caller.wait().unwrap().success());
+
+    let _service = place.start().await;
+    assert_eq!(place.ok(&["channel", "list", "-o", "json"]).trim(), "[]", "nothing was published");
+    let repo = builder.path("repo");
+    place.ok(&["channel", "publish", "stable", "--ostree", &repo]);
+}
