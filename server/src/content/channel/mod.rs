@@ -8,6 +8,7 @@
 pub mod delta;
 mod detached;
 mod ed25519;
+mod gpg_agent;
 mod key_folder;
 pub mod metrics;
 pub mod mirror;
