@@ -495,8 +495,9 @@ impl Channels {
             Ok((signer, secret, seed))
         });
         let (signer, secret, seed) = made.await?;
-        if is_new {
-            self.store.save_secrets(&[(SIGNING_KEY, &secret), (ED25519_KEY, &seed)]).await?;
+        if is_new && let Err(error) = self.store.save_secrets(&[(SIGNING_KEY, &secret), (ED25519_KEY, &seed)]).await {
+            put_away(signer).await;
+            return Err(error.into());
         }
         // Nobody is told to trust a key that a kill could lose.
         let (folder, files) = (self.folder(), [self.key_file(), self.ed25519_key_file()]);
@@ -570,6 +571,16 @@ fn write(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
     file.as_file().sync_all()?;
     file.persist(path).map(drop).map_err(|error| error.error)
+}
+
+/// The folder of the unpacked key goes, which takes its time: on a thread for that.
+async fn put_away(signer: impl Send + 'static) {
+    // It does not fail: what is left goes at the next start.
+    let _ = blocking(move || {
+        drop(signer);
+        Ok(())
+    })
+    .await;
 }
 
 async fn blocking<T: Send + 'static>(

@@ -11,8 +11,9 @@ use super::delta::origins;
 use super::mirror::Record;
 use super::program::ProgramError;
 use super::repository::Keys;
+use super::signer::Signer;
 use super::source::Source;
-use super::{ChannelError, Channels, Repository, blocking, settle, wrong};
+use super::{ChannelError, Channels, Repository, blocking, put_away, settle, wrong};
 use crate::content::image::profile;
 use crate::machine::lifecycle::{NAME_RULE, valid_name};
 
@@ -164,20 +165,34 @@ impl Channels {
         self.list(repository, (target, revision), release, None, step).await
     }
 
-    /// The rest of a release's way, when its commit is here: signature, ref, delta; then the list says so.
+    /// The rest of a release's way, when its commit is here.
     async fn list(
         &self,
         repository: Repository,
-        (mut channel, revision): (Channel, i64),
+        channel: (Channel, i64),
         release: Release,
         upstream: Option<&Record>,
         step: impl Fn(&str) + Send + Sync,
     ) -> Result<Release, ChannelError> {
         step("signing it");
         let signer = Arc::new(self.signer().await?);
+        let listed = self.list_signed(repository, channel, release, upstream, (&signer, step)).await;
+        put_away(signer).await;
+        listed
+    }
+
+    /// Signature, ref, delta; then the list says so.
+    async fn list_signed(
+        &self,
+        repository: Repository,
+        (mut channel, revision): (Channel, i64),
+        release: Release,
+        upstream: Option<&Record>,
+        (signer, step): (&Arc<Signer>, impl Fn(&str) + Send + Sync),
+    ) -> Result<Release, ChannelError> {
         let (name, number) = (channel.name.clone(), release.number);
         let (own, commit) = (format!("nkd/{name}/{number}"), release.commit.clone());
-        let (ours, by) = (repository.clone(), Arc::clone(&signer));
+        let (ours, by) = (repository.clone(), Arc::clone(signer));
         blocking(move || {
             ours.sign(&commit, &by)?;
             ours.point(&own, &commit)
@@ -212,8 +227,8 @@ impl Channels {
             self.store.save_channel(&channel, revision).await?;
         }
         step("writing the summary");
-        let (channels, profile) = (self.store.channels().await?, channel.profile);
-        let settled = blocking(move || settle(&repository, &channels, &profile, &signer)).await;
+        let (channels, profile, by) = (self.store.channels().await?, channel.profile, Arc::clone(signer));
+        let settled = blocking(move || settle(&repository, &channels, &profile, &by)).await;
         if let Err(error) = settled {
             // It is published: nodes pull by commit. The next start, or the next release, writes the summary.
             tracing::error!(error = &error as &dyn std::error::Error, channel = name, "the summary is not written");
