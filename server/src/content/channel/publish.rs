@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 
 use super::delta::origins;
 use super::mirror::Record;
+use super::polled::NEEDED_FOR;
 use super::program::ProgramError;
 use super::repository::Keys;
 use super::signer::Signer;
@@ -203,7 +204,8 @@ impl Channels {
             channel.releases.push(release.clone());
         }
         let (ours, commit) = (repository.clone(), release.commit.clone());
-        let origins = origins(&channel, &self.store.machines().await?);
+        let polled = self.store.polled(&name, release.published_at - NEEDED_FOR).await?;
+        let origins = origins(&channel, &self.store.machines().await?, &polled);
         for from in blocking(move || ours.missing(origins, &commit)).await? {
             // The next start makes the others.
             if self.stop.is_cancelled() {
