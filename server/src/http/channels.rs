@@ -24,7 +24,7 @@ use super::error::chain;
 use super::extract::{Json, Path, lines_of};
 use super::page_cache::PageCache;
 use super::{ApiError, Connection};
-use crate::content::channel::ChannelError;
+use crate::content::channel::{ChannelError, joined};
 use crate::content::image::profile;
 use crate::service::Service;
 
@@ -129,7 +129,8 @@ where
     let steps = lines.clone();
     // What is done now is worth less than doing it: a full channel loses it.
     let working = work(Box::new(move |name| drop(steps.try_send(PublishUpdate::Step { name: name.to_owned() }))));
-    tokio::spawn(async move {
+    let channels = Arc::clone(&service.channels);
+    channels.carry_out(async move {
         let last = match working.await {
             Ok(release) => PublishUpdate::Done { release: Box::new(release) },
             Err(error) => {
@@ -181,10 +182,16 @@ pub(super) async fn prune(
     if !order.dry_run {
         caller.audit(&service, "channel.prune", &name, &format!("keep {}", order.keep)).await?;
     }
-    match service.channels.prune(&name, order, &caller.0.name, OffsetDateTime::now_utc()).await {
+    let channels = Arc::clone(&service.channels);
+    // It goes on if the caller leaves.
+    let pruning = service
+        .channels
+        .carry_out(async move { channels.prune(&name, order, &caller.0.name, OffsetDateTime::now_utc()).await });
+    match joined(pruning).await {
         Ok(pruned) => Ok(Json(pruned)),
         Err(ChannelError::Store(error)) => Err(error.into()),
         Err(error @ ChannelError::NoChannel(_)) => Err(ApiError::not_found(error.to_string())),
+        Err(error @ ChannelError::Stopped) => Err(ApiError::unavailable(error.to_string())),
         Err(error) => Err(ApiError::invalid(chain(&error))),
     }
 }

@@ -43,6 +43,8 @@ use crate::store::{Seal, SealError, Store, StoreError};
 
 /// How long everything together may take to end after SIGTERM.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
+/// How long what is cut off then may take to clear away behind it.
+const END_LIMIT: Duration = Duration::from_secs(2);
 /// How long closing the database may take after that.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// How often short-lived rows are dropped.
@@ -123,7 +125,8 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         channels: Arc::new(
             Channels::new(store.clone(), &settings.state_dir)
                 .with_metrics(channel_metrics)
-                .with_grace(settings.channels.grace),
+                .with_grace(settings.channels.grace)
+                .with_stop(stop.clone()),
         ),
         oci: Arc::clone(&oci),
         anonymous_pull: settings.registry.anonymous_pull,
@@ -233,9 +236,9 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     tasks.spawn(sightings.run(stop.clone()));
     tasks.spawn(health.run(stop.clone()));
     tasks.spawn(prune(store.clone(), stop.clone()));
-    tasks.spawn(channel::mirror::run(Arc::clone(&service.channels), stop.clone()));
-    tasks.spawn(channel::delta::run(Arc::clone(&service.channels), registry.subscribe(), stop.clone()));
-    tasks.spawn(channel::retire::run(Arc::clone(&service.channels), stop.clone()));
+    tasks.spawn(channel::mirror::run(Arc::clone(&service.channels)));
+    tasks.spawn(channel::delta::run(Arc::clone(&service.channels), registry.subscribe()));
+    tasks.spawn(channel::retire::run(Arc::clone(&service.channels)));
     tasks.spawn(tidy_registry(Arc::clone(&service), stop.clone()));
     tasks.spawn(look_for_silent(registry.clone(), stop.clone()));
     tasks.spawn(bringup::run(Arc::clone(&service), stop.clone()));
@@ -252,8 +255,19 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     stop.cancel();
-    if tokio::time::timeout(DRAIN_LIMIT, tasks.wait()).await.is_err() {
+    let drained = async {
+        tasks.wait().await;
+        // Nobody gives orders any more. Those that were given go on, whether or not their callers are there.
+        service.channels.ended().await;
+    };
+    let mut drained = std::pin::pin!(drained);
+    if tokio::time::timeout(DRAIN_LIMIT, &mut drained).await.is_err() {
         tracing::warn!(left = tasks.len(), "the drain limit is over");
+        // What they were at is begun again, or made right, at the next start.
+        channel::end_programs();
+        if tokio::time::timeout(END_LIMIT, drained).await.is_err() {
+            tracing::warn!("something does not end");
+        }
     }
     if tokio::time::timeout(CLOSE_LIMIT, store.close()).await.is_err() {
         tracing::warn!("the state database was still in use; nothing that was acknowledged is lost");

@@ -1,7 +1,8 @@
 //! Differences between releases: which of them nodes need (pure), and the job that makes them.
 //!
 //! A node fetches one file from what it runs to where it goes, instead of every object that changed. They are made from
-//! the commits that most machines run, and from the release before, which those that come new run.
+//! the commits that most machines run, and from the release before, which those that come new run. Systems that only ask
+//! for the update graph count as one machine for each release that they run: how many they are nobody knows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,11 +10,12 @@ use std::time::Duration;
 
 use nkd_api::channel::Channel;
 use nkd_api::machine::{Machine, MachineEvent};
+use time::OffsetDateTime;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
-use tokio_util::sync::CancellationToken;
 
-use super::{ChannelError, Channels, Repository, blocking, settle};
+use super::polled::NEEDED_FOR;
+use super::{ChannelError, Channels, Polled, Repository, blocking, settle};
 
 /// From so many commits at most; the rest of the machines fetch objects.
 const MOST: usize = 4;
@@ -25,14 +27,15 @@ const GATHER: Duration = Duration::from_secs(3);
 /// Where machines come from that go to the newest release: the commonest first, then the release before. Commits that
 /// are not in the repository are for the caller to leave out.
 #[must_use]
-pub fn origins(channel: &Channel, machines: &[Machine]) -> Vec<String> {
+pub fn origins(channel: &Channel, machines: &[Machine], polled: &[Polled]) -> Vec<String> {
     let Some(newest) = channel.newest().filter(|newest| newest.dead_end.is_none()) else { return Vec::new() };
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     let facts = machines.iter().filter_map(|machine| machine.facts.as_ref());
-    for facts in facts.filter(|facts| facts.architecture == channel.architecture) {
-        if let Some(commit) = facts.booted_deployment.as_deref().filter(|commit| *commit != newest.commit) {
-            *counts.entry(commit).or_default() += 1;
-        }
+    let ours = facts.filter(|facts| facts.architecture == channel.architecture);
+    let ours = ours.filter_map(|facts| facts.booted_deployment.as_deref());
+    let others = polled.iter().map(|polled| polled.commit.as_str());
+    for commit in ours.chain(others).filter(|commit| *commit != newest.commit) {
+        *counts.entry(commit).or_default() += 1;
     }
     let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
     counts.sort_by_key(|(commit, count)| (std::cmp::Reverse(*count), *commit));
@@ -49,11 +52,12 @@ impl Channels {
     ///
     /// # Errors
     /// [`ChannelError`]; nodes fetch objects then.
-    pub async fn make_deltas(&self) -> Result<(), ChannelError> {
+    pub async fn make_deltas(&self, now: OffsetDateTime) -> Result<(), ChannelError> {
         let machines = self.store.machines().await?;
         for channel in self.store.channels().await? {
             let Some(newest) = channel.newest().map(|newest| newest.commit.clone()) else { continue };
-            let (folder, origins) = (self.folder().join(&channel.profile), origins(&channel, &machines));
+            let polled = self.store.polled(&channel.name, now - NEEDED_FOR).await?;
+            let (folder, origins) = (self.folder().join(&channel.profile), origins(&channel, &machines, &polled));
             let to = newest.clone();
             let missing = blocking(move || match Repository::at(&folder) {
                 Ok(repository) => repository.missing(origins, &to),
@@ -62,7 +66,10 @@ impl Channels {
             })
             .await?;
             for from in missing {
-                let _writing = self.writing.lock().await;
+                let _writing = self.turn().await?;
+                if self.stop.is_cancelled() {
+                    return Err(ChannelError::Stopped);
+                }
                 // A release may have come meanwhile, or one may have gone.
                 let channels = self.store.channels().await?;
                 let is_newest = |c: &Channel| c.name == channel.name && c.newest().is_some_and(|r| r.commit == newest);
@@ -100,10 +107,15 @@ impl Repository {
 }
 
 /// Makes differences when machines tell that they run something else, until the service stops.
-pub async fn run(channels: Arc<Channels>, mut events: broadcast::Receiver<MachineEvent>, stop: CancellationToken) {
+#[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
+pub async fn run(channels: Arc<Channels>, mut events: broadcast::Receiver<MachineEvent>) {
     loop {
-        if let Err(error) = channels.make_deltas().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "a difference between releases could not be made");
+        match channels.make_deltas(OffsetDateTime::now_utc()).await {
+            Ok(()) | Err(ChannelError::Stopped) => {}
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "a difference between releases could not be made");
+            }
         }
         let told = async {
             loop {
@@ -115,7 +127,7 @@ pub async fn run(channels: Arc<Channels>, mut events: broadcast::Receiver<Machin
             }
         };
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = channels.stop.cancelled() => return,
             () = told => tokio::time::sleep(GATHER).await,
             () = tokio::time::sleep(TICK) => {}
         }

@@ -2,7 +2,6 @@
 
 use nkd_api::channel::Release;
 use nkd_api::facts::Facts;
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::*;
@@ -41,14 +40,24 @@ fn machines(runs: &[(&str, usize)], architecture: &str) -> Vec<Machine> {
 fn the_commonest_come_first_and_the_release_before_last() {
     let channel = channel(&["a", "b", "c", "d", "e", "f", "new"]);
     let runs = machines(&[("a", 1), ("b", 5), ("c", 2), ("d", 3), ("other", 4), ("new", 9)], "x86_64");
-    assert_eq!(origins(&channel, &runs), ["b", "other", "d", "c", "f"]);
-    assert_eq!(origins(&channel, &machines(&[("f", 1)], "x86_64")), ["f"], "once");
-    assert_eq!(origins(&channel, &machines(&[("b", 5)], "aarch64")), ["f"], "of another architecture");
+    assert_eq!(origins(&channel, &runs, &[]), ["b", "other", "d", "c", "f"]);
+    assert_eq!(origins(&channel, &machines(&[("f", 1)], "x86_64"), &[]), ["f"], "once");
+    assert_eq!(origins(&channel, &machines(&[("b", 5)], "aarch64"), &[]), ["f"], "of another architecture");
+}
+
+#[test]
+fn whoever_only_asks_for_the_graph_counts_as_one_machine() {
+    let channel = channel(&["a", "b", "c", "d", "new"]);
+    let polled = |commit: &str| Polled { commit: commit.into(), node: String::new(), at: OffsetDateTime::UNIX_EPOCH };
+    let polled = ["a", "c", "new"].map(polled);
+    assert_eq!(origins(&channel, &[], &polled), ["a", "c", "d"]);
+    let runs = machines(&[("b", 2), ("c", 1)], "x86_64");
+    assert_eq!(origins(&channel, &runs, &polled), ["b", "c", "a", "d"]);
 }
 
 #[test]
 fn nobody_goes_to_a_dead_end() {
     let mut channel = channel(&["a", "b"]);
     channel.releases[1].dead_end = Some("it eats disks".into());
-    assert_eq!(origins(&channel, &machines(&[("a", 5)], "x86_64")), [""; 0]);
+    assert_eq!(origins(&channel, &machines(&[("a", 5)], "x86_64"), &[]), [""; 0]);
 }

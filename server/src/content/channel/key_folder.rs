@@ -5,20 +5,15 @@
 //! works with it, and the next start removes those that nobody holds. Several services may run on a host.
 #![expect(clippy::disallowed_methods, reason = "makes and removes folders, on threads for that")]
 
-use std::ffi::OsString;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
-use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::io::{Errno, retry_on_intr};
-use rustix::process::{Pid, PidfdFlags, Signal};
 use tempfile::TempDir;
 
-use super::program::run;
+use super::gpg_agent;
 
 /// Folders in memory that are there on usual systems.
 const IN_MEMORY: [&str; 2] = ["/dev/shm", "/run/shm"];
@@ -26,12 +21,12 @@ const IN_MEMORY: [&str; 2] = ["/dev/shm", "/run/shm"];
 const PREFIX: &str = "nkd-key-";
 /// A folder is taken away by somebody who tidies between two system calls: more than once in a row is no accident.
 const ATTEMPTS: usize = 16;
-/// How long a process that was killed may take to be gone, in seconds.
-const LONGEST_END: i64 = 5;
 
 /// The folder, which goes when this goes.
 pub(super) struct KeyFolder {
     folder: TempDir,
+    /// Where gpg's agent listens. It is known from the beginning: at the end no program may be started any more.
+    agent: PathBuf,
     _lock: File,
 }
 
@@ -49,7 +44,8 @@ impl KeyFolder {
             if let Some(lock) = hold(folder.path())? {
                 // No key of ours is on a card, and what looks for cards would be one more process.
                 std::fs::write(folder.path().join("gpg-agent.conf"), "disable-scdaemon\n")?;
-                return Ok(Self { folder, _lock: lock });
+                let agent = gpg_agent::address(folder.path()).map_err(io::Error::other)?;
+                return Ok(Self { folder, agent, _lock: lock });
             }
         }
         Err(io::ErrorKind::ResourceBusy.into())
@@ -62,7 +58,7 @@ impl KeyFolder {
 
 impl Drop for KeyFolder {
     fn drop(&mut self) {
-        end_agent(self.path());
+        end_agent(self.path(), &self.agent);
     }
 }
 
@@ -72,7 +68,10 @@ pub(super) fn tidy(state_dir: &Path) {
     for folder in parents.flat_map(folders) {
         let removed = match hold(&folder) {
             Ok(Some(_lock)) => {
-                end_agent(&folder);
+                match gpg_agent::address(&folder) {
+                    Ok(agent) => end_agent(&folder, &agent),
+                    Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "gpg's agent is not found"),
+                }
                 std::fs::remove_dir_all(&folder)
             }
             // Somebody works with it, or just took it away.
@@ -116,62 +115,16 @@ fn hold(folder: &Path) -> io::Result<Option<File>> {
     Ok(there.then_some(lock))
 }
 
-/// Ends gpg's agent of this folder; it has ended when this returns. Told to end, it would take its time, and a service that
-/// stopped meanwhile would leave behind a process that knows the key. There is nothing that it would lose.
-fn end_agent(home: &Path) {
-    let Some(process) = agent(home) else { return };
-    let said = rustix::process::pidfd_send_signal(&process, Signal::KILL);
-    let mut ended = [PollFd::new(&process, PollFlags::IN)];
-    let limit = Timespec { tv_sec: LONGEST_END, tv_nsec: 0 };
-    let waited = said.and_then(|()| retry_on_intr(|| rustix::event::poll(&mut ended, Some(&limit))));
-    if !matches!(waited, Ok(1) | Err(Errno::SRCH)) {
-        tracing::warn!(folder = %home.display(), "the gpg-agent that knows an unpacked key does not end");
+fn end_agent(folder: &Path, agent: &Path) {
+    if let Err(error) = gpg_agent::end(agent) {
+        tracing::warn!(folder = %folder.display(), %error, "the gpg-agent that knows an unpacked key does not end");
     }
-}
-
-/// The process of gpg's agent, if there is one.
-fn agent(home: &Path) -> Option<OwnedFd> {
-    let number = agent_number(home)?;
-    let process = rustix::process::pidfd_open(number, PidfdFlags::empty()).ok()?;
-    // Had it ended meanwhile, its number could be another's. It lives, so this is it.
-    (agent_number(home) == Some(number)).then_some(process)
-}
-
-fn agent_number(home: &Path) -> Option<Pid> {
-    let mut words = vec![OsString::from("--homedir"), home.into()];
-    words.extend(["--no-autostart", "getinfo pid", "/bye"].map(OsString::from));
-    let said = String::from_utf8(run("gpg-connect-agent", "gnupg", &words, b"").ok()?).ok()?;
-    Pid::from_raw(said.lines().find_map(|line| line.strip_prefix("D ")?.parse().ok())?)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::gpg_agent::tests::{launch, lives, private};
     use super::*;
-
-    /// As a service that was killed leaves it: not held, with an agent; its process.
-    fn left(folder: &Path) -> i32 {
-        std::fs::create_dir(folder).unwrap();
-        std::fs::set_permissions(folder, Permissions::from_mode(0o700)).unwrap();
-        launch(folder)
-    }
-
-    /// Starts an agent; its process.
-    fn launch(folder: &Path) -> i32 {
-        let home = ["--homedir".into(), OsString::from(folder)];
-        let say = |program, words: &[&str]| {
-            let words: Vec<_> = home.iter().cloned().chain(words.iter().map(OsString::from)).collect();
-            String::from_utf8(run(program, "gnupg", &words, b"").unwrap()).unwrap()
-        };
-        say("gpgconf", &["--launch", "gpg-agent"]);
-        let said = say("gpg-connect-agent", &["getinfo pid", "/bye"]);
-        said.lines().find_map(|line| line.strip_prefix("D ")?.parse().ok()).unwrap()
-    }
-
-    fn lives(process: i32) -> bool {
-        // Its parent may not have been told yet that it ended.
-        let status = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-        status.contains("(gpg-agent)") && !status.contains(") Z ")
-    }
 
     #[test]
     fn it_is_for_nobody_else() {
@@ -184,7 +137,8 @@ mod tests {
     fn what_a_killed_service_left_is_removed_and_what_a_living_one_works_with_is_not() {
         let state = tempfile::tempdir().unwrap();
         let (gone, held) = (state.path().join("nkd-key-gone"), KeyFolder::make_in(state.path()).unwrap());
-        let agent = left(&gone);
+        private(&gone);
+        let agent = launch(&gone);
         assert!(lives(agent));
         let (other, link) = (state.path().join("other"), state.path().join("nkd-key-link"));
         std::fs::create_dir(&other).unwrap();

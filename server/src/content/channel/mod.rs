@@ -8,6 +8,7 @@
 pub mod delta;
 mod detached;
 mod ed25519;
+mod gpg_agent;
 mod key_folder;
 pub mod metrics;
 pub mod mirror;
@@ -32,12 +33,15 @@ use std::sync::PoisonError;
 use nkd_api::agent::ReleaseSource;
 use nkd_api::channel::{Channel, MarkOrder, Release, UnknownRelease};
 use time::OffsetDateTime;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use self::metrics::Metrics;
 use self::polled::Noted;
 pub use self::polled::Polled;
-pub use self::program::ProgramError;
+pub use self::program::{ProgramError, end_programs};
 use self::reads::Reads;
 pub use self::repository::Repository;
 use self::signer::Signer;
@@ -229,8 +233,8 @@ pub struct Channels {
     /// One at a time writes.
     writing: Mutex<()>,
     metrics: Metrics,
-    /// A mirror is to look, or to follow something else.
-    mirrors: Notify,
+    /// A mirror is to look, or to follow something else, or nothing.
+    mirrors: watch::Sender<()>,
     /// What channels follow changes, or a release of an upstream is published.
     following: Mutex<()>,
     /// What clients read of the repositories.
@@ -240,6 +244,9 @@ pub struct Channels {
     polled: std::sync::Mutex<Noted>,
     /// How long a retired commit stays, and how long after somebody has read of it.
     grace: time::Duration,
+    /// The service stops: what is under way comes to its end, and nothing more begins.
+    stop: CancellationToken,
+    orders: TaskTracker,
 }
 
 impl Channels {
@@ -247,7 +254,7 @@ impl Channels {
     #[must_use]
     pub fn new(store: Store, state_dir: &Path) -> Self {
         let (writing, following) = (Mutex::new(()), Mutex::new(()));
-        let (metrics, mirrors) = (Metrics::default(), Notify::new());
+        let (metrics, mirrors) = (Metrics::default(), watch::Sender::new(()));
         let (reads, unknown, polled) =
             (std::sync::Mutex::default(), std::sync::Mutex::default(), std::sync::Mutex::default());
         Self {
@@ -261,6 +268,37 @@ impl Channels {
             unknown,
             polled,
             grace: GRACE,
+            stop: CancellationToken::new(),
+            orders: TaskTracker::new(),
+        }
+    }
+
+    /// Begins nothing more when this is cancelled.
+    #[must_use]
+    pub fn with_stop(self, stop: CancellationToken) -> Self {
+        Self { stop, ..self }
+    }
+
+    /// Carries an order out, whether somebody waits for it or not: [`Self::ended`] does.
+    pub fn carry_out<F>(&self, order: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        self.orders.spawn(order)
+    }
+
+    /// Every order that was given has come to its end. To be called when no more are given.
+    pub async fn ended(&self) {
+        self.orders.close();
+        self.orders.wait().await;
+    }
+
+    /// The right to write. Who has to wait for it gives up when the service stops.
+    async fn turn(&self) -> Result<MutexGuard<'_, ()>, ChannelError> {
+        tokio::select! {
+            biased;
+            writing = self.writing.lock() => Ok(writing),
+            () = self.stop.cancelled() => Err(ChannelError::Stopped),
         }
     }
 
@@ -396,7 +434,7 @@ impl Channels {
     /// # Errors
     /// [`ChannelError`]; nodes that pull by commit are served all the same.
     pub async fn settle(&self) -> Result<(), ChannelError> {
-        let _writing = self.writing.lock().await;
+        let _writing = self.turn().await?;
         let channels = self.store.channels().await?;
         let profiles: BTreeSet<&str> = channels.iter().map(|c| c.profile.as_str()).collect();
         for profile in profiles {
@@ -457,8 +495,9 @@ impl Channels {
             Ok((signer, secret, seed))
         });
         let (signer, secret, seed) = made.await?;
-        if is_new {
-            self.store.save_secrets(&[(SIGNING_KEY, &secret), (ED25519_KEY, &seed)]).await?;
+        if is_new && let Err(error) = self.store.save_secrets(&[(SIGNING_KEY, &secret), (ED25519_KEY, &seed)]).await {
+            put_away(signer).await;
+            return Err(error.into());
         }
         // Nobody is told to trust a key that a kill could lose.
         let (folder, files) = (self.folder(), [self.key_file(), self.ed25519_key_file()]);
@@ -534,10 +573,28 @@ fn write(folder: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.persist(path).map(drop).map_err(|error| error.error)
 }
 
+/// The folder of the unpacked key goes, which takes its time: on a thread for that.
+async fn put_away(signer: impl Send + 'static) {
+    // It does not fail: what is left goes at the next start.
+    let _ = blocking(move || {
+        drop(signer);
+        Ok(())
+    })
+    .await;
+}
+
 async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> Result<T, ChannelError> + Send + 'static,
 ) -> Result<T, ChannelError> {
-    match tokio::task::spawn_blocking(job).await {
+    joined(tokio::task::spawn_blocking(job)).await
+}
+
+/// What came of a task.
+///
+/// # Errors
+/// Its own, and [`ChannelError::Stopped`].
+pub async fn joined<T>(task: JoinHandle<Result<T, ChannelError>>) -> Result<T, ChannelError> {
+    match task.await {
         Ok(result) => result,
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         Err(_) => Err(ChannelError::Stopped),

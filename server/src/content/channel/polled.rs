@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use time::{Duration, OffsetDateTime};
 
-use super::unknown::printable;
+use super::unknown::node_name;
 
 /// From one time that a release is written down to the next.
 const STEP: Duration = Duration::hours(1);
@@ -43,7 +43,7 @@ impl Noted {
             return None;
         }
         self.at.insert(key, now);
-        Some(Polled { commit: commit.to_owned(), node: node.map(printable).unwrap_or_default(), at: now })
+        Some(Polled { commit: commit.to_owned(), node: node.map(node_name).unwrap_or_default(), at: now })
     }
 
     /// It could not be written down, or is there no more.

@@ -1,11 +1,22 @@
 //! Runs the programs that hold the formats: `ostree` and `gpg`.
+//!
+//! A thread waits for each. Nothing of that can be given up from outside, so those that run are known by their numbers: a
+//! service whose time to stop is over ends them. Each leads a process group, which ends with it. So an interrupt from the
+//! keyboard is the service's alone, and what was ordered comes to its end.
 
 #![expect(clippy::disallowed_methods, reason = "runs programs")]
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io::{self, Write as _};
-use std::process::{Command, Output, Stdio};
+use std::io::{self, Read, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
+
+use rustix::io::retry_on_intr;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 /// A program could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +51,23 @@ pub enum ProgramError {
         #[source]
         source: io::Error,
     },
+    /// No program is started any more.
+    #[error("the service is stopping: try again")]
+    Stopped,
+}
+
+/// The programs that this service runs.
+static PROGRAMS: Programs = Programs { running: Mutex::new(Some(BTreeSet::new())) };
+
+/// Programs that run.
+struct Programs {
+    /// None: they were ended, and no more are started.
+    running: Mutex<Option<BTreeSet<i32>>>,
+}
+
+/// Ends the programs that [`run`] waits for, and starts none any more.
+pub fn end_programs() {
+    PROGRAMS.end();
 }
 
 impl ProgramError {
@@ -56,16 +84,92 @@ pub(super) fn run<S: AsRef<OsStr>>(
     words: &[S],
     input: &[u8],
 ) -> Result<Vec<u8>, ProgramError> {
-    let lost = |source| ProgramError::Lost { program, source };
-    let mut command = Command::new(program);
-    command.args(words).env("LC_ALL", "C.UTF-8").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|source| ProgramError::Start { program, package, source })?;
-    if let Some(mut pipe) = child.stdin.take() {
-        // It may not want to hear it all; its exit code tells. A key is small enough for the pipe.
-        let _ = pipe.write_all(input);
+    PROGRAMS.run(program, package, words, input)
+}
+
+impl Programs {
+    fn run<S: AsRef<OsStr>>(
+        &self,
+        program: &'static str,
+        package: &'static str,
+        words: &[S],
+        input: &[u8],
+    ) -> Result<Vec<u8>, ProgramError> {
+        let mut command = Command::new(program);
+        command.args(words).env("LC_ALL", "C.UTF-8").process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = self.start(command).map_err(|error| match error {
+            Some(source) => ProgramError::Start { program, package, source },
+            None => ProgramError::Stopped,
+        })?;
+        let heard = hear(&mut child, input);
+        if heard.is_err() {
+            // The first to know is who waits for it.
+            let _ = child.kill();
+        }
+        let ended = self.wait(&mut child).and_then(|status| {
+            let (stdout, stderr) = heard?;
+            Ok(Output { status, stdout, stderr })
+        });
+        judged(program, words, ended.map_err(|source| ProgramError::Lost { program, source })?)
     }
-    let output = child.wait_with_output().map_err(lost)?;
-    judged(program, words, output)
+
+    fn running(&self) -> MutexGuard<'_, Option<BTreeSet<i32>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// None: it is too late.
+    fn start(&self, mut command: Command) -> Result<Child, Option<io::Error>> {
+        // Under the lock, so that whoever ends them knows all of them.
+        let mut running = self.running();
+        let Some(running) = running.as_mut() else { return Err(None) };
+        let child = command.spawn()?;
+        running.insert(Pid::from_child(&child).as_raw_pid());
+        Ok(child)
+    }
+
+    fn wait(&self, child: &mut Child) -> io::Result<std::process::ExitStatus> {
+        let number = Pid::from_child(child);
+        // Its number is its own until somebody asks how it ended. Then it must not be known here any more.
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let waited = retry_on_intr(|| waitid(WaitId::Pid(number), options));
+        if let Some(running) = self.running().as_mut() {
+            running.remove(&number.as_raw_pid());
+        }
+        waited?;
+        child.wait()
+    }
+
+    fn end(&self) {
+        let mut running = self.running();
+        for number in running.take().into_iter().flatten().filter_map(Pid::from_raw) {
+            // Those that have ended are not told to.
+            let _ = kill_process_group(number, Signal::KILL);
+        }
+    }
+}
+
+/// Says `input` to a program; what it prints, and what it complains of.
+fn hear(child: &mut Child, input: &[u8]) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    thread::scope(|scope| {
+        let complaining = thread::Builder::new().spawn_scoped(scope, || all_of(stderr))?;
+        if let Some(mut pipe) = stdin {
+            // It may not want to hear it all; its exit code tells. A key is small enough for the pipe.
+            let _ = pipe.write_all(input);
+        }
+        let printed = all_of(stdout);
+        let complained = complaining.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((printed?, complained?))
+    })
+}
+
+fn all_of(pipe: Option<impl Read>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some(mut pipe) = pipe {
+        pipe.read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// Runs `program` to its end, or ends it: after `limit`, or when nobody waits for it any more.
@@ -77,8 +181,11 @@ pub(super) async fn run_within<S: AsRef<OsStr>>(
 ) -> Result<(), ProgramError> {
     let mut command = tokio::process::Command::new(program);
     command.args(words).env("LC_ALL", "C.UTF-8").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child =
-        command.kill_on_drop(true).spawn().map_err(|source| ProgramError::Start { program, package, source })?;
+    let child = command.process_group(0).kill_on_drop(true).spawn().map_err(|source| ProgramError::Start {
+        program,
+        package,
+        source,
+    })?;
     match tokio::time::timeout(limit, child.wait_with_output()).await {
         Ok(Ok(output)) => judged(program, words, output).map(drop),
         Ok(Err(source)) => Err(ProgramError::Lost { program, source }),
@@ -103,4 +210,45 @@ fn judged<S: AsRef<OsStr>>(program: &'static str, words: &[S], output: Output) -
 fn verb<S: AsRef<OsStr>>(words: &[S]) -> String {
     let words = words.iter().map(|word| word.as_ref().to_string_lossy());
     words.into_iter().find(|word| !word.starts_with('-')).unwrap_or_default().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn programs() -> Programs {
+        Programs { running: Mutex::new(Some(BTreeSet::new())) }
+    }
+
+    #[test]
+    fn much_is_heard_of_both_and_nothing_is_remembered() {
+        let programs = programs();
+        let much = "head -c 300000 /dev/zero >&2; head -c 300000 /dev/zero; cat";
+        assert_eq!(programs.run("sh", "dash", &["-c", much], b"said").unwrap().len(), 300_004);
+        let refused = programs.run("sh", "dash", &["-c", "echo error: no >&2; exit 3"], b"").unwrap_err();
+        assert!(refused.says("no") && !refused.says("error"), "{refused}");
+        assert!(matches!(programs.run("/nowhere/program", "none", &[""], b""), Err(ProgramError::Start { .. })));
+        assert_eq!(*programs.running(), Some(BTreeSet::new()));
+    }
+
+    #[test]
+    fn those_that_run_are_ended_with_what_they_started_and_no_more_are_started() {
+        let programs = programs();
+        let begun = Instant::now();
+        let limit = Duration::from_secs(20);
+        thread::scope(|scope| {
+            // Whoever it started holds the pipe too.
+            let running = scope.spawn(|| programs.run("sh", "dash", &["-c", "sleep 40 & wait"], b""));
+            while programs.running().as_ref().is_some_and(BTreeSet::is_empty) && begun.elapsed() < limit {
+                thread::yield_now();
+            }
+            programs.end();
+            let ended = running.join().unwrap().unwrap_err();
+            assert!(ended.says("signal: 9"), "{ended}");
+        });
+        assert!(begun.elapsed() < limit);
+        assert!(matches!(programs.run("true", "coreutils", &[""], b""), Err(ProgramError::Stopped)));
+    }
 }

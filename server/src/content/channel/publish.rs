@@ -9,10 +9,12 @@ use time::OffsetDateTime;
 
 use super::delta::origins;
 use super::mirror::Record;
+use super::polled::NEEDED_FOR;
 use super::program::ProgramError;
 use super::repository::Keys;
+use super::signer::Signer;
 use super::source::Source;
-use super::{ChannelError, Channels, Repository, blocking, settle, wrong};
+use super::{ChannelError, Channels, Repository, blocking, put_away, settle, wrong};
 use crate::content::image::profile;
 use crate::machine::lifecycle::{NAME_RULE, valid_name};
 
@@ -53,7 +55,7 @@ impl Channels {
         let (path, wanted, folder) = (order.ostree.clone(), order.reference.clone(), self.folder());
         let look = move || Found::look(Source::open(Path::new(&path), wanted.as_deref(), &folder)?);
         let found = blocking(look).await?;
-        let _writing = self.writing.lock().await;
+        let _writing = self.turn().await?;
         let (profile, architecture) = (order.profile.as_deref(), order.architecture.as_deref());
         let (channel, revision) = match self.store.channel(name).await? {
             Some((channel, revision)) => (channel, revision),
@@ -122,7 +124,7 @@ impl Channels {
         if order.to == name {
             return Err(wrong("to", "that is the channel itself: name another one"));
         }
-        let _writing = self.writing.lock().await;
+        let _writing = self.turn().await?;
         let (source, _) = self.store.channel(name).await?.ok_or_else(|| ChannelError::NoChannel(name.into()))?;
         let release = match order.release {
             Some(number) => {
@@ -164,20 +166,34 @@ impl Channels {
         self.list(repository, (target, revision), release, None, step).await
     }
 
-    /// The rest of a release's way, when its commit is here: signature, ref, delta; then the list says so.
+    /// The rest of a release's way, when its commit is here.
     async fn list(
         &self,
         repository: Repository,
-        (mut channel, revision): (Channel, i64),
+        channel: (Channel, i64),
         release: Release,
         upstream: Option<&Record>,
         step: impl Fn(&str) + Send + Sync,
     ) -> Result<Release, ChannelError> {
         step("signing it");
         let signer = Arc::new(self.signer().await?);
+        let listed = self.list_signed(repository, channel, release, upstream, (&signer, step)).await;
+        put_away(signer).await;
+        listed
+    }
+
+    /// Signature, ref, delta; then the list says so.
+    async fn list_signed(
+        &self,
+        repository: Repository,
+        (mut channel, revision): (Channel, i64),
+        release: Release,
+        upstream: Option<&Record>,
+        (signer, step): (&Arc<Signer>, impl Fn(&str) + Send + Sync),
+    ) -> Result<Release, ChannelError> {
         let (name, number) = (channel.name.clone(), release.number);
         let (own, commit) = (format!("nkd/{name}/{number}"), release.commit.clone());
-        let (ours, by) = (repository.clone(), Arc::clone(&signer));
+        let (ours, by) = (repository.clone(), Arc::clone(signer));
         blocking(move || {
             ours.sign(&commit, &by)?;
             ours.point(&own, &commit)
@@ -188,8 +204,13 @@ impl Channels {
             channel.releases.push(release.clone());
         }
         let (ours, commit) = (repository.clone(), release.commit.clone());
-        let origins = origins(&channel, &self.store.machines().await?);
+        let polled = self.store.polled(&name, release.published_at - NEEDED_FOR).await?;
+        let origins = origins(&channel, &self.store.machines().await?, &polled);
         for from in blocking(move || ours.missing(origins, &commit)).await? {
+            // The next start makes the others.
+            if self.stop.is_cancelled() {
+                break;
+            }
             step(&format!("making the difference from {}", from.split_at(12).0));
             let (ours, commit) = (repository.clone(), release.commit.clone());
             if let Err(error) = blocking(move || ours.delta(&from, &commit)).await {
@@ -208,8 +229,8 @@ impl Channels {
             self.store.save_channel(&channel, revision).await?;
         }
         step("writing the summary");
-        let (channels, profile) = (self.store.channels().await?, channel.profile);
-        let settled = blocking(move || settle(&repository, &channels, &profile, &signer)).await;
+        let (channels, profile, by) = (self.store.channels().await?, channel.profile, Arc::clone(signer));
+        let settled = blocking(move || settle(&repository, &channels, &profile, &by)).await;
         if let Err(error) = settled {
             // It is published: nodes pull by commit. The next start, or the next release, writes the summary.
             tracing::error!(error = &error as &dyn std::error::Error, channel = name, "the summary is not written");

@@ -12,7 +12,6 @@ use std::time::Duration;
 use nkd_api::channel::{Channel, KeptRelease, PruneOrder, Pruned, Release};
 use nkd_api::user::AuditEntry;
 use time::OffsetDateTime;
-use tokio_util::sync::CancellationToken;
 
 use super::polled::NEEDED_FOR;
 use super::prune::{Users, plan};
@@ -48,7 +47,7 @@ impl Channels {
         if order.keep == 0 {
             return Err(wrong("keep", "at least the newest release stays: say 1 or more"));
         }
-        let _writing = self.writing.lock().await;
+        let _writing = self.turn().await?;
         let (channel, revision) =
             self.store.channel(name).await?.ok_or_else(|| ChannelError::NoChannel(name.to_owned()))?;
         let (all, mut users) = (self.store.channels().await?, self.users().await?);
@@ -107,7 +106,7 @@ impl Channels {
         }
         self.reads.lock().unwrap_or_else(PoisonError::into_inner).forget(grace, now);
         for (profile, retired) in going {
-            let _writing = self.writing.lock().await;
+            let _writing = self.turn().await?;
             let (channels, users) = (self.store.channels().await?, self.users().await?);
             // A release may have come to be this commit again.
             let of_profile = || channels.iter().filter(|channel| channel.profile == profile);
@@ -169,16 +168,19 @@ impl Repository {
 }
 
 /// Removes what nobody reads any more, until the service stops.
-pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
+pub async fn run(channels: Arc<Channels>) {
     let since = OffsetDateTime::now_utc();
     let tick = Duration::try_from(channels.grace / 4).unwrap_or(TICK).clamp(Duration::from_millis(250), TICK);
     loop {
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = channels.stop.cancelled() => return,
             () = tokio::time::sleep(tick) => {}
         }
-        if let Err(error) = channels.sweep(since, OffsetDateTime::now_utc()).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "retired releases could not be removed");
+        match channels.sweep(since, OffsetDateTime::now_utc()).await {
+            Ok(()) | Err(ChannelError::Stopped) => {}
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "retired releases could not be removed");
+            }
         }
     }
 }

@@ -10,6 +10,10 @@ use time::OffsetDateTime;
 
 /// So many are remembered; the one that was heard of longest ago makes room.
 const MOST: usize = 256;
+/// Of what a system says that it runs, in characters. The name of an image stands before its digest, which tells them apart.
+const LONGEST_PAYLOAD: usize = 256;
+/// Of what it calls itself.
+const LONGEST_NODE: usize = 80;
 
 /// What was asked from, by channel and by what the system says that it runs.
 #[derive(Debug, Default)]
@@ -20,7 +24,7 @@ pub struct Unknown {
 impl Unknown {
     /// A system has asked. What it says is anybody's text.
     pub fn asked(&mut self, channel: &str, payload: &str, node: Option<&str>, now: OffsetDateTime) {
-        let payload = printable(payload);
+        let payload = printable(payload, LONGEST_PAYLOAD);
         let key = (channel.to_owned(), payload.clone());
         if !self.seen.contains_key(&key)
             && self.seen.len() >= MOST
@@ -32,7 +36,7 @@ impl Unknown {
         let seen = self.seen.entry(key).or_insert_with(new);
         seen.times += 1;
         seen.last_at = now;
-        seen.node = node.map(printable);
+        seen.node = node.map(node_name);
     }
 
     /// Those of a channel, who asked last first.
@@ -45,9 +49,13 @@ impl Unknown {
     }
 }
 
-/// What fits a line of a table: a digest with the name of its kind does.
-pub(super) fn printable(text: &str) -> String {
-    text.chars().filter(char::is_ascii_graphic).take(80).collect()
+/// What a system calls itself, as it can be shown.
+pub(super) fn node_name(text: &str) -> String {
+    printable(text, LONGEST_NODE)
+}
+
+fn printable(text: &str, longest: usize) -> String {
+    text.chars().filter(char::is_ascii_graphic).take(longest).collect()
 }
 
 #[cfg(test)]
@@ -69,6 +77,21 @@ mod tests {
         unknown.asked("edge", "c", None, at(4));
         let of: Vec<_> = unknown.of("stable").into_iter().map(|u| (u.payload, u.times, u.node, u.first_at)).collect();
         assert_eq!(of, [("a[1m".into(), 2, Some("n2".into()), at(1)), ("b".into(), 1, None, at(2))]);
+    }
+
+    #[test]
+    fn images_of_one_name_are_told_apart_by_their_digests() {
+        let image = |end: &str| format!("registry.example:5000/fedora/fedora-coreos@sha256:{}{end}", "0".repeat(63));
+        let mut unknown = Unknown::default();
+        for (seconds, end) in [(1, "1"), (2, "2"), (3, "1")] {
+            unknown.asked("stable", &image(end), Some(&"n".repeat(1000)), at(seconds));
+        }
+        let of = unknown.of("stable");
+        let times: Vec<_> = of.iter().map(|seen| (seen.payload.clone(), seen.times)).collect();
+        assert_eq!(times, [(image("1"), 2), (image("2"), 1)]);
+        assert_eq!(of[0].node.as_ref().map(String::len), Some(LONGEST_NODE));
+        unknown.asked("stable", &"x".repeat(1000), None, at(4));
+        assert_eq!(unknown.of("stable")[0].payload.len(), LONGEST_PAYLOAD);
     }
 
     #[test]

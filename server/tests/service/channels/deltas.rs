@@ -42,4 +42,12 @@ async fn a_machine_that_is_far_behind_moves_few_bytes_too() {
     let there = deltas();
     assert!(there.contains(&format!("{one}-{four}")) && there.contains(&format!("{three}-{four}")), "{there}");
     assert!(!there.contains(&format!("{two}-{four}")), "nobody runs that: {there}");
+
+    // A system that is no machine of ours asks for the graph.
+    let http = place.https().build().unwrap();
+    let graph = format!("/v1/graph?basearch=x86_64&stream=stable&os_checksum={two}&node_uuid=0a0b");
+    assert_eq!(http.get(place.api_url(&graph)).send().await.unwrap().status(), 200);
+    let five = build("5");
+    let there = deltas();
+    assert!(there.contains(&format!("{two}-{five}")) && there.contains(&format!("{one}-{five}")), "{there}");
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use serde_json::Value;
 
 use super::harness::{Place, eventually};
+use super::upstream::Upstream;
 use super::{Builder, REF, good, pull, refused, system};
 
 fn file_url(builder: &Builder) -> String {
@@ -74,7 +75,8 @@ async fn each_new_commit_of_a_signed_upstream_is_a_release() {
     place.ok(&["channel", "mirror", "stable", "--off"]);
     refused(&place.cli(&["channel", "mirror", "stable"]), "the channel `stable` follows no upstream");
     assert_eq!(releases(&place).len(), 2, "the releases stay");
-    assert!(!place.state().join("ostree/.mirror-stable").exists());
+    let folder = place.state().join("ostree/.mirror-stable");
+    eventually("its folder goes", async || (!folder.exists()).then_some(())).await;
 }
 
 // The upstream answers while commands wait.
@@ -89,7 +91,7 @@ async fn an_upstream_that_fails_or_goes_back_leaves_the_channel_as_it_is() {
     let repo = builder.repo();
     good("ostree", &["summary", &repo, "-u"]);
     // Behind HTTPS, with an authority of its own.
-    let upstream = super::upstream::Upstream::serve(&place, &builder.path("repo")).await;
+    let upstream = Upstream::serve(&place, &builder.path("repo")).await;
     let from = format!("https://{}/", upstream.address);
     let words = [
         "channel",
@@ -143,19 +145,28 @@ async fn an_upstream_that_fails_or_goes_back_leaves_the_channel_as_it_is() {
     assert!(metrics.contains(failed) && metrics.contains("nkd_channel_mirror_success_timestamp_seconds"), "{metrics}");
 }
 
+/// An upstream that has one commit; the commit.
+async fn upstream_of_one(place: &Place, builder: &Builder) -> (String, Upstream) {
+    let one = builder.build("1", b"one", &["--add-metadata-string=nkd.kubernetes=v1.20.2"]);
+    good("ostree", &["summary", &builder.repo(), "-u"]);
+    (one, Upstream::serve(place, &builder.path("repo")).await)
+}
+
+fn follow(place: &Place, upstream: &Upstream) {
+    let from = format!("https://{}/", upstream.address);
+    let order = ["channel", "mirror", "stable", "--from", &from, "--ref", REF, "--insecure-unsigned"];
+    place.ok(&[&order[..], &["--upstream-ca", &upstream.ca]].concat());
+}
+
 // The upstream answers while commands wait.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_cut_off_on_its_way_is_no_release_until_it_came_whole() {
     let place = Place::new();
     let _service = place.start().await;
     let builder = Builder::new(&place);
-    let one = builder.build("1", b"one", &["--add-metadata-string=nkd.kubernetes=v1.20.2"]);
-    good("ostree", &["summary", &builder.repo(), "-u"]);
-    let upstream = super::upstream::Upstream::serve(&place, &builder.path("repo")).await;
+    let (one, upstream) = upstream_of_one(&place, &builder).await;
     upstream.cuts.store(true, Ordering::SeqCst);
-    let from = format!("https://{}/", upstream.address);
-    let order = ["channel", "mirror", "stable", "--from", &from, "--ref", REF, "--insecure-unsigned"];
-    place.ok(&[&order[..], &["--upstream-ca", &upstream.ca]].concat());
+    follow(&place, &upstream);
     let mirror = looked(&place);
     assert!(mirror["problem"].as_str().unwrap().contains("ostree pull"), "{mirror}");
     assert_eq!(releases(&place), Vec::<Value>::new());
@@ -171,13 +182,9 @@ async fn an_upstream_that_is_followed_no_more_publishes_nothing_and_holds_up_nob
     let place = Place::new();
     let _service = place.start().await;
     let builder = Builder::new(&place);
-    let one = builder.build("1", b"one", &["--add-metadata-string=nkd.kubernetes=v1.20.2"]);
-    good("ostree", &["summary", &builder.repo(), "-u"]);
-    let upstream = super::upstream::Upstream::serve(&place, &builder.path("repo")).await;
-    upstream.holds.store(true, Ordering::SeqCst);
-    let from = format!("https://{}/", upstream.address);
-    let order = ["channel", "mirror", "stable", "--from", &from, "--ref", REF, "--insecure-unsigned"];
-    place.ok(&[&order[..], &["--upstream-ca", &upstream.ca]].concat());
+    let (one, upstream) = upstream_of_one(&place, &builder).await;
+    upstream.holds.send_replace(true);
+    follow(&place, &upstream);
     eventually("it waits for an object", async || (upstream.held.load(Ordering::SeqCst) > 0).then_some(())).await;
 
     let copy = format!("--repo={}", builder.path("copy"));
@@ -189,10 +196,32 @@ async fn an_upstream_that_is_followed_no_more_publishes_nothing_and_holds_up_nob
     place.ok(&["channel", "mirror", "stable", "--from", &from, "--ref", REF, "--insecure-unsigned"]);
     let first = eventually("the other upstream's commit", async || releases(&place).first().cloned()).await;
     assert_eq!(first["commit"], other.trim());
-    upstream.holds.store(false, Ordering::SeqCst);
+    upstream.holds.send_replace(false);
     let mirror = looked(&place);
     assert!(mirror["problem"].is_null(), "{mirror}");
     assert_eq!(releases(&place).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_came_of_an_upstream_goes_when_it_is_followed_no_more_or_at_the_next_start() {
+    let place = Place::new();
+    let service = place.start().await;
+    let builder = Builder::new(&place);
+    let (_, upstream) = upstream_of_one(&place, &builder).await;
+    upstream.holds.send_replace(true);
+    follow(&place, &upstream);
+    eventually("it waits for an object", async || (upstream.held.load(Ordering::SeqCst) > 0).then_some(())).await;
+    let folder = place.state().join("ostree/.mirror-stable");
+    assert!(folder.join("repo").is_dir());
+    place.ok(&["channel", "mirror", "stable", "--off"]);
+    eventually("its folder goes", async || (!folder.exists()).then_some(())).await;
+    assert!(!place.log_text().contains("a mirror stands still"), "{}", place.log_text());
+
+    // As a service leaves it that was killed in between.
+    drop(service);
+    std::fs::create_dir_all(folder.join("repo")).unwrap();
+    let _service = place.start().await;
+    eventually("it goes", async || (!folder.exists()).then_some(())).await;
 }
 
 #[tokio::test]

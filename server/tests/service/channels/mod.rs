@@ -5,6 +5,7 @@ mod mirror;
 mod promote;
 mod prune;
 mod sources;
+mod stop;
 mod upstream;
 
 use std::collections::HashMap;
@@ -410,15 +411,33 @@ async fn only_what_is_public_is_served_and_questions_may_be_conditional() {
     let place = Place::new();
     let _service = place.start().await;
     let builder = Builder::new(&place);
-    builder.build("1", b"one", &[]);
+    let one = builder.build("1", b"one", &[]);
     publish(&place, &builder, &[]);
     let http = place.https().build().unwrap();
     let get = async |path: &str| http.get(place.api_url(path)).send().await.unwrap();
+    let unless = async |path: &str, tag: &reqwest::header::HeaderValue| {
+        http.get(place.api_url(path)).header("if-none-match", tag).send().await.unwrap()
+    };
+    let commit = format!("/ostree/lab/objects/{}/{}.commit", &one[..2], &one[2..]);
+    let mut tags = Vec::new();
+    for path in ["/ostree/lab/config", "/ostree/lab/summary", &commit] {
+        let tag = get(path).await.headers()["etag"].clone();
+        let same = unless(path, &tag).await;
+        assert_eq!((same.status().as_u16(), &same.headers()["etag"]), (304, &tag), "{path}");
+        assert!(same.bytes().await.unwrap().is_empty(), "{path}");
+        tags.push(tag);
+    }
     let summary = get("/ostree/lab/summary").await;
     assert_eq!(summary.status(), 200);
     let changed = summary.headers()["last-modified"].clone();
     let again = http.get(place.api_url("/ostree/lab/summary")).header("if-modified-since", changed);
     assert_eq!(again.send().await.unwrap().status(), 304);
+    builder.build("2", b"two", &[]);
+    publish(&place, &builder, &[]);
+    let new = unless("/ostree/lab/summary", &tags[1]).await;
+    assert_eq!(new.status(), 200, "it is another one");
+    assert_ne!(new.headers()["etag"], tags[1]);
+    assert_eq!(unless(&commit, &tags[2]).await.status(), 304, "it stays what it was");
     for path in
         ["/ostree/lab/.lock", "/ostree/lab/tmp/", "/ostree/lab/state", "/ostree/other/config", "/ostree/lab/refs"]
     {

@@ -3,13 +3,13 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
+use tokio::sync::watch;
 use tower_http::services::ServeDir;
 
 use super::harness::Place;
@@ -23,7 +23,7 @@ pub struct Upstream {
     /// Whether objects come by half, and then the connection ends.
     pub cuts: Arc<AtomicBool>,
     /// Whether objects do not come at all.
-    pub holds: Arc<AtomicBool>,
+    pub holds: watch::Sender<bool>,
     /// How many were waited for.
     pub held: Arc<AtomicU32>,
     task: tokio::task::JoinHandle<()>,
@@ -41,16 +41,17 @@ impl Upstream {
         let listener = tokio::net::TcpListener::bind((place.ip.as_str(), 0)).await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let cuts = Arc::new(AtomicBool::new(false));
-        let (holds, held) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
-        let (is_cut, is_held, waited) = (Arc::clone(&cuts), Arc::clone(&holds), Arc::clone(&held));
+        let ((holds, is_held), held) = (watch::channel(false), Arc::new(AtomicU32::new(0)));
+        let (is_cut, waited) = (Arc::clone(&cuts), Arc::clone(&held));
         let cut = from_fn(move |request: Request, next: Next| {
             let is_object = request.uri().path().contains("/objects/");
             let is_cut = is_cut.load(Ordering::SeqCst) && is_object;
-            let (is_held, waited) = (Arc::clone(&is_held), Arc::clone(&waited));
+            let (mut is_held, waited) = (is_held.clone(), Arc::clone(&waited));
             async move {
-                while is_object && is_held.load(Ordering::SeqCst) {
+                if is_object && *is_held.borrow() {
                     waited.fetch_add(1, Ordering::SeqCst);
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    // An error: the test is over.
+                    let _ = is_held.wait_for(|held| !held).await;
                 }
                 let response = next.run(request).await;
                 if is_cut { half(response).await } else { response }

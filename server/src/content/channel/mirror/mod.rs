@@ -7,16 +7,17 @@ pub mod decide;
 mod upstream;
 
 use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use nkd_api::channel::{Mirror, MirrorOrder, PublishOrder};
 use nkd_api::user::AuditEntry;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use self::decide::{Offered, Verdict, judge, pause};
 use self::upstream::Upstream;
@@ -115,7 +116,7 @@ impl Channels {
         let revision = self.store.mirror(name).await?.map_or(0, |(_, revision)| revision);
         self.store.save_mirror(&record, revision).await?;
         drop(following);
-        self.mirrors.notify_one();
+        self.mirrors.send_replace(());
         Ok(record.mirror)
     }
 
@@ -127,11 +128,12 @@ impl Channels {
 
     /// Ends when its channel follows another upstream, or none.
     async fn unfollowed(&self, record: &Record) {
-        loop {
-            tokio::time::sleep(TICK).await;
-            // What cannot be read now is read the next time.
-            if let Ok(false) = self.follows(record).await {
-                return;
+        let mut changes = self.mirrors.subscribe();
+        // What cannot be read now is read the next time.
+        while !matches!(self.follows(record).await, Ok(false)) {
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = tokio::time::sleep(TICK) => {}
             }
         }
     }
@@ -152,11 +154,11 @@ impl Channels {
         let (mut record, revision) = self.followed(name).await?;
         record.mirror.next_look_at = now;
         self.store.save_mirror(&record, revision).await?;
-        self.mirrors.notify_one();
+        self.mirrors.send_replace(());
         Ok(record.mirror)
     }
 
-    /// Follows nothing any more. The releases stay.
+    /// Follows nothing any more. The releases stay; what came of the next one goes when nobody works with it.
     ///
     /// # Errors
     /// [`ChannelError::NoMirror`], and those of the store.
@@ -165,16 +167,18 @@ impl Channels {
         let following = self.following.lock().await;
         self.store.remove_mirror(name).await?;
         drop(following);
-        upstream::forget(&self.folder(), name).await
+        self.mirrors.send_replace(());
+        Ok(())
     }
 
     async fn followed(&self, name: &str) -> Result<(Record, i64), ChannelError> {
         self.store.mirror(name).await?.ok_or_else(|| ChannelError::NoMirror(name.into()))
     }
 
-    /// Looks at an upstream, and writes down how that went.
+    /// Looks at an upstream, and writes down how that went. For so long its channel is to be left alone then, although the
+    /// store may say that it is due.
     #[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
-    async fn look(&self, record: Record, revision: i64) {
+    async fn look(&self, record: Record, revision: i64) -> Duration {
         let looked = self.look_at(&record).await;
         let now = OffsetDateTime::now_utc();
         let mut mirror = record.mirror.clone();
@@ -185,6 +189,8 @@ impl Channels {
                 Err(format!("{reason}; whoever wants that publishes it: `nkd channel publish {name} --ostree PATH`"))
             }
             Ok(verdict) => Ok(if verdict == Verdict::New { "published" } else { "same" }),
+            // It goes on at the next start, or never.
+            Err(ChannelError::Stopped | ChannelError::FollowsAnother(_)) => return Duration::ZERO,
             Err(error) => Err(format!("{} at {}: {}", mirror.reference, mirror.from, chain(&error))),
         };
         self.metrics.looked(&name, result.as_ref().unwrap_or(&"failed"), now);
@@ -202,16 +208,18 @@ impl Channels {
                 mirror.problem = Some(problem);
             }
         }
-        mirror.next_look_at = now + pause(every(&mirror), mirror.failures);
+        let every = every(&mirror);
+        mirror.next_look_at = now + pause(every, mirror.failures);
         match self.store.save_mirror(&Record { mirror, ..record }, revision).await {
             // It follows something else by now, or nothing, or is to look again.
-            Ok(()) | Err(StoreError::Stale) => {}
+            Ok(()) | Err(StoreError::Stale) => Duration::ZERO,
             Err(error) => {
                 tracing::error!(
                     channel = name,
                     error = &error as &dyn std::error::Error,
                     "how a mirror went is not kept"
                 );
+                pause(every, 1)
             }
         }
     }
@@ -224,6 +232,7 @@ impl Channels {
         let offered = tokio::select! {
             offered = upstream.look() => offered?,
             () = self.unfollowed(record) => return Err(another()),
+            () = self.stop.cancelled() => return Err(ChannelError::Stopped),
         };
         let channel = self.store.channel(&mirror.channel).await?.map(|(channel, _)| channel);
         let known = ours.join(&mirror.profile);
@@ -241,6 +250,7 @@ impl Channels {
         tokio::select! {
             pulled = upstream.pull(commit, &known) => pulled?,
             () = self.unfollowed(record) => return Err(another()),
+            () = self.stop.cancelled() => return Err(ChannelError::Stopped),
         }
         let order = PublishOrder {
             ostree: upstream.path().display().to_string(),
@@ -267,22 +277,30 @@ impl Channels {
     }
 }
 
-/// Looks at upstreams as they are due, until the service stops.
+/// Looks at upstreams as they are due, until the service stops. What is being pulled then goes on at the next start; what
+/// is being published comes to its end.
 #[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
-pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
+pub async fn run(channels: Arc<Channels>) {
+    let mut changes = channels.mirrors.subscribe();
     let mut looks: JoinSet<String> = JoinSet::new();
     let mut busy = BTreeSet::new();
     loop {
         match channels.store.mirrors().await {
             Ok(mirrors) => {
+                let followed = mirrors.iter().map(|(record, _)| record.mirror.channel.clone());
+                upstream::tidy(&channels.folder(), followed.chain(busy.iter().cloned()).collect()).await;
                 let now = OffsetDateTime::now_utc();
                 for (record, revision) in mirrors {
                     let mirror = &record.mirror;
                     let is_due = decide::is_due(mirror.next_look_at, every(mirror), now);
                     if is_due && busy.insert(mirror.channel.clone()) {
-                        let (channels, name) = (Arc::clone(&channels), mirror.channel.clone());
+                        let (channels, name, every) = (Arc::clone(&channels), mirror.channel.clone(), every(mirror));
                         looks.spawn(async move {
-                            channels.look(record, revision).await;
+                            let rest = unbroken(channels.look(record, revision), &name, every).await;
+                            tokio::select! {
+                                () = tokio::time::sleep(rest) => {}
+                                () = channels.stop.cancelled() => {}
+                            }
                             name
                         });
                     }
@@ -291,21 +309,21 @@ pub async fn run(channels: Arc<Channels>, stop: CancellationToken) {
             Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "mirrors cannot be read"),
         }
         tokio::select! {
-            // What is being pulled is dropped, and goes on at the next start.
-            () = stop.cancelled() => return,
-            () = channels.mirrors.notified() => {}
+            () = channels.stop.cancelled() => break,
+            _ = changes.changed() => {}
             () = tokio::time::sleep(TICK) => {}
-            Some(done) = looks.join_next() => match done {
-                Ok(name) => drop(busy.remove(&name)),
-                Err(error) => {
-                    tracing::error!(%error, "a look at an upstream broke");
-                    // Nobody knows which one it was.
-                    looks.abort_all();
-                    busy.clear();
-                }
-            },
+            Some(Ok(name)) = looks.join_next() => drop(busy.remove(&name)),
         }
     }
+    while looks.join_next().await.is_some() {}
+}
+
+/// A look, and for how long its channel is to be left alone then. One that breaks is a failure of this channel alone.
+async fn unbroken(look: impl Future<Output = Duration>, channel: &str, every: Duration) -> Duration {
+    AssertUnwindSafe(look).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(channel, "a look at an upstream broke");
+        pause(every, 1)
+    })
 }
 
 fn every(mirror: &Mirror) -> Duration {
@@ -341,57 +359,4 @@ fn text_of(path: &Path, mark: &str) -> Result<String, ChannelError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::PathBuf;
-
-    use super::super::program::run;
-    use super::*;
-    use crate::store::{Seal, Store};
-
-    fn ostree(words: &[&str]) -> String {
-        String::from_utf8(run("ostree", "ostree", words, b"").unwrap()).unwrap().trim().to_owned()
-    }
-
-    /// The look comes to its end while the channel is told to follow another upstream.
-    #[tokio::test]
-    async fn what_came_from_an_upstream_that_is_followed_no_more_is_not_published() {
-        let place = tempfile::tempdir().unwrap();
-        let path = |name: &str| -> PathBuf { place.path().join(name) };
-        let seal = Seal::from_key_file(&path("key"), true).unwrap();
-        let channels = Channels::new(Store::open(place.path(), seal).await.unwrap(), place.path());
-        let repo = format!("--repo={}", path("up").display());
-        std::fs::create_dir(path("tree")).unwrap();
-        ostree(&["init", &repo, "--mode=archive"]);
-        let tree = format!("--tree=dir={}", path("tree").display());
-        let branch = "--branch=lab/x86_64/stable";
-        let commit = ostree(&["commit", &repo, branch, &tree, "--add-metadata-string=version=1"]);
-        let now = OffsetDateTime::UNIX_EPOCH;
-        let order = |from: &str| MirrorOrder {
-            from: format!("file://{}", path(from).display()),
-            reference: "lab/x86_64/stable".into(),
-            unsigned: true,
-            ..MirrorOrder::default()
-        };
-        let publish = |record: Record| {
-            let ostree = path("up").display().to_string();
-            let channels = &channels;
-            async move {
-                let order = PublishOrder { ostree, ..PublishOrder::default() };
-                channels.publish_from("stable", order, Some(&record), now, |_| {}).await
-            }
-        };
-        channels.follow("stable", order("up"), now).await.unwrap();
-        let before = channels.followed("stable").await.unwrap().0;
-        channels.follow("stable", order("other"), now).await.unwrap();
-        let refused = publish(before.clone()).await;
-        assert!(matches!(refused, Err(ChannelError::FollowsAnother(_))), "{refused:?}");
-        assert!(channels.store.channel("stable").await.unwrap().is_none());
-        channels.unfollow("stable").await.unwrap();
-        assert!(matches!(publish(before.clone()).await, Err(ChannelError::FollowsAnother(_))));
-
-        // The same again, looked at at other times.
-        let again = MirrorOrder { every_minutes: Some(7), ..order("up") };
-        channels.follow("stable", again, now).await.unwrap();
-        assert_eq!(publish(before).await.unwrap().commit, commit);
-    }
-}
+mod tests;

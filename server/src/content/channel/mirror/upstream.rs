@@ -3,8 +3,10 @@
 //! That repository stays until its commit is published, so that a pull that broke off goes on where it was.
 #![expect(clippy::disallowed_methods, reason = "keeps files for ostree")]
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use super::super::{ChannelError, Repository, blocking};
 use super::Record;
 
 /// Before the names of the folders.
-pub(in super::super) const PREFIX: &str = ".mirror-";
+const PREFIX: &str = ".mirror-";
 /// The name that the upstream has there.
 const REMOTE: &str = "upstream";
 /// How long a look at the ref may take.
@@ -111,20 +113,43 @@ impl Upstream {
     /// Frees the space.
     pub async fn remove(self) -> Result<(), ChannelError> {
         let folder = self.folder;
-        blocking(move || fs::remove_dir_all(&folder).map_err(io("remove", &folder))).await
+        blocking(move || remove(&folder).map_err(io("remove", &folder))).await
     }
 }
 
 const KEYS: &str = "keys.asc";
 
-/// Removes what is there for a channel that is to follow another upstream, or none.
-pub(super) async fn forget(ours: &Path, channel: &str) -> Result<(), ChannelError> {
-    let folder = ours.join(format!("{PREFIX}{channel}"));
-    blocking(move || match fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io("remove", &folder)(error)),
+/// Removes what came of upstreams that no channel follows any more. The folders of these channels stay.
+pub(super) async fn tidy(ours: &Path, needed: BTreeSet<String>) {
+    let ours = ours.to_path_buf();
+    let tidied = blocking(move || {
+        for entry in fs::read_dir(&ours).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let Some(channel) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+            if !needed.contains(channel) {
+                match remove(&entry.path()) {
+                    Ok(()) => tracing::info!(channel, "removed what came of an upstream that is followed no more"),
+                    // The ostree that was told to end may be at its last file.
+                    Err(error) => tracing::warn!(
+                        channel,
+                        %error,
+                        "what came of an upstream that is followed no more is not removed yet"
+                    ),
+                }
+            }
+        }
+        Ok(())
+    });
+    // It is told in the log.
+    let _ = tidied.await;
+}
+
+/// Somebody may have been faster.
+fn remove(folder: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
-    })
-    .await
+    }
 }
 
 impl Repository {
