@@ -353,6 +353,7 @@ impl Machine {
             finalize_failure: None,
             kubernetes: Some(if self.booted == NEW { "v1.21.0" } else { "v1.20.2" }.into()),
             failed_units: Vec::new(),
+            caution: None,
         }
     }
 
