@@ -2,7 +2,8 @@
 
 use kube::api::DynamicObject;
 use nkd_api::update::{
-    Day, DrainPolicy, MaxUnavailable, OsRelease, Phase, Release, UpdateSpec, UpdateStatus, UpstreamSpec, Window,
+    Day, DrainPolicy, MaxUnavailable, OsRelease, Phase, RAISE_RETRY, Release, UpdateSpec, UpdateStatus, UpstreamSpec,
+    Window,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -96,6 +97,16 @@ impl Wish {
         match &self.namespace {
             Some(namespace) => format!("{namespace}/{}", self.name),
             None => self.name.clone(),
+        }
+    }
+
+    /// How its owner asks for another attempt: upstream's resource has no field for it, and nodes refuse what they have given
+    /// up until somebody asks for a retry.
+    #[must_use]
+    pub fn again(&self) -> &'static str {
+        match self.source {
+            Source::Ours => RAISE_RETRY,
+            Source::Upstream => "replace this Update by one of nkd.io that says `retry: 1`",
         }
     }
 
@@ -235,6 +246,7 @@ mod tests {
         assert_eq!(wish.spec.release.os.unwrap().image.as_deref(), Some("registry.example/nestos:2"));
         assert_eq!(wish.spec.strategy.drain.policy, DrainPolicy::Force);
         assert_eq!(wish.spec.max_unavailable, MaxUnavailable::Count(2));
+        assert!(wish.again().contains("by one of nkd.io"), "it has no field for that: {}", wish.again());
         // Empty texts are what upstream's own client writes when only one half is wanted.
         let wish = read(Source::Upstream, json!({"osImageURL": "", "kubeVersion": "v1.21.0", "evictPodForce": false}));
         assert!(wish.problem.is_none() && wish.spec.release.os.is_none());

@@ -175,7 +175,8 @@ pub async fn change(service: &Service, record: &Record, verb: UpgradeVerb) -> Re
         let state = upgrade.state;
         if state.is_end() {
             let (number, state) = (upgrade.number, state.as_str());
-            return Err(UpgradeError::Nothing(format!("upgrade {number} of {cluster} is over: {state}")));
+            let next = format!("`nkd upgrade start {cluster}` begins another one");
+            return Err(UpgradeError::Nothing(format!("upgrade {number} of {cluster} is over: {state}; {next}")));
         }
         match verb {
             UpgradeVerb::Pause => upgrade.paused = true,

@@ -4,7 +4,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use nkd_api::update::{
-    self, Drain, DrainPolicy, MaxUnavailable, OsRelease, Phase, Release, Strategy, UpdateSpec, UpdateStatus,
+    self, Drain, DrainPolicy, MaxUnavailable, NodeStatus, OsRelease, Phase, Release, Strategy, UpdateSpec,
+    UpdateStatus,
 };
 use nkd_api::upgrade::{Upgrade, UpgradeState};
 use serde_json::json;
@@ -62,8 +63,19 @@ pub fn followed(upgrade: &Upgrade, status: &UpdateStatus) -> Upgrade {
     };
     let of = |kind: &str| status.conditions.iter().find(|condition| condition.kind == kind);
     let degraded = of("Degraded").filter(|condition| condition.status == "True");
-    let detail = degraded.or_else(|| of("Progressing")).map(|condition| condition.message.clone());
-    Upgrade { state, detail: detail.unwrap_or_default(), nodes: status.nodes.clone(), ..upgrade.clone() }
+    let detail = degraded.or_else(|| of("Progressing")).map(|condition| in_our_words(upgrade, &condition.message));
+    let node = |node: &NodeStatus| NodeStatus { reason: in_our_words(upgrade, &node.reason), ..node.clone() };
+    let nodes = status.nodes.iter().map(node).collect();
+    Upgrade { state, detail: detail.unwrap_or_default(), nodes, ..upgrade.clone() }
+}
+
+/// The operator tells its reader to edit the resource. Here that is undone: what the service wrote is applied again. So who
+/// reads it through the service reads the command that does the same.
+fn in_our_words(upgrade: &Upgrade, said: &str) -> String {
+    let cluster = &upgrade.cluster;
+    said.replace(update::RAISE_RETRY, &format!("run `nkd upgrade retry {cluster}`"))
+        .replace(update::IS_PAUSED, &format!("it is paused until `nkd upgrade resume {cluster}`"))
+        .replace(update::IS_CALLED_OFF, "it was called off")
 }
 
 impl Cluster {
@@ -140,7 +152,7 @@ fn read<T: serde::de::DeserializeOwned>(what: &str, value: serde_json::Value) ->
 
 #[cfg(test)]
 mod tests {
-    use nkd_api::update::{Condition, NodeState, NodeStatus};
+    use nkd_api::update::{Condition, NodeState};
     use nkd_api::upgrade::UpgradeOrder;
     use time::OffsetDateTime;
 
@@ -196,22 +208,32 @@ mod tests {
             observed_generation: 1,
             last_transition_time: OffsetDateTime::UNIX_EPOCH,
         };
-        let node = NodeStatus {
-            name: "w1".into(),
-            state: NodeState::Failed,
-            since: OffsetDateTime::UNIX_EPOCH,
-            reason: "rolled back: x".into(),
-            attempt: 1,
+        let node = |name: &str, state: NodeState, reason: String| {
+            let (name, since) = (name.to_owned(), OffsetDateTime::UNIX_EPOCH);
+            NodeStatus { name, state, since, reason, attempt: 1 }
         };
-        let status = UpdateStatus {
+        // As its plan says it: an edit of the resource would be undone here.
+        let waits = format!("the control plane cp1 has failed: put it right, then {}", update::RAISE_RETRY);
+        let mut status = UpdateStatus {
             phase: Phase::Halted,
-            conditions: vec![condition("Progressing", "False", "halted"), condition("Degraded", "True", "w1 failed")],
-            nodes: vec![node],
+            conditions: vec![condition("Progressing", "False", "halted"), condition("Degraded", "True", "cp1 failed")],
+            nodes: vec![
+                node("cp1", NodeState::Failed, "rolled back: x".into()),
+                node("w1", NodeState::Staged, waits),
+            ],
             ..UpdateStatus::default()
         };
-        let followed = followed(&upgrade(), &status);
-        assert_eq!((followed.state, followed.detail.as_str()), (UpgradeState::Halted, "w1 failed"));
-        assert_eq!(followed.nodes[0].reason, "rolled back: x");
-        assert!(!followed.state.is_end());
+        let told = followed(&upgrade(), &status);
+        assert_eq!((told.state, told.detail.as_str()), (UpgradeState::Halted, "cp1 failed"));
+        assert_eq!(told.nodes[0].reason, "rolled back: x");
+        let waits = "the control plane cp1 has failed: put it right, then run `nkd upgrade retry rack7`";
+        assert_eq!(told.nodes[1].reason, waits);
+        assert!(!told.state.is_end());
+        for (words, ours) in [(update::IS_PAUSED, "`nkd upgrade resume rack7`"), (update::IS_CALLED_OFF, "called off")] {
+            let progressing = condition("Progressing", "False", &format!("0 of 2 nodes are done; {words}"));
+            status.conditions = vec![progressing];
+            let detail = followed(&upgrade(), &status).detail;
+            assert!(detail.contains(ours) && !detail.contains("spec."), "{detail}");
+        }
     }
 }
