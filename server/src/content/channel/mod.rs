@@ -36,7 +36,7 @@ use tokio::sync::{Mutex, Notify};
 
 use self::metrics::Metrics;
 use self::polled::Noted;
-pub use self::polled::Polled;
+pub use self::polled::{LastPoll, Polled};
 pub use self::program::ProgramError;
 use self::reads::Reads;
 pub use self::repository::Repository;
