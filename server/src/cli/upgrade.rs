@@ -91,6 +91,9 @@ pub(super) struct StartArgs {
     /// A check of kubeadm that may fail, like ImagePull
     #[arg(long, value_name = "CHECK", value_delimiter = ',')]
     ignore_preflight_errors: Vec<String>,
+    /// Go on though APIs are in use that the new Kubernetes does not have: who asks for them will get nothing
+    #[arg(long)]
+    ignore_removed_apis: bool,
     /// Take no snapshot of etcd before: only for who has one of their own
     #[arg(long)]
     skip_snapshot: bool,
@@ -195,6 +198,7 @@ async fn start(client: &Client, args: StartArgs) -> Result<(), CliError> {
         soak_seconds: args.soak,
         window: args.window,
         ignore_preflight_errors: args.ignore_preflight_errors,
+        ignore_removed_apis: args.ignore_removed_apis,
         skip_snapshot: args.skip_snapshot,
         dry_run: args.dry_run,
     };
