@@ -144,7 +144,7 @@ pub(super) async fn run(command: UpgradeCommand, context: &ContextArgs) -> Resul
             output.print(&upgrade, text);
             Ok(())
         }
-        UpgradeCommand::Pause(args) => change(&client, args, UpgradeVerb::Pause, "no further node begins").await,
+        UpgradeCommand::Pause(args) => change(&client, args, UpgradeVerb::Pause, "begins no further node").await,
         UpgradeCommand::Resume(args) => change(&client, args, UpgradeVerb::Resume, "goes on").await,
         UpgradeCommand::Abort(args) => {
             change(&client, args, UpgradeVerb::Abort, "is to stop when nodes that have begun are done").await
