@@ -24,6 +24,14 @@ pub const SHORT_NAME: &str = "nkdupdate";
 /// Group of the resource as NestOS' own deployer writes it.
 pub const UPSTREAM_GROUP: &str = "housekeeper.io";
 
+/// How the operator asks for another attempt, in what it says of an update. Who follows an update through the service must not
+/// edit it, and reads the service's command in the place of these words; so with the next two.
+pub const RAISE_RETRY: &str = "raise spec.retry";
+/// The same of an update that begins no further node.
+pub const IS_PAUSED: &str = "spec.paused is true";
+/// The same of one that was called off.
+pub const IS_CALLED_OFF: &str = "spec.abort is true";
+
 /// On a Node: what it is to become, a [`Desired`]. Written by the operator.
 pub const DESIRED: &str = "nkd.io/desired";
 /// On a Node: how far it is, a [`Reported`]. Written by the agent.

@@ -50,6 +50,8 @@ pub struct UpgradeOrder {
     /// What kubeadm's checks may find without ending the upgrade, `ImagePull`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ignore_preflight_errors: Vec<String>,
+    /// Go on though APIs are in use that the new version does not have.
+    pub ignore_removed_apis: bool,
     /// Take no snapshot of etcd before: whoever asks for this has one of their own.
     pub skip_snapshot: bool,
     /// Only say what would be done, and what stands in the way.

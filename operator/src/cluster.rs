@@ -1,6 +1,8 @@
 //! The cluster's API server, as far as the operator talks to it. Every request has a limit.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Event, Node, ObjectReference, Pod};
@@ -24,6 +26,9 @@ use crate::wish::{Source, Wish};
 pub const LIMIT: Duration = Duration::from_secs(8);
 /// Who owns the fields that we write.
 const MANAGER: &str = "housekeeper";
+/// Versions of the group `policy`, the newer first. Which of them there are changes under the operator: control planes
+/// upgrade, and until they all have, each request may come to an API server of either version.
+const POLICY: [&str; 2] = ["v1", "v1beta1"];
 
 /// The API server did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -82,14 +87,12 @@ impl ClusterError {
     }
 }
 
-/// A client, and what the API server has.
+/// A client.
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
-    /// Version of the group `policy` for disruption budgets.
-    budgets: String,
-    /// The same for evictions.
-    evictions: String,
+    /// Place in [`POLICY`] of the version that evictions were taken in last.
+    evictions: Arc<AtomicUsize>,
 }
 
 /// Waits for an answer, no longer than the limit.
@@ -142,14 +145,16 @@ impl Cluster {
         config.connect_timeout = Some(LIMIT);
         config.proxy_url = None;
         let client = Client::try_from(config).map_err(|e| ClusterError::Config(e.into()))?;
-        let groups = ask("list the groups of the API", client.list_api_groups()).await?;
-        let policy = groups.groups.iter().find(|group| group.name == "policy");
-        let has_v1 = policy.is_some_and(|group| group.versions.iter().any(|version| version.version == "v1"));
         let core = ask("list the resources of the API", client.list_core_api_resources("v1")).await?;
         let eviction = core.resources.iter().find(|resource| resource.name == "pods/eviction");
-        let evictions = eviction.and_then(|resource| resource.version.clone()).unwrap_or_else(|| "v1beta1".into());
-        let budgets = if has_v1 { "v1" } else { "v1beta1" }.to_owned();
-        Ok(Self { client, budgets, evictions })
+        let has_v1 = eviction.and_then(|resource| resource.version.as_deref()) == Some(POLICY[0]);
+        let cluster = Self::of(client);
+        cluster.evictions.store(usize::from(!has_v1), Ordering::Relaxed);
+        Ok(cluster)
+    }
+
+    fn of(client: Client) -> Self {
+        Self { client, evictions: Arc::default() }
     }
 
     /// The client.
@@ -182,13 +187,21 @@ impl Cluster {
     /// # Errors
     /// The API server says no, or nothing.
     pub async fn budgets(&self) -> Result<Vec<BudgetSeen>, ClusterError> {
-        let kind = GroupVersionKind::gvk("policy", &self.budgets, "PodDisruptionBudget");
+        let [newer, older] = POLICY;
+        match self.budgets_of(newer).await {
+            Err(error) if error.code() == Some(404) => self.budgets_of(older).await,
+            found => found,
+        }
+    }
+
+    async fn budgets_of(&self, version: &str) -> Result<Vec<BudgetSeen>, ClusterError> {
+        let kind = GroupVersionKind::gvk("policy", version, "PodDisruptionBudget");
         let resource = ApiResource::from_gvk_with_plural(&kind, "poddisruptionbudgets");
         let budgets: Api<DynamicObject> = Api::all_with(self.client(), &resource);
         let list = ask("list disruption budgets", budgets.list(&ListParams::default())).await?;
         let read = |object: DynamicObject| {
             let value = serde_json::to_value(&object).ok()?;
-            BudgetSeen::read(&value, self.budgets == "v1")
+            BudgetSeen::read(&value, version == POLICY[0])
         };
         Ok(list.items.into_iter().filter_map(read).collect())
     }
@@ -217,10 +230,27 @@ impl Cluster {
     /// # Errors
     /// The API server says no for another reason, or nothing.
     pub async fn evict(&self, pod: &PodSeen) -> Result<Option<String>, ClusterError> {
+        let is_bad = |answer: &Result<_, ClusterError>| answer.as_ref().is_err_and(|error| error.code() == Some(400));
+        let usual = self.evictions.load(Ordering::Relaxed) % POLICY.len();
+        let answer = self.evict_as(POLICY[usual], pod).await;
+        if !is_bad(&answer) {
+            return answer;
+        }
+        // This API server may know the other version only.
+        let other = (usual + 1) % POLICY.len();
+        let again = self.evict_as(POLICY[other], pod).await;
+        if is_bad(&again) {
+            return answer;
+        }
+        self.evictions.store(other, Ordering::Relaxed);
+        again
+    }
+
+    async fn evict_as(&self, version: &str, pod: &PodSeen) -> Result<Option<String>, ClusterError> {
         let what = format!("evict {}/{}", pod.namespace, pod.name);
         let form = |e| ClusterError::Form(what.clone(), e);
         let body = json!({
-            "apiVersion": format!("policy/{}", self.evictions),
+            "apiVersion": format!("policy/{version}"),
             "kind": "Eviction",
             "metadata": {"name": pod.name, "namespace": pod.namespace},
             "deleteOptions": {"preconditions": {"uid": pod.uid}},
@@ -349,9 +379,76 @@ fn patch(version: &str, change: &Change) -> Result<Value, serde_json::Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    use axum::extract::{Path as In, State};
+    use axum::http::StatusCode;
+    use axum::response::{IntoResponse, Response};
+    use axum::routing::{get, post};
+    use axum::{Json, Router};
     use nkd_api::update::{OsRelease, Release};
 
     use super::*;
+
+    type Has = Arc<Mutex<Vec<&'static str>>>;
+
+    fn says(code: StatusCode) -> Response {
+        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "No",
+            "code": code.as_u16()});
+        (code, Json(status)).into_response()
+    }
+
+    /// A stand-in for an API server, as far as the group `policy` goes: these are the versions of it that it has. What it
+    /// answers to others is what real ones answer: 404 to a path, 400 to a body.
+    fn stand_in(has: Has) -> Cluster {
+        async fn budgets(State(has): State<Has>, In(version): In<String>) -> Response {
+            if !has.lock().unwrap().contains(&version.as_str()) {
+                return says(StatusCode::NOT_FOUND);
+            }
+            let budget = json!({"apiVersion": format!("policy/{version}"), "kind": "PodDisruptionBudget",
+                "metadata": {"name": version, "namespace": "shop"}, "spec": {"selector": {}}});
+            let metadata = json!({"resourceVersion": "1"});
+            let list = json!({"apiVersion": format!("policy/{version}"), "kind": "PodDisruptionBudgetList",
+                "metadata": metadata, "items": [budget]});
+            Json(list).into_response()
+        }
+        async fn evict(State(has): State<Has>, Json(body): Json<Value>) -> Response {
+            let version = body["apiVersion"].as_str().and_then(|text| text.strip_prefix("policy/")).unwrap().to_owned();
+            let known = has.lock().unwrap().contains(&version.as_str());
+            if known { Json(json!({"kind": "Status"})).into_response() } else { says(StatusCode::BAD_REQUEST) }
+        }
+        let router = Router::new()
+            .route("/apis/policy/{version}/poddisruptionbudgets", get(budgets))
+            .route("/api/v1/namespaces/shop/pods/web-1/eviction", post(evict))
+            .with_state(has);
+        Cluster::of(Client::new(router, "default"))
+    }
+
+    #[tokio::test]
+    async fn budgets_and_evictions_go_on_when_the_api_server_gets_other_versions() {
+        let has = Has::default();
+        let cluster = stand_in(Arc::clone(&has));
+        let (name, namespace, uid) = ("web-1".into(), "shop".into(), "u".into());
+        let pod = PodSeen { namespace, name, uid, labels: BTreeMap::new(), ending: false };
+        // 1.20; 1.21 to 1.24; 1.25; and back, to an API server that has not been upgraded yet.
+        for (versions, takes) in [
+            (&["v1beta1"][..], "v1beta1"),
+            (&["v1", "v1beta1"], "v1"),
+            (&["v1"], "v1"),
+            (&["v1beta1"], "v1beta1"),
+            (&["v1"], "v1"),
+        ] {
+            *has.lock().unwrap() = versions.to_vec();
+            let names: Vec<String> = cluster.budgets().await.unwrap().into_iter().map(|budget| budget.name).collect();
+            assert_eq!(names, [takes], "{versions:?}");
+            assert_eq!(cluster.evict(&pod).await.unwrap(), None, "{versions:?}");
+        }
+        // What no version helps against is said as it was.
+        has.lock().unwrap().clear();
+        assert_eq!(cluster.evict(&pod).await.unwrap_err().code(), Some(400));
+        assert_eq!(cluster.budgets().await.unwrap_err().code(), Some(404));
+    }
 
     #[test]
     fn a_change_writes_what_it_names_and_nothing_else() {

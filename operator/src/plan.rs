@@ -12,7 +12,9 @@
 
 use std::collections::BTreeMap;
 
-use nkd_api::update::{Desired, DrainPolicy, NodeState, Note, NoteState, Reported, ReportedState};
+use nkd_api::update::{
+    Desired, DrainPolicy, IS_CALLED_OFF, IS_PAUSED, NodeState, Note, NoteState, Reported, ReportedState,
+};
 use time::{Duration, OffsetDateTime};
 
 use crate::seen::{NodeSeen, Seen};
@@ -426,14 +428,15 @@ impl<'a> Planner<'a> {
         if let Some(problem) = &self.wish.problem {
             return self.hold("Invalid", problem.clone());
         } else if spec.abort {
-            return self.hold("Aborted", "spec.abort is true");
+            return self.hold("Aborted", IS_CALLED_OFF);
         } else if let Some(ahead) = &self.seen.ahead {
             return self.hold("AnotherUpdate", format!("the update {ahead} is older and goes first"));
         } else if failed >= halt {
-            let text = format!("{failed} nodes have failed: put right what is wrong with them, then raise spec.retry");
+            let again = self.wish.again();
+            let text = format!("{failed} nodes have failed: put right what is wrong with them, then {again}");
             return self.hold("NodesFailed", text);
         } else if spec.paused {
-            return self.hold("Paused", "spec.paused is true");
+            return self.hold("Paused", IS_PAUSED);
         } else if chosen.is_empty() {
             return self.hold("NoNodes", "spec.nodeSelector chooses no node");
         } else if let Some(hours) = self.wish.hours.as_ref().filter(|hours| !hours.is_open(self.now)) {
@@ -497,7 +500,8 @@ impl<'a> Planner<'a> {
         let planes = || self.planes.iter().filter(|other| self.chosen(other) && other.name != node.name);
         let failed = planes().find(|other| self.has_failed(other));
         if let Some(other) = failed {
-            let text = format!("the control plane {} has failed: put it right, then raise spec.retry", other.name);
+            let again = self.wish.again();
+            let text = format!("the control plane {} has failed: put it right, then {again}", other.name);
             return why("ControlPlaneFailed", text);
         }
         if node.control_plane {

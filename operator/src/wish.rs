@@ -2,7 +2,8 @@
 
 use kube::api::DynamicObject;
 use nkd_api::update::{
-    Day, DrainPolicy, MaxUnavailable, OsRelease, Phase, Release, UpdateSpec, UpdateStatus, UpstreamSpec, Window,
+    Day, DrainPolicy, MaxUnavailable, OsRelease, Phase, RAISE_RETRY, Release, UpdateSpec, UpdateStatus, UpstreamSpec,
+    Window,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -74,7 +75,7 @@ impl Wish {
                 None
             }
         };
-        let problem = problem.or_else(|| fault(&spec));
+        let problem = problem.or_else(|| fault(source, &spec));
         let status = object.data.get("status").cloned().unwrap_or(Value::Null);
         Some(Self {
             source,
@@ -96,6 +97,16 @@ impl Wish {
         match &self.namespace {
             Some(namespace) => format!("{namespace}/{}", self.name),
             None => self.name.clone(),
+        }
+    }
+
+    /// How its owner asks for another attempt: upstream's resource has no field for it, and nodes refuse what they have given
+    /// up until somebody asks for a retry.
+    #[must_use]
+    pub fn again(&self) -> &'static str {
+        match self.source {
+            Source::Ours => RAISE_RETRY,
+            Source::Upstream => "replace this Update by one of nkd.io that says `retry: 1`",
         }
     }
 
@@ -135,7 +146,7 @@ fn from_upstream(spec: UpstreamSpec) -> UpdateSpec {
     wish
 }
 
-fn fault(spec: &UpdateSpec) -> Option<String> {
+fn fault(source: Source, spec: &UpdateSpec) -> Option<String> {
     let release = &spec.release;
     if release.os.is_none() && release.kubernetes.is_none() {
         return Some("spec.release names neither an operating system nor a version of Kubernetes: give one".into());
@@ -145,6 +156,19 @@ fn fault(spec: &UpdateSpec) -> Option<String> {
     {
         return Some("spec.release.os: give a commit or an image, one of them".into());
     }
+    if let Some(image) = release.os.as_ref().and_then(|os| os.image.as_deref())
+        && !has_digest(image)
+    {
+        let field = match source {
+            Source::Ours => "spec.release.os.image",
+            Source::Upstream => "spec.osImageURL",
+        };
+        let name = image.split_once('@').map_or(image, |(name, _)| name);
+        let find = format!("`skopeo inspect --format '{{{{.Digest}}}}' docker://{name}` shows it");
+        return Some(format!(
+            "{field} is `{image}`, which may be another image for every node: name it by its digest alone, NAME@sha256:...; {find}"
+        ));
+    }
     if let Some(version) = &release.kubernetes
         && version_of(version).is_none()
     {
@@ -152,6 +176,15 @@ fn fault(spec: &UpdateSpec) -> Option<String> {
     }
     (spec.max_unavailable == MaxUnavailable::Count(0))
         .then(|| "spec.maxUnavailable is 0, so that no node could ever begin: give at least 1".into())
+}
+
+/// An image that is the same one wherever and whenever it is fetched: agents take no other. What fetches images on a node
+/// takes no name with both a tag and a digest.
+fn has_digest(image: &str) -> bool {
+    let Some((name, digest)) = image.rsplit_once('@') else { return false };
+    let tagged = name.rsplit('/').next().is_none_or(|last| last.is_empty() || last.contains(':'));
+    let hex = digest.strip_prefix("sha256:").filter(|_| !tagged);
+    hex.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
 /// The numbers of a version like `v1.21.0`.
@@ -228,13 +261,15 @@ mod tests {
 
     #[test]
     fn upstreams_resource_is_the_same_wish() {
-        let spec = json!({"osImageURL": "registry.example/nestos:2", "kubeVersion": "1.21.0", "evictPodForce": true, "maxUnavailable": 2});
+        let image = format!("registry.example/nestos@sha256:{}", "a".repeat(64));
+        let spec = json!({"osImageURL": image, "kubeVersion": "1.21.0", "evictPodForce": true, "maxUnavailable": 2});
         let wish = read(Source::Upstream, spec);
         assert_eq!(wish.problem, None);
         assert_eq!(wish.spec.release.kubernetes.as_deref(), Some("v1.21.0"));
-        assert_eq!(wish.spec.release.os.unwrap().image.as_deref(), Some("registry.example/nestos:2"));
+        assert_eq!(wish.spec.release.os.as_ref().unwrap().image, Some(image));
         assert_eq!(wish.spec.strategy.drain.policy, DrainPolicy::Force);
         assert_eq!(wish.spec.max_unavailable, MaxUnavailable::Count(2));
+        assert!(wish.again().contains("by one of nkd.io"), "it has no field for that: {}", wish.again());
         // Empty texts are what upstream's own client writes when only one half is wanted.
         let wish = read(Source::Upstream, json!({"osImageURL": "", "kubeVersion": "v1.21.0", "evictPodForce": false}));
         assert!(wish.problem.is_none() && wish.spec.release.os.is_none());
@@ -260,6 +295,24 @@ mod tests {
             let problem = read(Source::Ours, spec.clone()).problem.unwrap_or_default();
             assert!(problem.contains(said), "{spec}: {problem}");
         }
+    }
+
+    #[test]
+    fn an_image_without_its_digest_is_said_before_any_node_refuses_it() {
+        let tag = "registry.example:5000/nestos:24.03";
+        let problem = |source, spec: Value| read(source, spec).problem.unwrap_or_default();
+        let upstream = problem(Source::Upstream, json!({"osImageURL": tag, "kubeVersion": "v1.21.0"}));
+        assert!(upstream.starts_with(&format!("spec.osImageURL is `{tag}`")), "{upstream}");
+        let next = format!("`skopeo inspect --format '{{{{.Digest}}}}' docker://{tag}` shows it");
+        assert!(upstream.ends_with(&next), "{upstream}");
+        let good = "a".repeat(64);
+        let digest = |hex: &str| format!("registry.example:5000/nestos@sha256:{hex}");
+        let both = format!("{tag}@sha256:{good}");
+        for image in [tag.into(), both, digest("ab"), digest(&"g".repeat(64)), format!("@sha256:{good}")] {
+            let said = problem(Source::Ours, json!({"release": {"os": {"image": image}}}));
+            assert!(said.starts_with("spec.release.os.image is "), "{image}: {said}");
+        }
+        assert_eq!(problem(Source::Ours, json!({"release": {"os": {"image": digest(&"0f".repeat(32))}}})), "");
     }
 
     #[test]

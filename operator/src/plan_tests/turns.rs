@@ -75,7 +75,8 @@ fn after_too_many_failures_nothing_begins_until_somebody_says_so() {
     world.settle();
     assert_eq!(world.began(), ["w1", "w2"]);
     assert_eq!(world.phase(0), Phase::Halted);
-    assert!(world.wishes[0].status.conditions[0].message.contains("2 nodes have failed"));
+    let said = &world.wishes[0].status.conditions[0].message;
+    assert!(said.contains("2 nodes have failed") && said.ends_with("then raise spec.retry"), "{said}");
     assert!(world.told(0, "w1").reason.contains("rolled back"));
     assert!(!world.get("w1").unschedulable, "it runs what it ran before");
     world.edit(0, |spec| spec.retry = 1);

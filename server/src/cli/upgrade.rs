@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use nkd_api::update::{MaxUnavailable, NodeStatus, Window};
+use nkd_api::update::{MaxUnavailable, NodeState, NodeStatus, Window};
 use nkd_api::upgrade::{
     NodeExplained, Part, Planned, Upgrade, UpgradeChange, UpgradeOrder, UpgradeSnapshot, UpgradeState, UpgradeVerb,
 };
@@ -91,6 +91,9 @@ pub(super) struct StartArgs {
     /// A check of kubeadm that may fail, like ImagePull
     #[arg(long, value_name = "CHECK", value_delimiter = ',')]
     ignore_preflight_errors: Vec<String>,
+    /// Go on though APIs are in use that the new Kubernetes does not have: who asks for them will get nothing
+    #[arg(long)]
+    ignore_removed_apis: bool,
     /// Take no snapshot of etcd before: only for who has one of their own
     #[arg(long)]
     skip_snapshot: bool,
@@ -141,7 +144,7 @@ pub(super) async fn run(command: UpgradeCommand, context: &ContextArgs) -> Resul
             output.print(&upgrade, text);
             Ok(())
         }
-        UpgradeCommand::Pause(args) => change(&client, args, UpgradeVerb::Pause, "no further node begins").await,
+        UpgradeCommand::Pause(args) => change(&client, args, UpgradeVerb::Pause, "begins no further node").await,
         UpgradeCommand::Resume(args) => change(&client, args, UpgradeVerb::Resume, "goes on").await,
         UpgradeCommand::Abort(args) => {
             change(&client, args, UpgradeVerb::Abort, "is to stop when nodes that have begun are done").await
@@ -195,6 +198,7 @@ async fn start(client: &Client, args: StartArgs) -> Result<(), CliError> {
         soak_seconds: args.soak,
         window: args.window,
         ignore_preflight_errors: args.ignore_preflight_errors,
+        ignore_removed_apis: args.ignore_removed_apis,
         skip_snapshot: args.skip_snapshot,
         dry_run: args.dry_run,
     };
@@ -233,9 +237,8 @@ async fn watch(client: &Client, cluster: &str, output: OutputArgs) -> Result<(),
                 return Err(CliError::Ended(format!("upgrade {number} of {cluster} was stopped")));
             }
             UpgradeState::Halted => {
-                let next =
-                    format!("put it right and run `nkd upgrade retry {cluster}`, or `nkd upgrade abort {cluster}`");
-                return Err(CliError::Ended(format!("upgrade {number} of {cluster} has halted: {detail}; {next}")));
+                let next = next(&upgrade).map(|next| format!("; {next}")).unwrap_or_default();
+                return Err(CliError::Ended(format!("upgrade {number} of {cluster} has halted: {detail}{next}")));
             }
             _ => {}
         }
@@ -296,7 +299,23 @@ fn text(upgrade: &Upgrade) -> String {
     let (number, cluster, state) = (upgrade.number, &upgrade.cluster, upgrade.state.as_str());
     let window = upgrade.order.window.as_ref().map(|window| format!("\nnodes begin only within {window} (UTC)"));
     let head = format!("upgrade {number} of {cluster} to {} is {state}{detail}", release(upgrade));
-    format!("{head}\n{}{}\n\n{nodes}\n", snapshot(upgrade), window.unwrap_or_default())
+    let next = next(upgrade).map(|next| format!("\nnext: {next}")).unwrap_or_default();
+    format!("{head}\n{}{}{next}\n\n{nodes}\n", snapshot(upgrade), window.unwrap_or_default())
+}
+
+/// What a person can do for one that does not go on by itself.
+fn next(upgrade: &Upgrade) -> Option<String> {
+    let cluster = &upgrade.cluster;
+    let failed = upgrade.nodes.iter().any(|node| node.state == NodeState::Failed);
+    let again = failed || upgrade.snapshot.as_ref().is_some_and(|wanted| !wanted.is_taken());
+    match upgrade.state {
+        UpgradeState::Halted if again => Some(format!(
+            "put it right and run `nkd upgrade retry {cluster}`, or leave it at that with `nkd upgrade abort {cluster}`"
+        )),
+        UpgradeState::Halted => Some(format!("`nkd upgrade abort {cluster}`")),
+        UpgradeState::Paused => Some(format!("`nkd upgrade resume {cluster}` lets it go on")),
+        _ => None,
+    }
 }
 
 /// What became of the snapshot that comes first.
@@ -325,5 +344,26 @@ mod tests {
         assert_eq!(max_unavailable("10%"), Ok(MaxUnavailable::Percent(10)));
         assert_eq!(max_unavailable("2"), Ok(MaxUnavailable::Count(2)));
         assert!(["0", "0%", "101%", "x", ""].into_iter().all(|text| max_unavailable(text).is_err()));
+    }
+
+    #[test]
+    fn an_upgrade_that_does_not_go_on_by_itself_says_what_to_do() {
+        let upgrade = |state: &str, node: &str| -> Upgrade {
+            let node = serde_json::json!({"name": "cp1", "state": node, "since": "2026-01-01T00:00:00Z", "reason": "",
+                "attempt": 1});
+            let upgrade = serde_json::json!({"cluster": "rack7", "number": 3, "order": {}, "version": "2",
+                "fromKubernetes": "v1.20.2", "state": state, "paused": false, "aborted": false, "retry": 0, "by": "ada",
+                "startedAt": "2026-01-01T00:00:00Z", "nodes": [node]});
+            serde_json::from_value(upgrade).unwrap()
+        };
+        let said = |state: &str, node: &str| text(&upgrade(state, node));
+        let halted = said("halted", "Failed");
+        assert!(halted.contains("\nnext: put it right and run `nkd upgrade retry rack7`"), "{halted}");
+        assert!(halted.contains("`nkd upgrade abort rack7`"), "{halted}");
+        // A retry would be refused: no node has failed.
+        let invalid = said("halted", "Waiting");
+        assert!(invalid.contains("next: `nkd upgrade abort rack7`") && !invalid.contains("retry"), "{invalid}");
+        assert!(said("paused", "Waiting").contains("next: `nkd upgrade resume rack7`"));
+        assert!(!said("running", "Failed").contains("next:"));
     }
 }

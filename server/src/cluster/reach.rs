@@ -1,8 +1,10 @@
 //! Which of a cluster's API servers answers now.
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use nkd_api::cluster::{API_PORT, Role};
 use time::OffsetDateTime;
 
 use super::bringup::BringUpError;
@@ -35,6 +37,21 @@ pub async fn reach(service: &Service, record: &Record) -> Result<(usize, Api), B
         }
     }
     Ok((0, connect(&pki, record, &endpoints, 0).await?))
+}
+
+/// The service's clients of the API servers of all control planes, each at its own address, whatever stands before them. Nothing
+/// is asked yet.
+pub async fn each(service: &Service, record: &Record) -> Result<Vec<(String, Api)>, BringUpError> {
+    let pki = pki(service, record).await?;
+    let planes = record.members.iter().filter(|member| member.role == Role::ControlPlane);
+    let own = |ip| SocketAddr::new(ip, API_PORT).to_string();
+    let endpoints = planes.filter_map(|m| Some(NamedEndpoint { name: m.hostname.clone(), address: own(m.address?) }));
+    let endpoints: Vec<NamedEndpoint> = endpoints.collect();
+    let mut all = Vec::new();
+    for (index, endpoint) in endpoints.iter().enumerate() {
+        all.push((endpoint.name.clone(), connect(&pki, record, &endpoints, index).await?));
+    }
+    Ok(all)
 }
 
 async fn answering(

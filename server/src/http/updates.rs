@@ -3,19 +3,22 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use nkd_api::ErrorBody;
 use nkd_api::channel::{Channel, Explained, ExplainedRelease};
+use nkd_api::machine::Machine;
 use nkd_api::user::Role;
 use serde::Deserialize;
 use time::OffsetDateTime;
 
-use super::ApiError;
 use super::auth::Caller;
 use super::error::kind_and_value;
 use super::extract::{Path, Query};
+use super::{ApiError, Connection};
+use crate::content::channel::LastPoll;
 use crate::content::graph::{self, Asker};
 use crate::machine::Selector;
 use crate::service::Service;
@@ -38,6 +41,7 @@ pub(super) struct Zincati {
 /// The graph of a channel (`stream`) for a system, as Cincinnati's clients ask for it. Errors are theirs too.
 pub(super) async fn graph(
     State(service): App,
+    Extension(connection): Extension<Connection>,
     headers: HeaderMap,
     query: Result<axum::extract::Query<Zincati>, axum::extract::rejection::QueryRejection>,
 ) -> Response {
@@ -60,6 +64,14 @@ pub(super) async fn graph(
     let (node, now) = (asked.node_uuid.as_deref(), OffsetDateTime::now_utc());
     match service.channels.asked(&asked.stream, &asked.basearch, &asked.os_checksum, node, now).await {
         Ok(Some(channel)) => {
+            let poll = LastPoll {
+                channel: channel.name.clone(),
+                commit: asked.os_checksum.clone(),
+                node: asked.node_uuid.clone(),
+                wariness: asked.rollout_wariness,
+                at: now,
+            };
+            service.channels.polled_from(connection.peer.ip(), poll);
             let asker = Asker { node, wariness: asked.rollout_wariness };
             axum::Json(graph::graph(&channel, &asker, now)).into_response()
         }
@@ -97,20 +109,40 @@ pub(super) async fn explain(
     let channel = service.registry.store().channel(&query.channel).await?;
     let missing = || ApiError::not_found(format!("there is no channel `{}`", query.channel));
     let (channel, _) = channel.ok_or_else(|| missing().hint("`nkd channel list` shows those there are"))?;
-    let commit = machine.facts.as_ref().and_then(|facts| facts.booted_deployment.clone());
-    // Nodes with our agent ask by the identity that they have here.
-    let id = machine.id.to_string();
-    let asker = Asker { node: Some(&id), wariness: None };
-    Ok(super::extract::Json(explained(machine.name, &channel, commit, &asker, OffsetDateTime::now_utc())))
+    let asks = Asks::of(&service, &machine);
+    Ok(super::extract::Json(explained(machine.name, &channel, &asks, OffsetDateTime::now_utc())))
 }
 
-pub(super) fn explained(
-    machine: String,
-    channel: &Channel,
-    commit: Option<String>,
-    asker: &Asker<'_>,
-    now: OffsetDateTime,
-) -> Explained {
+/// How a machine asks for updates, as far as that is known.
+pub(super) struct Asks {
+    /// What it runs: what its agent has said, else what it has asked from.
+    pub(super) commit: Option<String>,
+    /// How it has asked for a graph itself, from the address that it has here.
+    pub(super) poll: Option<LastPoll>,
+    id: String,
+}
+
+impl Asks {
+    pub(super) fn of(service: &Service, machine: &Machine) -> Self {
+        let reported = machine.facts.as_ref().and_then(|facts| facts.booted_deployment.clone());
+        let poll = machine.address.and_then(|address| service.channels.last_poll(address));
+        // Who runs something else asks from behind the same address, or has not asked since it was updated.
+        let poll = poll.filter(|poll| reported.as_ref().is_none_or(|commit| *commit == poll.commit));
+        let asked = || poll.as_ref().map(|poll| poll.commit.clone()).filter(|commit| !commit.is_empty());
+        Self { commit: reported.or_else(asked), poll, id: machine.id.to_string() }
+    }
+
+    /// A machine that does not ask is led by the identity that it has here.
+    fn asker(&self) -> Asker<'_> {
+        match &self.poll {
+            Some(poll) => Asker { node: poll.node.as_deref(), wariness: poll.wariness },
+            None => Asker { node: Some(&self.id), wariness: None },
+        }
+    }
+}
+
+pub(super) fn explained(machine: String, channel: &Channel, asks: &Asks, now: OffsetDateTime) -> Explained {
+    let (commit, asker) = (asks.commit.clone(), &asks.asker());
     let release = |commit: &str| channel.releases.iter().rfind(|release| release.commit == commit);
     let running = commit.as_deref().and_then(release);
     let newer = commit.as_deref().and_then(|commit| graph::explain(channel, commit, asker, now));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use nkd_api::ErrorBody;
+use nkd_api::machine::Machine;
 use nkd_api::update::Window;
 use nkd_api::upgrade::{NodeExplained, Planned, Upgrade, UpgradeChange, UpgradeOrder, UpgradeState};
 use nkd_api::user::Role;
@@ -12,11 +13,12 @@ use time::OffsetDateTime;
 
 use super::ApiError;
 use super::auth::Caller;
+use super::clusters;
 use super::error::chain;
 use super::extract::{Json, Path};
-use super::{clusters, updates};
+use super::updates::{self, Asks};
 use crate::cluster::upgrade::follow::{self, UpgradeError};
-use crate::content::graph::Asker;
+use crate::content::channel::LastPoll;
 use crate::machine::Selector;
 use crate::service::Service;
 
@@ -116,12 +118,13 @@ pub(super) async fn explain(
     let Ok(selector) = machine.parse::<Selector>();
     let machine = service.registry.find(&selector).await?;
     let store = service.registry.store();
-    let commit = machine.facts.as_ref().and_then(|facts| facts.booted_deployment.clone());
+    let asks = Asks::of(&service, &machine);
     let mut sentences = Vec::new();
-    match &commit {
+    match &asks.commit {
         Some(commit) => sentences.push(format!("it runs the commit {commit}")),
         None => sentences.push("it has not said which commit it runs".to_owned()),
     }
+    sentences.extend(asks.poll.as_ref().map(asked));
     let clusters = store.clusters().await?;
     let cluster = clusters.iter().find_map(|(record, _)| Some((record, record.member_of(machine.id)?)));
     let mut channel = None;
@@ -138,15 +141,37 @@ pub(super) async fn explain(
             }
         }
     }
-    let found = match &channel {
-        Some(name) => store.channel(name).await?,
-        None => None,
-    };
-    if let Some((channel, _)) = found {
-        let id = machine.id.to_string();
-        let asker = Asker { node: Some(&id), wariness: None };
-        let now = OffsetDateTime::now_utc();
-        let explained = updates::explained(machine.name.clone(), &channel, commit.clone(), &asker, now);
+    sentences.extend(in_channels(&service, &machine, channel, &asks).await?);
+    let cluster = cluster.map(|(record, member)| format!("{} in {}", member.hostname, record.name()));
+    Ok(Json(NodeExplained { machine: machine.name, cluster, commit: asks.commit, sentences }))
+}
+
+/// How a node that updates itself has asked.
+fn asked(poll: &LastPoll) -> String {
+    let LastPoll { channel, node, wariness, at, .. } = poll;
+    let name = node.as_deref().map(|node| format!(", as {node}")).unwrap_or_default();
+    let wariness = wariness.map(|wariness| format!(", with a rollout wariness of {wariness}")).unwrap_or_default();
+    let (date, hour, minute) = (at.date(), at.hour(), at.minute());
+    format!("it asked for the graph of the channel {channel} on {date} at {hour:02}:{minute:02} UTC{name}{wariness}")
+}
+
+/// Where the graph leads a machine, and why not elsewhere: in the channel of its cluster and in the one that it asks for; in
+/// those that hold what it runs, if nobody names one.
+async fn in_channels(service: &Service, machine: &Machine, named: Option<String>, asks: &Asks) -> Result<Vec<String>> {
+    let mut channels = service.registry.store().channels().await?;
+    let mut names: Vec<&str> = named.as_deref().into_iter().collect();
+    names.extend(asks.poll.as_ref().map(|poll| poll.channel.as_str()));
+    if names.is_empty() {
+        channels.retain(|channel| channel.releases.iter().any(|release| Some(&release.commit) == asks.commit.as_ref()));
+    } else {
+        channels.retain(|channel| names.contains(&channel.name.as_str()));
+    }
+    let mut sentences = Vec::new();
+    if channels.is_empty() && asks.commit.is_some() {
+        sentences.push("no channel leads it anywhere: `nkd channel list` shows those there are".to_owned());
+    }
+    for channel in channels {
+        let explained = updates::explained(machine.name.clone(), &channel, asks, OffsetDateTime::now_utc());
         if !explained.summary.is_empty() {
             sentences.push(format!("by the channel {}: {}", channel.name, explained.summary));
         }
@@ -155,8 +180,7 @@ pub(super) async fn explain(
             sentences.push(format!("release {} ({}): {why}", release.release, release.version));
         }
     }
-    let cluster = cluster.map(|(record, member)| format!("{} in {}", member.hostname, record.name()));
-    Ok(Json(NodeExplained { machine: machine.name, cluster, commit, sentences }))
+    Ok(sentences)
 }
 
 /// What an upgrade says of a node.

@@ -16,7 +16,7 @@ use super::prepare::prepare;
 use super::resource;
 use crate::cluster::bringup::BringUpError;
 use crate::cluster::etcd::{CLIENT_PORT, Etcd};
-use crate::cluster::kubernetes::KubeError;
+use crate::cluster::kubernetes::{Cluster, KubeError};
 use crate::cluster::order::pki;
 use crate::cluster::record::Record;
 use crate::cluster::snapshot::take;
@@ -79,7 +79,9 @@ async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Se
     seen.stuck = api.stuck_pods().await?;
     seen.operator = api.operator().await?.is_some_and(|operator| operator.available);
     if let Some(minor) = to.and_then(|version| kubeadm::minor(version).ok()) {
-        seen.deprecated = metrics::gone_by(&api.metrics().await?, minor.into());
+        let (pages, not_asked) = pages_of(service, record, &api).await?;
+        seen.deprecated = metrics::gone_by(&pages, minor.into());
+        seen.not_asked = not_asked;
     }
     let planes = record.members.iter().filter(|m| m.role == Role::ControlPlane).filter_map(|m| m.address);
     let endpoints: Vec<_> = planes.map(|ip| std::net::SocketAddr::new(ip, CLIENT_PORT)).collect();
@@ -97,6 +99,31 @@ async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Se
     }
     facts(service, record, &mut seen).await;
     Ok(seen)
+}
+
+/// The metrics of the API servers of all control planes: each counts what it was asked itself. And whose are missing.
+async fn pages_of(
+    service: &Service,
+    record: &Record,
+    api: &Cluster,
+) -> Result<(Vec<String>, Vec<String>), UpgradeError> {
+    let all = reach::each(service, record).await?;
+    let answers = futures_util::future::join_all(all.iter().map(|(_, api)| api.metrics())).await;
+    let (mut pages, mut missing) = (Vec::new(), Vec::new());
+    for ((node, _), answer) in all.iter().zip(answers) {
+        match answer {
+            Ok(page) => pages.push(page),
+            Err(error) => {
+                tracing::debug!(cluster = record.name(), node, why = crate::http::chain(&error), "no metrics");
+                missing.push(node.clone());
+            }
+        }
+    }
+    if pages.is_empty() {
+        // Only a balancer reaches them: whoever is behind it now.
+        pages.push(api.metrics().await?);
+    }
+    Ok((pages, missing))
 }
 
 /// What the agents of its nodes have said.
@@ -175,7 +202,8 @@ pub async fn change(service: &Service, record: &Record, verb: UpgradeVerb) -> Re
         let state = upgrade.state;
         if state.is_end() {
             let (number, state) = (upgrade.number, state.as_str());
-            return Err(UpgradeError::Nothing(format!("upgrade {number} of {cluster} is over: {state}")));
+            let next = format!("`nkd upgrade start {cluster}` begins another one");
+            return Err(UpgradeError::Nothing(format!("upgrade {number} of {cluster} is over: {state}; {next}")));
         }
         match verb {
             UpgradeVerb::Pause => upgrade.paused = true,

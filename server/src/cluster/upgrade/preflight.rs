@@ -28,6 +28,8 @@ pub struct Seen {
     pub etcd: Vec<String>,
     /// APIs in use that the new version does not have.
     pub deprecated: Vec<Deprecated>,
+    /// Control planes whose API server has not said which APIs are in use.
+    pub not_asked: Vec<String>,
     /// Commit that each node runs, as far as its agent has said.
     pub commits: BTreeMap<String, String>,
     /// What is free on each node, as far as its agent has said.
@@ -193,10 +195,7 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
     }
     if let Some(wanted) = &upgrade.kubernetes {
         skew(&upgrade.from_kubernetes, wanted, seen, &mut say);
-        for api in &seen.deprecated {
-            let removed = api.removed_in;
-            say(true, format!("{} is in use, and Kubernetes 1.{removed} does not have it any more", api.name));
-        }
+        removed(upgrade, seen, &mut say);
     }
     if upgrade.order.skip_snapshot {
         say(false, "no snapshot of etcd is taken before (--skip-snapshot): have one of your own".to_owned());
@@ -236,6 +235,28 @@ fn room(record: &Record, upgrade: &Upgrade, seen: &Seen, say: &mut impl FnMut(bo
     if !unknown.is_empty() {
         let nodes = unknown.join(", ");
         say(false, format!("how much room they have is not known of {nodes}: their agents have not said"));
+    }
+}
+
+/// Nobody asks for what the new version does not have.
+fn removed(upgrade: &Upgrade, seen: &Seen, say: &mut impl FnMut(bool, String)) {
+    let audit = "the audit log of the API servers, if one is kept, says who asks (annotation k8s.io/deprecated)";
+    for Deprecated { name, removed_in, collected } in &seen.deprecated {
+        let gone = format!("Kubernetes 1.{removed_in} does not have it any more");
+        if upgrade.order.ignore_removed_apis {
+            say(false, format!("{name} is in use, and {gone} (--ignore-removed-apis): who asks will get nothing"));
+        } else if *collected {
+            let who = "Kubernetes' own garbage collector reads it, until it is gone; others may read it too";
+            say(false, format!("{name} is read, and {gone}: {who}: {audit}"));
+        } else {
+            let next = "--ignore-removed-apis goes on all the same";
+            let since = "since an API server was started";
+            say(true, format!("{name} is in use, or was {since}, and {gone}: {audit}; {next}"));
+        }
+    }
+    if !seen.not_asked.is_empty() {
+        let planes = seen.not_asked.join(", ");
+        say(false, format!("whether removed APIs are in use is not known of the API servers of {planes}: no answer"));
     }
 }
 

@@ -119,7 +119,7 @@ fn what_is_wrong_with_the_cluster_stands_in_the_way() {
         }),
         ("is for nestos", |scene| scene.channel.profile = "nestos".into()),
         ("extensions/v1beta1 ingresses is in use", |scene| {
-            scene.seen.deprecated = vec![Deprecated { name: "extensions/v1beta1 ingresses".into(), removed_in: 21 }];
+            scene.seen.deprecated = vec![in_use(false)];
         }),
     ];
     for (why, spoil) in spoil {
@@ -130,6 +130,29 @@ fn what_is_wrong_with_the_cluster_stands_in_the_way() {
     let mut scene = Scene::new();
     scene.record.health = Health::Degraded { reasons: vec!["x".into()] };
     scene.known("is not healthy");
+}
+
+fn in_use(collected: bool) -> Deprecated {
+    Deprecated { name: "extensions/v1beta1 ingresses".into(), removed_in: 21, collected }
+}
+
+#[test]
+fn an_api_that_goes_is_said_to_be_found_and_may_be_ignored() {
+    let mut scene = Scene::new();
+    scene.seen.deprecated = vec![in_use(false)];
+    scene.refused("k8s.io/deprecated); --ignore-removed-apis goes on");
+    scene.order.ignore_removed_apis = true;
+    scene.known("(--ignore-removed-apis): who asks will get nothing");
+    // A stock cluster is no reason to refuse.
+    let mut scene = Scene::new();
+    scene.seen.deprecated = vec![in_use(true)];
+    scene.known("Kubernetes' own garbage collector reads it");
+    // It says nothing of an upgrade that leaves Kubernetes as it is.
+    scene.channel.releases[1].kubernetes = None;
+    assert_eq!(scene.plan().findings, []);
+    let mut scene = Scene::new();
+    scene.seen.not_asked = vec!["cp2".into(), "cp3".into()];
+    scene.known("not known of the API servers of cp2, cp3");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use nkd_api::update::{
-    self, Drain, DrainPolicy, MaxUnavailable, OsRelease, Phase, Release, Strategy, UpdateSpec, UpdateStatus,
+    self, Drain, DrainPolicy, MaxUnavailable, NodeStatus, OsRelease, Phase, Release, Strategy, UpdateSpec, UpdateStatus,
 };
 use nkd_api::upgrade::{Upgrade, UpgradeState};
 use serde_json::json;
@@ -52,6 +52,8 @@ pub fn spec(upgrade: &Upgrade) -> UpdateSpec {
 #[must_use]
 pub fn followed(upgrade: &Upgrade, status: &UpdateStatus) -> Upgrade {
     let state = match status.phase {
+        // It is called off, and the operator has not looked yet.
+        Phase::Pending | Phase::Progressing if upgrade.aborted => UpgradeState::Aborting,
         // It was over, and a retry has been asked for: the operator has not looked yet.
         Phase::Pending | Phase::Progressing => UpgradeState::Running,
         Phase::Paused => UpgradeState::Paused,
@@ -62,8 +64,27 @@ pub fn followed(upgrade: &Upgrade, status: &UpdateStatus) -> Upgrade {
     };
     let of = |kind: &str| status.conditions.iter().find(|condition| condition.kind == kind);
     let degraded = of("Degraded").filter(|condition| condition.status == "True");
-    let detail = degraded.or_else(|| of("Progressing")).map(|condition| condition.message.clone());
-    Upgrade { state, detail: detail.unwrap_or_default(), nodes: status.nodes.clone(), ..upgrade.clone() }
+    let detail = degraded.or_else(|| of("Progressing")).map(|condition| in_our_words(upgrade, &condition.message));
+    let node = |node: &NodeStatus| NodeStatus { reason: in_our_words(upgrade, &node.reason), ..node.clone() };
+    let nodes = status.nodes.iter().map(node).collect();
+    Upgrade { state, detail: detail.unwrap_or_default(), nodes, ..upgrade.clone() }
+}
+
+/// What the operator says of an earlier wish is not said of this one: how far the nodes are is all that is left of it.
+fn of_this(status: UpdateStatus, generation: Option<i64>) -> UpdateStatus {
+    if generation == Some(status.observed_generation) {
+        return status;
+    }
+    UpdateStatus { phase: Phase::Pending, conditions: Vec::new(), ..status }
+}
+
+/// The operator tells its reader to edit the resource. Here that is undone: what the service wrote is applied again. So who
+/// reads it through the service reads the command that does the same.
+fn in_our_words(upgrade: &Upgrade, said: &str) -> String {
+    let cluster = &upgrade.cluster;
+    said.replace(update::RAISE_RETRY, &format!("run `nkd upgrade retry {cluster}`"))
+        .replace(update::IS_PAUSED, &format!("it is paused until `nkd upgrade resume {cluster}`"))
+        .replace(update::IS_CALLED_OFF, "it was called off")
 }
 
 impl Cluster {
@@ -88,17 +109,12 @@ impl Cluster {
         let what = format!("look at the update {name}");
         let found = self.updates().get_opt(name).await.map_err(request(what.clone()))?;
         let Some(mut found) = found else { return Ok(None) };
-        let observed = found.data["status"]["observedGeneration"].as_i64();
         let spec: UpdateSpec = read(&what, found.data["spec"].take())?;
-        let mut status: UpdateStatus = match found.data["status"].take() {
+        let status: UpdateStatus = match found.data["status"].take() {
             serde_json::Value::Null => UpdateStatus::default(),
             status => read(&what, status)?,
         };
-        // What it says of an earlier wish is not said of this one.
-        if observed != found.metadata.generation {
-            status.phase = Phase::Pending;
-        }
-        Ok(Some((spec, status)))
+        Ok(Some((spec, of_this(status, found.metadata.generation))))
     }
 
     /// The pods of the cluster that no drain could ever move.
@@ -140,7 +156,7 @@ fn read<T: serde::de::DeserializeOwned>(what: &str, value: serde_json::Value) ->
 
 #[cfg(test)]
 mod tests {
-    use nkd_api::update::{Condition, NodeState, NodeStatus};
+    use nkd_api::update::{Condition, NodeState};
     use nkd_api::upgrade::UpgradeOrder;
     use time::OffsetDateTime;
 
@@ -196,22 +212,37 @@ mod tests {
             observed_generation: 1,
             last_transition_time: OffsetDateTime::UNIX_EPOCH,
         };
-        let node = NodeStatus {
-            name: "w1".into(),
-            state: NodeState::Failed,
-            since: OffsetDateTime::UNIX_EPOCH,
-            reason: "rolled back: x".into(),
-            attempt: 1,
+        let node = |name: &str, state: NodeState, reason: String| {
+            let (name, since) = (name.to_owned(), OffsetDateTime::UNIX_EPOCH);
+            NodeStatus { name, state, since, reason, attempt: 1 }
         };
-        let status = UpdateStatus {
+        // As its plan says it: an edit of the resource would be undone here.
+        let waits = format!("the control plane cp1 has failed: put it right, then {}", update::RAISE_RETRY);
+        let mut status = UpdateStatus {
             phase: Phase::Halted,
-            conditions: vec![condition("Progressing", "False", "halted"), condition("Degraded", "True", "w1 failed")],
-            nodes: vec![node],
+            conditions: vec![condition("Progressing", "False", "halted"), condition("Degraded", "True", "cp1 failed")],
+            nodes: vec![node("cp1", NodeState::Failed, "rolled back: x".into()), node("w1", NodeState::Staged, waits)],
             ..UpdateStatus::default()
         };
-        let followed = followed(&upgrade(), &status);
-        assert_eq!((followed.state, followed.detail.as_str()), (UpgradeState::Halted, "w1 failed"));
-        assert_eq!(followed.nodes[0].reason, "rolled back: x");
-        assert!(!followed.state.is_end());
+        let told = followed(&upgrade(), &status);
+        assert_eq!((told.state, told.detail.as_str()), (UpgradeState::Halted, "cp1 failed"));
+        assert_eq!(told.nodes[0].reason, "rolled back: x");
+        let waits = "the control plane cp1 has failed: put it right, then run `nkd upgrade retry rack7`";
+        assert_eq!(told.nodes[1].reason, waits);
+        assert!(!told.state.is_end());
+        // Somebody has asked for another attempt since, or has called it off.
+        let old = UpdateStatus { observed_generation: 4, ..status.clone() };
+        assert_eq!(followed(&upgrade(), &of_this(old.clone(), Some(4))).state, UpgradeState::Halted);
+        let again = followed(&upgrade(), &of_this(old.clone(), Some(5)));
+        assert_eq!((again.state, again.detail.as_str(), again.nodes.len()), (UpgradeState::Running, "", 2));
+        let called_off = Upgrade { aborted: true, ..upgrade() };
+        assert_eq!(followed(&called_off, &of_this(old, Some(5))).state, UpgradeState::Aborting);
+        for (words, ours) in [(update::IS_PAUSED, "`nkd upgrade resume rack7`"), (update::IS_CALLED_OFF, "called off")]
+        {
+            let progressing = condition("Progressing", "False", &format!("0 of 2 nodes are done; {words}"));
+            status.conditions = vec![progressing];
+            let detail = followed(&upgrade(), &status).detail;
+            assert!(detail.contains(ours) && !detail.contains("spec."), "{detail}");
+        }
     }
 }

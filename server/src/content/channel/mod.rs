@@ -40,7 +40,7 @@ use tokio_util::task::TaskTracker;
 
 use self::metrics::Metrics;
 use self::polled::Noted;
-pub use self::polled::Polled;
+pub use self::polled::{LastPoll, Polled};
 pub use self::program::{ProgramError, end_programs};
 use self::reads::Reads;
 pub use self::repository::Repository;

@@ -2,15 +2,20 @@
 //! is known of them, and it says which releases are needed. Written down at most once an hour for each release.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::PoisonError;
 
 use time::{Duration, OffsetDateTime};
 
-use super::unknown::node_name;
+use super::Channels;
+use super::unknown::{node_name, payload_name};
 
 /// From one time that a release is written down to the next.
 const STEP: Duration = Duration::hours(1);
 /// A release is needed for so long after somebody has run it.
 pub(super) const NEEDED_FOR: Duration = Duration::days(7);
+/// The last poll of so many addresses is remembered; the one that was heard of longest ago makes room.
+const MOST: usize = 4096;
 
 /// A release that such a system ran.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,10 +28,40 @@ pub struct Polled {
     pub at: OffsetDateTime,
 }
 
-/// What was written down of each channel's commits in this run of the service.
+/// What a system has said when it asked for the graph last. What it says of itself is anybody's text.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LastPoll {
+    /// The channel that it follows.
+    pub channel: String,
+    /// What it runs; empty: it has not said.
+    pub commit: String,
+    /// How it calls itself: its turn in a rollout follows from that.
+    pub node: Option<String>,
+    /// How much it would rather be among the last.
+    pub wariness: Option<f64>,
+    /// When.
+    pub at: OffsetDateTime,
+}
+
+/// What was written down of each channel's commits in this run of the service, and who has asked last. The latter lives in
+/// memory only: such a system asks again within minutes.
 #[derive(Debug, Default)]
 pub(super) struct Noted {
     at: BTreeMap<(String, String), OffsetDateTime>,
+    last: BTreeMap<IpAddr, LastPoll>,
+}
+
+impl Channels {
+    /// A system has asked for a graph from this address.
+    pub fn polled_from(&self, address: IpAddr, poll: LastPoll) {
+        self.polled.lock().unwrap_or_else(PoisonError::into_inner).heard(address.to_canonical(), poll);
+    }
+
+    /// What was asked from this address last, since the service has started.
+    #[must_use]
+    pub fn last_poll(&self, address: IpAddr) -> Option<LastPoll> {
+        self.polled.lock().unwrap_or_else(PoisonError::into_inner).last.get(&address.to_canonical()).cloned()
+    }
 }
 
 impl Noted {
@@ -44,6 +79,17 @@ impl Noted {
         }
         self.at.insert(key, now);
         Some(Polled { commit: commit.to_owned(), node: node.map(node_name).unwrap_or_default(), at: now })
+    }
+
+    fn heard(&mut self, address: IpAddr, poll: LastPoll) {
+        if !self.last.contains_key(&address)
+            && self.last.len() >= MOST
+            && let Some(oldest) = self.last.iter().min_by_key(|(_, poll)| poll.at).map(|(address, _)| *address)
+        {
+            self.last.remove(&oldest);
+        }
+        let (commit, node) = (payload_name(&poll.commit), poll.node.as_deref().map(node_name));
+        self.last.insert(address, LastPoll { commit, node, ..poll });
     }
 
     /// It could not be written down, or is there no more.
@@ -69,5 +115,27 @@ mod tests {
         assert!(noted.asked("stable", "c", None, at(5)).is_some());
         noted.forget("stable", "c");
         assert!(noted.asked("stable", "c", None, at(6)).is_some());
+    }
+
+    #[test]
+    fn the_last_poll_of_each_address_is_kept_and_fills_no_memory() {
+        let mut noted = Noted::default();
+        let poll = |seconds: i64| LastPoll {
+            channel: "stable".into(),
+            commit: "c\n".into(),
+            node: Some("n\u{1b}".into()),
+            wariness: None,
+            at: OffsetDateTime::UNIX_EPOCH + Duration::seconds(seconds),
+        };
+        let address = |number: u32| IpAddr::from(number.to_be_bytes());
+        for number in 0..5000 {
+            noted.heard(address(number), poll(number.into()));
+        }
+        assert_eq!(noted.last.len(), MOST);
+        assert!(!noted.last.contains_key(&address(0)), "the oldest has made room");
+        noted.heard(address(4999), poll(9000));
+        assert_eq!(noted.last.len(), MOST);
+        let last = &noted.last[&address(4999)];
+        assert_eq!((last.commit.as_str(), last.node.as_deref(), last.at), ("c", Some("n"), poll(9000).at));
     }
 }

@@ -24,7 +24,7 @@ pub struct Unknown {
 impl Unknown {
     /// A system has asked. What it says is anybody's text.
     pub fn asked(&mut self, channel: &str, payload: &str, node: Option<&str>, now: OffsetDateTime) {
-        let payload = printable(payload, LONGEST_PAYLOAD);
+        let payload = payload_name(payload);
         let key = (channel.to_owned(), payload.clone());
         if !self.seen.contains_key(&key)
             && self.seen.len() >= MOST
@@ -47,6 +47,11 @@ impl Unknown {
         of.sort_by_key(|seen| std::cmp::Reverse(seen.last_at));
         of
     }
+}
+
+/// What a system says that it runs, as it can be shown.
+pub(super) fn payload_name(text: &str) -> String {
+    printable(text, LONGEST_PAYLOAD)
 }
 
 /// What a system calls itself, as it can be shown.

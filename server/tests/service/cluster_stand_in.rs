@@ -1,0 +1,197 @@
+//! Stand-ins for what a control plane of a cluster answers: an API server that holds nodes and Updates, and the gateway of its
+//! etcd. They show certificates of the cluster's own authorities, want one of the service, and know nothing else of a cluster: what
+//! its operator says, a test says. The real ones meet the service in `etcd_answers.rs`, `vm-tests/tests/updates.rs`,
+//! `vm-tests/tests/update_faults` and `vm-tests/tests/whole_upgrade.rs`.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use axum::body::Bytes;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use nkd_api::cluster::API_PORT;
+use nkd_api::update::UpdateStatus;
+use nkd_server::cluster::etcd::CLIENT_PORT;
+use nkd_server::cluster::pki::ClusterPki;
+use nkd_server::http::TlsServer;
+use rcgen::{CertificateParams, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use serde_json::{Value, json};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// What the API server has.
+#[derive(Default)]
+struct Has {
+    updates: BTreeMap<String, Value>,
+    metrics: String,
+}
+
+type Shared = Arc<Mutex<Has>>;
+
+/// Both of them, until this is dropped.
+pub struct StandIn {
+    has: Shared,
+    _stop: DropGuard,
+}
+
+impl StandIn {
+    /// Serves at an address, on the ports that a control plane has.
+    pub async fn start(pki: &ClusterPki, ip: IpAddr) -> Self {
+        let (has, stop) = (Shared::default(), CancellationToken::new());
+        for (folder, port, router) in [
+            ("", API_PORT, api_server(Arc::clone(&has))),
+            ("etcd/", CLIENT_PORT, gateway(SocketAddr::new(ip, CLIENT_PORT))),
+        ] {
+            let config = server_config(pki, folder, ip);
+            let server = TlsServer::bind(SocketAddr::new(ip, port), config, router).await.unwrap();
+            tokio::spawn(server.run(stop.clone()));
+        }
+        Self { has, _stop: stop.drop_guard() }
+    }
+
+    fn has(&self) -> MutexGuard<'_, Has> {
+        self.has.lock().unwrap()
+    }
+
+    /// An Update as it is now.
+    pub fn update(&self, name: &str) -> Option<Value> {
+        self.has().updates.get(name).cloned()
+    }
+
+    /// Somebody edits its spec.
+    pub fn edit(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut has = self.has();
+        let update = has.updates.get_mut(name).unwrap();
+        change(&mut update["spec"]);
+        newer(update, true);
+    }
+
+    /// What the operator says of it as it is now.
+    pub fn say(&self, name: &str, status: UpdateStatus) {
+        let mut has = self.has();
+        let update = has.updates.get_mut(name).unwrap();
+        let observed_generation = update["metadata"]["generation"].as_i64().unwrap();
+        update["status"] = serde_json::to_value(UpdateStatus { observed_generation, ..status }).unwrap();
+        newer(update, false);
+    }
+
+    /// What its `/metrics` say.
+    pub fn measures(&self, metrics: &str) {
+        metrics.clone_into(&mut self.has().metrics);
+    }
+}
+
+/// As an API server counts: every change has a version, one of the spec a generation too.
+fn newer(update: &mut Value, spec: bool) {
+    let metadata = &mut update["metadata"];
+    let version: u64 = metadata["resourceVersion"].as_str().map_or(0, |text| text.parse().unwrap());
+    metadata["resourceVersion"] = (version + 1).to_string().into();
+    if spec {
+        metadata["generation"] = (metadata["generation"].as_i64().unwrap_or_default() + 1).into();
+    }
+}
+
+fn server_config(pki: &ClusterPki, folder: &str, ip: IpAddr) -> ServerConfig {
+    let files = pki.control_plane_files();
+    let file = |name: &str| {
+        let path = format!("/etc/kubernetes/pki/{folder}{name}");
+        files.iter().find(|file| file.path == path).unwrap().contents.clone()
+    };
+    let authority = file("ca.crt");
+    let issuer = Issuer::from_ca_cert_pem(&authority, KeyPair::from_pem(&file("ca.key")).unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(vec![ip.to_string()]).unwrap().signed_by(&key, &issuer).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap()).unwrap();
+    let clients = WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap();
+    let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+    let config = ServerConfig::builder().with_client_cert_verifier(clients);
+    config.with_single_cert(vec![certificate.der().clone()], key.into()).unwrap()
+}
+
+fn list(version: &str, kind: &str, items: &[Value]) -> Json<Value> {
+    Json(json!({"apiVersion": version, "kind": kind, "metadata": {"resourceVersion": "1"}, "items": items}))
+}
+
+fn refused(code: StatusCode, reason: &str) -> Response {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason,
+        "message": reason, "code": code.as_u16()});
+    (code, Json(status)).into_response()
+}
+
+fn api_server(has: Shared) -> Router {
+    async fn nodes() -> Json<Value> {
+        let node = |name: &str| {
+            json!({"metadata": {"name": name}, "status": {"nodeInfo": {"kubeletVersion": "v1.20.2"},
+                "conditions": [{"type": "Ready", "status": "True"}]}})
+        };
+        list("v1", "NodeList", &[node("cp1"), node("w1")])
+    }
+    async fn operator() -> Json<Value> {
+        let available = json!({"type": "Available", "status": "True"});
+        Json(json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "housekeeper"},
+            "status": {"conditions": [available]}}))
+    }
+    async fn metrics(State(has): State<Shared>) -> String {
+        has.lock().unwrap().metrics.clone()
+    }
+    Router::new()
+        .route("/api/v1/nodes", get(nodes))
+        .route("/api/v1/pods", get(async || list("v1", "PodList", &[])))
+        .route("/apis/policy/v1/poddisruptionbudgets", get(async || list("policy/v1", "PodDisruptionBudgetList", &[])))
+        .route("/apis/apps/v1/namespaces/nkd-system/deployments/housekeeper", get(operator))
+        .route("/metrics", get(metrics))
+        .route("/readyz", get(async || "ok"))
+        .route("/apis/nkd.io/v1alpha1/updates/{name}", get(shown).patch(applied))
+        .with_state(has)
+}
+
+async fn shown(State(has): State<Shared>, Path(name): Path<String>) -> Response {
+    match has.lock().unwrap().updates.get(&name) {
+        Some(update) => Json(update).into_response(),
+        None => refused(StatusCode::NOT_FOUND, "NotFound"),
+    }
+}
+
+/// A server-side apply by one who owns the whole spec.
+async fn applied(
+    State(has): State<Shared>,
+    Path(name): Path<String>,
+    Query(query): Query<BTreeMap<String, String>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    if headers[header::CONTENT_TYPE] != "application/apply-patch+yaml" {
+        return refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "UnsupportedMediaType");
+    }
+    if query.get("fieldManager").map(String::as_str) != Some("nkd") || query.get("force").is_none_or(|v| v != "true") {
+        return refused(StatusCode::CONFLICT, "Conflict");
+    }
+    let given: Value = serde_json::from_slice(&body).unwrap();
+    let mut has = has.lock().unwrap();
+    let update = has.updates.entry(name).or_insert_with(|| {
+        json!({"apiVersion": given["apiVersion"], "kind": given["kind"], "metadata": given["metadata"], "spec": null})
+    });
+    if update["spec"] != given["spec"] {
+        update["spec"] = given["spec"].clone();
+        newer(update, true);
+    }
+    Json(update.clone()).into_response()
+}
+
+/// One member, which leads and is well.
+fn gateway(own: SocketAddr) -> Router {
+    let member = json!({"ID": "1", "name": "cp1", "peerURLs": [format!("https://{}:2380", own.ip())],
+        "clientURLs": [format!("https://{own}")]});
+    let members = json!({"header": {"member_id": "1"}, "members": [member]});
+    Router::new()
+        .route("/v3/cluster/member/list", post(async move || Json(members)))
+        .route("/v3/maintenance/status", post(async || Json(json!({"header": {"member_id": "1"}, "leader": "1"}))))
+}
