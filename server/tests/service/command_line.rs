@@ -8,7 +8,7 @@ use std::sync::mpsc::channel;
 use serde_json::{Value, json};
 
 use super::harness::{PATIENCE, Place, eventually, mode, text};
-use super::registry::{Hand, good};
+use super::registry::{Hand, good, run};
 use super::{cluster, node};
 
 /// What a command says in JSON and in YAML; as a table it shows a word. A word of its own, `{}`, is another one each time.
@@ -149,6 +149,38 @@ async fn releases_images_locks_and_clusters_speak_table_json_and_yaml() {
         let refused = place.cli(&[args, &["-o", "json"]].concat());
         assert_eq!(refused.status.code(), Some(2), "{args:?}: {}", text(&refused.stdout));
         assert!(place.ok(args).lines().count() == 1, "{args:?}");
+    }
+}
+
+/// As the README has them.
+#[tokio::test]
+async fn exit_codes_tell_a_failure_from_wrong_words_and_wrong_input() {
+    let place = Place::new();
+    let code = |args: &[&str]| run(place.nkd().args(args)).status.code();
+    for (args, expected) in [
+        (&["--help"][..], 0),
+        (&["--version"], 0),
+        (&["completion", "bash"], 0),
+        (&["status"], 1),
+        (&["cluster", "check", "-f", "/nonexistent"], 1),
+        (&[], 2),
+        (&["machine"], 2),
+        (&["machine", "list", "--nonsense"], 2),
+        (&["channel", "prune", "stable"], 2),
+        (&["channel", "mirror", "a", "--from", "b", "--ref", "c", "--every", "sometimes"], 2),
+        (&["upgrade", "start", "rack7", "--os-only", "--kubernetes-only"], 2),
+        (&["serve", "--set", "no-value"], 2),
+        (&["serve", "--set", "dhcp.mode=loud"], 64),
+        (&["serve", "--config", "/nonexistent"], 64),
+    ] {
+        assert_eq!(code(args), Some(expected), "{args:?}");
+    }
+    let _service = place.start().await;
+    for (args, expected) in
+        [(&["status"][..], 0), (&["machine", "show", "nobody"], 1), (&["rule", "set", "--mac", "52:54:00:*"], 64)]
+    {
+        let output = place.cli(args);
+        assert_eq!(output.status.code(), Some(expected), "{args:?}: {}", text(&output.stderr));
     }
 }
 
