@@ -4,52 +4,44 @@ use anyhow::Result;
 
 use crate::build;
 
-/// The files that it runs.
-const FILES: [&str; 11] = [
-    "boot_chain",
-    "control_planes",
-    "certificates",
-    "cluster_faults",
-    "housekeeper",
-    "snapshots",
-    "updates",
-    "whole_upgrade",
-    "update_faults",
-    "machine_faults",
-    "ostree_ed25519",
-];
-
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Only the tests of this file, like update_faults, or those whose name holds this text
     filter: Option<String>,
 }
 
+/// Files of tests on machines made of namespaces.
+const ON_NODES: [&str; 7] =
+    ["control_planes", "certificates", "cluster_faults", "housekeeper", "snapshots", "updates", "update_faults"];
+/// Files of tests on whole machines, which need images of systems.
+const ON_MACHINES: [&str; 4] = ["boot_chain", "whole_upgrade", "machine_faults", "ostree_ed25519"];
+
 pub fn run(arguments: &Arguments) -> Result<()> {
     build::packages(&[&build::VM_PACKAGES[..], &build::TEST_PACKAGES[..]].concat())?;
-    let (program, agent, kubernetes) = (build::nkd()?, build::agent()?, build::kubernetes()?);
     build::stopped_packages(&build::REGISTRY_CLIENTS)?;
-    let (housekeeper, operator) = (build::housekeeper()?, build::operator()?);
-    let (bare, image, newer) = (build::lab_image()?, build::cluster_image()?, build::newer_image()?);
-    let ostree = build::ostree_ed25519()?;
-    let environment = [
-        ("NKD_PROGRAM", program.as_os_str()),
-        ("NKD_AGENT", agent.as_os_str()),
-        ("NKD_KUBERNETES", kubernetes.as_os_str()),
-        ("NKD_HOUSEKEEPER", housekeeper.as_os_str()),
-        ("NKD_LAB_IMAGE", bare.as_os_str()),
-        ("NKD_OSTREE_ED25519", ostree.as_os_str()),
-        ("NKD_HOUSEKEEPER_PROGRAM", operator.as_os_str()),
-        ("NKD_CLUSTER_IMAGE", image.as_os_str()),
-        ("NKD_NEWER_IMAGE", newer.as_os_str()),
+    let mut environment = vec![
+        ("NKD_PROGRAM", build::nkd()?),
+        ("NKD_AGENT", build::agent()?),
+        ("NKD_KUBERNETES", build::kubernetes()?),
+        ("NKD_HOUSEKEEPER", build::housekeeper()?),
+        ("NKD_HOUSEKEEPER_PROGRAM", build::operator()?),
     ];
-    let is_named = |test: &&str| arguments.filter.as_deref() == Some(*test);
-    let whole = FILES.iter().any(is_named);
-    let chosen = FILES.iter().copied().filter(|test| !whole || is_named(test));
-    let tests: Vec<&str> = chosen.flat_map(|test| ["--test", test]).collect();
+    let named = |tests: &[&'static str]| tests.iter().copied().find(|test| arguments.filter.as_deref() == Some(test));
+    let file = named(&ON_NODES).or(named(&ON_MACHINES));
+    if named(&ON_NODES).is_none() {
+        environment.extend([
+            ("NKD_LAB_IMAGE", build::lab_image()?),
+            ("NKD_CLUSTER_IMAGE", build::cluster_image()?),
+            ("NKD_NEWER_IMAGE", build::newer_image()?),
+            ("NKD_OSTREE_ED25519", build::ostree_ed25519()?),
+        ]);
+    }
+    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_os_str())).collect();
+    let all = [&ON_NODES[..], &ON_MACHINES].concat();
+    let tests: Vec<&str> = file.map_or(all, |file| vec![file]).into_iter().flat_map(|test| ["--test", test]).collect();
     let words = [&["test", "--package", "nkd-vm-tests", "--no-fail-fast"], &tests[..], &["--"]].concat();
     let only = ["--ignored", "--test-threads=1", "--nocapture"];
-    let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).filter(|_| !whole).collect();
+    let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).filter(|_| file.is_none()).collect();
     build::cargo_with(&[&words[..], &only, &filter].concat(), &environment)
 }
 
@@ -58,11 +50,15 @@ mod tests {
     use super::*;
     use crate::tidy::source::Source;
 
+    fn is_file(word: &str) -> bool {
+        ON_NODES.contains(&word) || ON_MACHINES.contains(&word)
+    }
+
     /// Names of the tests of its files.
     fn names(sources: &[Source]) -> Vec<&str> {
         let of_file = |source: &&Source| {
             let rest = source.path.strip_prefix("vm-tests/tests/").unwrap_or_default();
-            FILES.contains(&rest.split(['/', '.']).next().unwrap_or_default())
+            is_file(rest.split(['/', '.']).next().unwrap_or_default())
         };
         let tests = sources.iter().filter(of_file).flat_map(|source| source.text.split("#[test]").skip(1));
         tests.filter_map(|text| text.split_once("\nfn ")?.1.split('(').next()).collect()
@@ -73,7 +69,7 @@ mod tests {
     fn what_documents_run_is_one_file_or_one_test() {
         let sources = Source::all().unwrap();
         let tests = names(&sources);
-        assert!(tests.len() > FILES.len(), "{tests:?}");
+        assert!(tests.len() > ON_NODES.len() + ON_MACHINES.len(), "{tests:?}");
         let mut words = 0;
         for source in &sources {
             for (_, rest) in
@@ -81,7 +77,7 @@ mod tests {
             {
                 let end = rest.find(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
                 let word = &rest[..end.unwrap_or(rest.len())];
-                if word.is_empty() || FILES.contains(&word) {
+                if word.is_empty() || is_file(word) {
                     words += usize::from(!word.is_empty());
                     continue;
                 }

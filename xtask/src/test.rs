@@ -63,7 +63,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let words = ["test", "--package", "nkd-agent", "--lib", "--", "--ignored", "--test-threads=1"];
         let not_installer = ["--skip", "install::"];
         tier("etcd snapshot", &[&words[..], &not_installer, &filter[..]].concat(), &environment)?;
-        let tests = ["--test", "nodes", "--test", "service_unit", "--test", "cluster_changes"];
+        let housekeeper = build::housekeeper()?;
+        let environment = [&environment[..], &[("NKD_HOUSEKEEPER", housekeeper.as_os_str())]].concat();
+        let tests = ["--test", "nodes", "--test", "service_unit", "--test", "cluster_changes", "--test", "updates"];
         let words = [&["test", "--package", "nkd-vm-tests"], &tests[..], &["--", "--test-threads=1"]].concat();
         tier("nodes", &[&words[..], &filter[..]].concat(), &environment)?;
     }
