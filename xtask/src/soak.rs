@@ -44,3 +44,48 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).filter(|_| file.is_none()).collect();
     build::cargo_with(&[&words[..], &only, &filter].concat(), &environment)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tidy::source::Source;
+
+    fn is_file(word: &str) -> bool {
+        ON_NODES.contains(&word) || ON_MACHINES.contains(&word)
+    }
+
+    /// Names of the tests of its files.
+    fn names(sources: &[Source]) -> Vec<&str> {
+        let of_file = |source: &&Source| {
+            let rest = source.path.strip_prefix("vm-tests/tests/").unwrap_or_default();
+            is_file(rest.split(['/', '.']).next().unwrap_or_default())
+        };
+        let tests = sources.iter().filter(of_file).flat_map(|source| source.text.split("#[test]").skip(1));
+        tests.filter_map(|text| text.split_once("\nfn ")?.1.split('(').next()).collect()
+    }
+
+    /// A word of a document runs one file, or one test: neither a part of what it speaks of, nor hours of something else.
+    #[test]
+    fn what_documents_run_is_one_file_or_one_test() {
+        let sources = Source::all().unwrap();
+        let tests = names(&sources);
+        assert!(tests.len() > ON_NODES.len() + ON_MACHINES.len(), "{tests:?}");
+        let mut words = 0;
+        for source in &sources {
+            for (_, rest) in
+                source.text.match_indices("xtask soak ").map(|(at, found)| source.text.split_at(at + found.len()))
+            {
+                let end = rest.find(|c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'));
+                let word = &rest[..end.unwrap_or(rest.len())];
+                if word.is_empty() || is_file(word) {
+                    words += usize::from(!word.is_empty());
+                    continue;
+                }
+                let runs: Vec<&&str> = tests.iter().filter(|test| test.contains(word)).collect();
+                assert_eq!(runs.len(), 1, "{}: `cargo xtask soak` with {word} runs {runs:?}", source.path);
+                words += 1;
+            }
+        }
+        assert!(words > 0);
+    }
+}

@@ -52,7 +52,7 @@ pub(super) struct MirrorArgs {
     #[arg(long, conflicts_with_all = ["from", "off"])]
     now: bool,
     /// Follow nothing any more; the releases stay
-    #[arg(long, conflicts_with = "from")]
+    #[arg(long, conflicts_with_all = ["from", "output"])]
     off: bool,
     #[command(flatten)]
     output: OutputArgs,

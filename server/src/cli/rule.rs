@@ -44,6 +44,8 @@ pub(super) enum RuleCommand {
         set_label: Vec<(String, String)>,
         #[command(flatten)]
         assign: AssignArgs,
+        #[command(flatten)]
+        output: OutputArgs,
     },
     /// Remove a rule; machines that it let in stay
     Remove {
@@ -70,7 +72,7 @@ pub(super) async fn run(command: RuleCommand, context: &ContextArgs) -> Result<(
                 )
             });
         }
-        RuleCommand::Set { name, file, mac, vendor, product, serial, label, set_label, assign } => {
+        RuleCommand::Set { name, file, mac, vendor, product, serial, label, set_label, assign, output } => {
             let rule = match file {
                 Some(file) => read_document(&file)?,
                 None => AcceptRule {
@@ -88,10 +90,10 @@ pub(super) async fn run(command: RuleCommand, context: &ContextArgs) -> Result<(
                 },
             };
             let let_in: Vec<String> = client.call(Method::PUT, "/api/v1/rules", Some(&rule)).await?;
-            match let_in.len() {
-                0 => println!("rule {} is set", rule.name),
-                n => println!("rule {} is set; it let in {n} machines: {}", rule.name, let_in.join(", ")),
-            }
+            output.print(&let_in, |let_in| match let_in.len() {
+                0 => format!("rule {} is set", rule.name),
+                n => format!("rule {} is set; it let in {n} machines: {}", rule.name, let_in.join(", ")),
+            });
         }
         RuleCommand::Remove { name } => {
             client.delete(&format!("/api/v1/rules/{}", segment(&name))).await?;

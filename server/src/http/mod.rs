@@ -54,6 +54,8 @@ const BODY_LIMIT: usize = 1 << 20;
     tags(
         (name = "machines", description = "Machines and the rules that let them in"),
         (name = "images", description = "Node images"),
+        (name = "clusters", description = "Clusters, from their files to their certificates"),
+        (name = "upgrades", description = "Clusters on their way to a release"),
         (name = "channels", description = "Releases that nodes are updated to"),
         (name = "locks", description = "Nodes that may restart now, by the FleetLock protocol"),
         (name = "registry", description = "Container images; tools push and pull below /v2/"),

@@ -1,13 +1,33 @@
 //! The command line against a running service.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::sync::mpsc::channel;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::harness::{PATIENCE, Place, mode, text};
-use super::node;
+use super::harness::{PATIENCE, Place, eventually, mode, text};
+use super::registry::{Hand, good, run};
+use super::{cluster, node};
+
+/// What a command says in JSON and in YAML; as a table it shows a word. A word of its own, `{}`, is another one each time.
+fn spoken(place: &Place, args: &[&str], shown: &str) -> (Value, Value) {
+    let say = |format: &str| {
+        let args: Vec<String> = args.iter().map(|word| word.replace("{}", format)).collect();
+        let output = place.client(&place.admin_token()).args(&args).args(["-o", format]).output().unwrap();
+        assert!(output.status.success(), "{args:?} -o {format}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let table = say("table");
+    assert!(table.contains(shown), "{args:?}:\n{table}");
+    assert!(table.lines().all(|l| l == l.trim_end()), "{args:?}: spaces at the end");
+    let (json, yaml) = (say("json"), say("yaml"));
+    (
+        serde_json::from_str(&json).unwrap_or_else(|e| panic!("{args:?}: {e}\n{json}")),
+        serde_saphyr::from_str(&yaml).unwrap_or_else(|e| panic!("{args:?}: {e}\n{yaml}")),
+    )
+}
 
 #[tokio::test]
 async fn every_noun_speaks_table_json_and_yaml() {
@@ -33,14 +53,8 @@ async fn every_noun_speaks_table_json_and_yaml() {
         (&["audit"], "machine.declare"),
         (&["status"], "admin"),
     ] {
-        let table = place.ok(args);
         let shown = if shown == "first-stage-or-seen" { "n1" } else { shown };
-        assert!(table.contains(shown), "{args:?}:\n{table}");
-        assert!(table.lines().all(|l| l == l.trim_end()), "{args:?}: spaces at the end");
-        let json = place.ok(&[args, &["-o", "json"]].concat());
-        let json: Value = serde_json::from_str(&json).unwrap_or_else(|e| panic!("{args:?}: {e}\n{json}"));
-        let yaml = place.ok(&[args, &["-o", "yaml"]].concat());
-        let yaml: Value = serde_saphyr::from_str(&yaml).unwrap_or_else(|e| panic!("{args:?}: {e}\n{yaml}"));
+        let (json, yaml) = spoken(&place, args, shown);
         // Reading may itself be seen: only the shape is the same for sure.
         assert_eq!(json.is_array(), yaml.is_array(), "{args:?}");
     }
@@ -60,6 +74,116 @@ async fn every_noun_speaks_table_json_and_yaml() {
     assert!(out.status.success() && out.stderr.is_empty(), "{}", text(&out.stderr));
 }
 
+/// A repository with a commit.
+fn repository(place: &Place) -> String {
+    let (repo, tree) = (place.dir.path().join("repo"), place.dir.path().join("tree"));
+    std::fs::create_dir_all(tree.join("usr")).unwrap();
+    let (of, tree) = (format!("--repo={}", repo.display()), format!("--tree=dir={}", tree.display()));
+    let ostree = |words: &[&str]| good(std::process::Command::new("ostree").arg(&of).args(words));
+    ostree(&["init", "--mode=archive"]);
+    ostree(&["commit", "--branch", "lab/x86_64/stable", &tree, "--add-metadata-string=version=1.20"]);
+    repo.display().to_string()
+}
+
+#[tokio::test]
+async fn releases_images_locks_and_clusters_speak_table_json_and_yaml() {
+    let place = Place::new();
+    let _service = place.start().await;
+    place.import().await;
+    let repo = repository(&place);
+    let upstream = format!("file://{repo}");
+    let hand = Hand::admin(&place);
+    for tag in ["table", "json", "yaml", "kept"] {
+        hand.image("team/app", tag, tag.as_bytes()).await;
+    }
+    let lease = json!({"client_params": {"id": "node1", "group": "workers"}}).to_string();
+    let asked = place.https().build().unwrap().post(place.api_url("/v1/pre-reboot")).body(lease);
+    assert!(asked.header("fleet-lock-protocol", "true").send().await.unwrap().status().is_success());
+    let file = cluster::write(&place, &cluster::file(&[1], ""));
+
+    // What changes something says the same in every form, as far as it can be done three times.
+    let mirror = ["--from", &upstream, "--ref", "lab/x86_64/stable", "--insecure-unsigned", "--every", "7d"];
+    for (args, shown) in [
+        (&["channel", "publish", "stable", "--ostree", &repo][..], "stable: release 1 is 1.20"),
+        (&["channel", "promote", "stable", "--to", "testing"], "testing: release 1 is 1.20"),
+        (&["channel", "mark", "stable", "1", "--rollout", "48h"], "rolled out over 2d"),
+        (&["channel", "prune", "stable", "--keep", "1", "--dry-run"], "stable: "),
+        (&[&["channel", "mirror", "followed"][..], &mirror].concat(), "followed: follows lab/x86_64/stable"),
+        (&["channel", "mirror", "followed", "--now"], "last success:"),
+        (&["registry", "delete", "team/app:{}"], "the tag is gone"),
+        (&["registry", "gc", "--dry-run"], "would free"),
+        (&["registry", "gc"], "freed"),
+        (&["rule", "set", "r1", "--mac", "52:54:00:0f:*"], "rule r1 is set"),
+        (&["cluster", "apply", "-f", &file], "rack7"),
+        (&["cluster", "list"], "rack7"),
+        (&["cluster", "status", "rack7"], "cp1"),
+    ] {
+        let (json, yaml) = spoken(&place, args, shown);
+        let keys = |value: &Value| value.as_object().map(|map| map.keys().cloned().collect::<BTreeSet<_>>());
+        assert_eq!((json.is_array(), keys(&json)), (yaml.is_array(), keys(&yaml)), "{args:?}");
+    }
+    eventually("w1 is taken", async || place.cli(&["machine", "show", "w1"]).status.success().then_some(())).await;
+    for (args, shown) in [
+        (&["channel", "list"][..], "stable"),
+        (&["channel", "show", "stable"], "rolled out over 2d"),
+        (&["channel", "explain", "stable", "w1"], "has not said which deployment it runs"),
+        (&["channel", "unknown", "stable"], "Nothing found."),
+        (&["channel", "mirror", "followed"], "takes:"),
+        (&["registry", "list"], "team/app"),
+        (&["registry", "tags", "team/app"], "kept"),
+        (&["lock", "list"], "node1"),
+        (&["cluster", "diff", "-f", &file], "rack7"),
+        (&["cluster", "snapshot", "list", "rack7"], "Nothing found."),
+        (&["upgrade", "history", "rack7"], "Nothing found."),
+        (&["upgrade", "explain", "w1"], "rack7 was never upgraded"),
+    ] {
+        let (json, yaml) = spoken(&place, args, shown);
+        assert_eq!(json, yaml, "{args:?}");
+    }
+    // What only takes something away has nothing to show in another form, and says so before it does it.
+    for args in [
+        &["channel", "mirror", "followed", "--off"][..],
+        &["lock", "release", "workers", "node1"],
+        &["rule", "remove", "r1"],
+    ] {
+        let refused = place.cli(&[args, &["-o", "json"]].concat());
+        assert_eq!(refused.status.code(), Some(2), "{args:?}: {}", text(&refused.stdout));
+        assert!(place.ok(args).lines().count() == 1, "{args:?}");
+    }
+}
+
+/// As the README has them.
+#[tokio::test]
+async fn exit_codes_tell_a_failure_from_wrong_words_and_wrong_input() {
+    let place = Place::new();
+    let code = |args: &[&str]| run(place.nkd().args(args)).status.code();
+    for (args, expected) in [
+        (&["--help"][..], 0),
+        (&["--version"], 0),
+        (&["completion", "bash"], 0),
+        (&["status"], 1),
+        (&["cluster", "check", "-f", "/nonexistent"], 1),
+        (&[], 2),
+        (&["machine"], 2),
+        (&["machine", "list", "--nonsense"], 2),
+        (&["channel", "prune", "stable"], 2),
+        (&["channel", "mirror", "a", "--from", "b", "--ref", "c", "--every", "sometimes"], 2),
+        (&["upgrade", "start", "rack7", "--os-only", "--kubernetes-only"], 2),
+        (&["serve", "--set", "no-value"], 2),
+        (&["serve", "--set", "dhcp.mode=loud"], 64),
+        (&["serve", "--config", "/nonexistent"], 64),
+    ] {
+        assert_eq!(code(args), Some(expected), "{args:?}");
+    }
+    let _service = place.start().await;
+    for (args, expected) in
+        [(&["status"][..], 0), (&["machine", "show", "nobody"], 1), (&["rule", "set", "--mac", "52:54:00:*"], 64)]
+    {
+        let output = place.cli(args);
+        assert_eq!(output.status.code(), Some(expected), "{args:?}: {}", text(&output.stderr));
+    }
+}
+
 #[tokio::test]
 async fn errors_say_what_to_do_next() {
     let place = Place::new();
@@ -76,6 +200,29 @@ async fn errors_say_what_to_do_next() {
         (&["image", "import", "/nonexistent"], "/nonexistent"),
         (&["rule", "remove", "none"], "no rule"),
         (&["user", "remove", "none"], "no user"),
+        (&["channel", "show", "none"], "nkd channel list"),
+        (&["channel", "unknown", "none"], "nkd channel list"),
+        (&["channel", "mark", "none", "1", "--barrier", "true"], "nkd channel list"),
+        (&["channel", "promote", "none", "--to", "other"], "nkd channel list"),
+        (&["channel", "prune", "none", "--keep", "1"], "nkd channel list"),
+        (&["channel", "mirror", "none"], "nkd channel "),
+        (&["channel", "mirror", "none", "--now"], "nkd channel "),
+        (&["channel", "mirror", "none", "--off"], "nkd channel "),
+        (&["channel", "publish", "new", "--ostree", "/nonexistent"], "/nonexistent"),
+        (&["channel", "explain", "none", "nobody"], "nkd machine list"),
+        (&["registry", "tags", "none"], "nkd registry list"),
+        (&["registry", "delete", "none"], "nkd registry list"),
+        (&["registry", "delete", "none:1"], "nkd registry "),
+        (&["lock", "release", "workers", "node1"], "nkd lock list"),
+        (&["cluster", "status", "none"], "nkd cluster list"),
+        (&["cluster", "snapshot", "list", "none"], "nkd cluster list"),
+        (&["cluster", "snapshot", "take", "none"], "nkd cluster list"),
+        (&["cluster", "snapshot", "get", "none", "01890000-0000-7000-8000-000000000000"], "nkd cluster list"),
+        (&["upgrade", "start", "none"], "nkd cluster list"),
+        (&["upgrade", "status", "none"], "nkd cluster list"),
+        (&["upgrade", "history", "none"], "nkd cluster list"),
+        (&["upgrade", "retry", "none"], "nkd cluster list"),
+        (&["upgrade", "explain", "nobody"], "nkd machine list"),
     ] {
         let out = place.cli(args);
         let said = text(&out.stderr);

@@ -3,7 +3,7 @@
 mod crates;
 mod licence;
 mod purity;
-mod source;
+pub mod source;
 mod words;
 
 use std::fmt;
@@ -16,7 +16,7 @@ use source::Source;
 
 /// A rule is broken.
 #[derive(Debug, PartialEq, Eq)]
-struct Problem {
+pub struct Problem {
     /// A file, or a file and a line.
     place: String,
     /// What is wrong and what would be right.

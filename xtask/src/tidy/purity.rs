@@ -18,9 +18,10 @@ const LIFTING: [&str; 4] = [LINT, "clippy::all", "clippy::style", "warnings"];
 /// Crates with the rule.
 const CRATES: [&str; 4] = ["agent", "api", "operator", "server"];
 /// Modules that decide, encode and decode. A folder ends with a slash.
-const PURE: [&str; 54] = [
+const PURE: [&str; 57] = [
     "agent/src/balance/board.rs",
     "agent/src/state/",
+    "agent/src/update/journal.rs",
     "agent/src/update/state.rs",
     "api/src/",
     "operator/src/budget.rs",
@@ -29,6 +30,7 @@ const PURE: [&str; 54] = [
     "operator/src/step.rs",
     "operator/src/tell.rs",
     "operator/src/turn.rs",
+    "operator/src/waits.rs",
     "operator/src/wish.rs",
     "server/src/cluster/change.rs",
     "server/src/cluster/health.rs",
@@ -44,6 +46,7 @@ const PURE: [&str; 54] = [
     "server/src/cluster/upgrade/metrics.rs",
     "server/src/cluster/upgrade/preflight.rs",
     "server/src/content/channel/mirror/decide.rs",
+    "server/src/content/channel/polled.rs",
     "server/src/content/channel/prune.rs",
     "server/src/content/channel/reads.rs",
     "server/src/content/channel/source/filez.rs",
@@ -74,6 +77,9 @@ const PURE: [&str; 54] = [
     "server/src/netboot/tftp/transfer.rs",
     "server/src/settings/read.rs",
 ];
+
+/// How the head of a file says that it is one of them, listed or not.
+const SAYS_SO: [&str; 5] = ["(pure).", "(pure):", "(pure:", "(pure data).", "Pure."];
 
 /// Every place where the rule would be off for a pure module.
 pub fn covered(sources: &[Source]) -> Vec<Problem> {
@@ -108,8 +114,8 @@ fn inherits_lints(manifest: &str) -> bool {
 fn in_file(source: &Source) -> Option<Problem> {
     let stem = Path::new(&source.path).file_stem().unwrap_or_default().to_string_lossy();
     let test = stem.ends_with("tests") || source.path.contains("/tests/");
-    let pure = PURE.iter().any(|pure| source.path.starts_with(pure));
     let text = source.production();
+    let pure = PURE.iter().any(|pure| source.path.starts_with(pure)) || says_so(text);
     if pure && !test && lifts(text) {
         return Some(Problem::new(
             &source.path,
@@ -123,6 +129,13 @@ fn in_file(source: &Source) -> Option<Problem> {
     }
     let child = child_modules(text).find(|child| lifts(child.attributes))?;
     Some(Problem::new(&source.path, format!("lifts {LINT} for the whole module {}: lift it inside", child.name)))
+}
+
+/// By its first paragraph; what a file says of others stands further down.
+fn says_so(text: &str) -> bool {
+    let lines = text.lines().map_while(|line| line.strip_prefix("//!")).take_while(|line| !line.trim().is_empty());
+    let head = lines.collect::<String>();
+    SAYS_SO.iter().any(|words| head.contains(words))
 }
 
 fn lifts(text: &str) -> bool {
@@ -244,6 +257,27 @@ mod tests {
         assert_eq!(problem("server/src/ignition/tests.rs", lift), None);
         let test = "//! A.\n#[cfg(test)]\nmod tests {\n    #![allow(clippy::disallowed_methods)]\n}\n";
         assert_eq!(problem("server/src/netboot/decide.rs", test), None);
+    }
+
+    #[test]
+    fn a_module_that_says_so_is_pure() {
+        let lifted = |head: &str| {
+            let text = format!("{head}#[expect(clippy::disallowed_methods, reason = \"x\")]\nfn a() {{}}\n");
+            problem("server/src/new.rs", &text).is_some_and(|message| message.contains("is pure"))
+        };
+        for head in
+            ["//! What is kept (pure data).\n", "//! A\n//! b. Pure.\n//!\n//! C.\n", "//! A (pure: a clock).\n"]
+        {
+            assert!(lifted(head), "{head}");
+        }
+        for head in ["//! What is needed (pure), and the job.\n", "//! A.\n//!\n//! `b` is not this one. Pure.\n"] {
+            assert!(!lifted(head), "{head}");
+        }
+        // Listed: it stays pure when its head is written anew.
+        let lift = "//! A.\n#[expect(clippy::disallowed_methods, reason = \"x\")]\nfn a() {}\n";
+        for path in ["agent/src/update/journal.rs", "operator/src/waits.rs", "server/src/content/channel/polled.rs"] {
+            assert!(problem(path, lift).is_some(), "{path}");
+        }
     }
 
     #[test]

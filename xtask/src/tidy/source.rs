@@ -41,8 +41,8 @@ impl Source {
     /// Without the test module at the end of a file.
     pub fn production(&self) -> &str {
         let inline = |at: &usize| {
-            let rest = self.text[*at..].trim_start_matches("#[cfg(test)]").trim_start();
-            rest.starts_with("mod ") && rest.lines().next().is_some_and(|line| line.ends_with('{'))
+            let mut lines = self.text[*at..].lines().map(str::trim).skip_while(|line| line.starts_with("#["));
+            lines.next().is_some_and(|line| line.starts_with("mod ") && line.ends_with('{'))
         };
         let end = self.text.match_indices("#[cfg(test)]").map(|(at, _)| at).find(inline);
         &self.text[..end.unwrap_or(self.text.len())]
@@ -112,7 +112,9 @@ mod tests {
         let long = "fn a() {}\n".repeat(801);
         assert!(messages("a.rs", &format!("//! A.\n{long}")).contains("802 production lines"));
         assert_eq!(messages("a.rs", &format!("//! Above 800 lines: one table.\n{long}")), "");
-        assert_eq!(messages("a.rs", &format!("//! A.\n#[cfg(test)]\nmod tests {{\n{long}}}\n")), "");
+        for more in ["", "#[expect(clippy::a, reason = \"b\")]\n"] {
+            assert_eq!(messages("a.rs", &format!("//! A.\n#[cfg(test)]\n{more}mod tests {{\n{long}}}\n")), "");
+        }
         assert_eq!(messages("a/tests.rs", &format!("//! A.\n{long}")), "");
         let early = format!("//! A.\n#[cfg(test)]\nmod tests;\n{long}");
         assert!(messages("a.rs", &early).contains("production lines"));

@@ -1,6 +1,6 @@
 //! Publishing from what is packed: tars of a repository, and OCI images that hold a commit.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -84,44 +84,145 @@ fn member(tar: &mut Tar<Vec<u8>>, kind: EntryType, name: &str, bytes: &[u8], tar
     tar.append(&header, bytes).unwrap();
 }
 
-/// The layer that `ostree container encapsulate` makes of a commit.
-fn layer(builder: &Builder, commit: &str) -> Vec<u8> {
-    let mut tar = Tar::new(Vec::new());
-    let mut known = BTreeSet::new();
-    let top = "sysroot/ostree/repo/objects";
-    for (name, path) in objects(builder, commit) {
-        let meta = std::fs::symlink_metadata(&path).unwrap();
-        let mut head = header(EntryType::Regular, 0);
-        let Some(object) = name.strip_suffix(".file") else {
-            let bytes = std::fs::read(&path).unwrap();
-            head.set_size(bytes.len() as u64);
-            tar.append_data(&mut head, format!("{top}/{name}"), &bytes[..]).unwrap();
-            continue;
-        };
-        let bytes = xattrs(&path);
+const OBJECTS: &str = "sysroot/ostree/repo/objects";
+
+/// Where attributes stand: in front of the file that has them, as they are written, or behind it, which is harder to read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attributes {
+    Before,
+    Behind,
+}
+
+/// A layer of an encapsulated commit. Debian has no ostree-ext, which makes them: this is written as it writes them.
+struct Layer {
+    tar: Tar<Vec<u8>>,
+    order: Attributes,
+    /// Of the attributes that are in it.
+    known: BTreeSet<String>,
+}
+
+impl Layer {
+    /// One with the folders of a repository and its settings, with which each of them begins.
+    fn new(order: Attributes) -> Self {
+        let mut layer = Self { tar: Tar::new(Vec::new()), order, known: BTreeSet::new() };
+        for folder in ["sysroot", "sysroot/ostree", "sysroot/ostree/repo", OBJECTS] {
+            layer.folder(folder);
+        }
+        for first in 0..=255_u8 {
+            layer.folder(&format!("{OBJECTS}/{first:02x}"));
+        }
+        for folder in ["extensions", "refs", "refs/heads", "refs/mirrors", "refs/remotes", "state", "tmp", "tmp/cache"]
+        {
+            layer.folder(&format!("sysroot/ostree/repo/{folder}"));
+        }
+        layer.file("sysroot/ostree/repo/config", b"[core]\nrepo_version=1\nmode=bare-split-xattrs\n");
+        layer
+    }
+
+    fn folder(&mut self, path: &str) {
+        let mut head = header(EntryType::Directory, 0);
+        head.set_mode(0o755);
+        self.tar.append_data(&mut head, path, std::io::empty()).unwrap();
+    }
+
+    fn file(&mut self, path: &str, bytes: &[u8]) {
+        let mut head = header(EntryType::Regular, bytes.len());
+        self.tar.append_data(&mut head, path, bytes).unwrap();
+    }
+
+    fn link(&mut self, path: &str, to: &str) {
+        let mut head = header(EntryType::Link, 0);
+        self.tar.append_link(&mut head, path, to).unwrap();
+    }
+
+    /// A file of the commit, from where it lies in a bare repository, and its names in a checkout.
+    fn content(&mut self, object: &str, path: &Path, names: &[String]) {
+        let bytes = xattrs(path);
         let digest = hex::encode(Sha256::digest(&bytes));
-        let attributes = format!("{top}/{}/{}.file-xattrs", &digest[..2], &digest[2..]);
-        let mut link = header(EntryType::Link, 0);
-        tar.append_link(&mut link, format!("{top}/{object}.file-xattrs-link"), &attributes).unwrap();
+        let attributes = format!("{OBJECTS}/{}/{}.file-xattrs", &digest[..2], &digest[2..]);
+        let is_new = self.known.insert(digest);
+        if is_new && self.order == Attributes::Before {
+            self.file(&attributes, &bytes);
+        }
+        self.link(&format!("{OBJECTS}/{object}.file-xattrs-link"), &attributes);
+        let meta = std::fs::symlink_metadata(path).unwrap();
+        let mut head = header(EntryType::Regular, 0);
         head.set_mode(meta.mode() & 0o7777);
         head.set_uid(meta.uid().into());
         head.set_gid(meta.gid().into());
+        let name = format!("{OBJECTS}/{object}.file");
+        let mut is_empty = false;
         if meta.is_symlink() {
             head.set_entry_type(EntryType::Symlink);
-            let target = std::fs::read_link(&path).unwrap();
-            tar.append_link(&mut head, format!("{top}/{name}"), target).unwrap();
+            self.tar.append_link(&mut head, &name, std::fs::read_link(path).unwrap()).unwrap();
         } else {
-            let content = std::fs::read(&path).unwrap();
+            let content = std::fs::read(path).unwrap();
+            is_empty = content.is_empty();
             head.set_size(content.len() as u64);
-            tar.append_data(&mut head, format!("{top}/{name}"), &content[..]).unwrap();
+            self.tar.append_data(&mut head, &name, &content[..]).unwrap();
         }
-        // Behind the file that has them, which is the harder order.
-        if known.insert(digest) {
-            let mut head = header(EntryType::Regular, bytes.len());
-            tar.append_data(&mut head, &attributes, &bytes[..]).unwrap();
+        if is_new && self.order == Attributes::Behind {
+            self.file(&attributes, &bytes);
+        }
+        for other in names {
+            // An empty file is written once more instead: who builds upon the image may change it there.
+            if is_empty { self.file(other, b"") } else { self.link(other, &name) }
         }
     }
-    tar.into_inner().unwrap()
+
+    fn end(self) -> Vec<u8> {
+        self.tar.into_inner().unwrap()
+    }
+}
+
+/// The folders of a commit, and the names of its files by their checksums.
+fn checkout(builder: &Builder, commit: &str) -> (Vec<String>, BTreeMap<String, Vec<String>>) {
+    let (mut folders, mut files) = (Vec::new(), BTreeMap::<_, Vec<_>>::new());
+    for line in good("ostree", &["ls", "-R", "-C", &builder.repo(), commit]).lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let place = words.iter().position(|word| word.starts_with('/')).unwrap();
+        let name = words[place].trim_start_matches('/').to_owned();
+        match line.starts_with('d') {
+            true => folders.push(name),
+            false => files.entry(words[place - 1].to_owned()).or_default().push(name),
+        }
+    }
+    folders.retain(|name| !name.is_empty());
+    (folders, files)
+}
+
+/// The layers of an encapsulated commit: the commit with its folders, then its files in so many further ones. Without any they
+/// are in the first, as `ostree container encapsulate` has them by itself; coreos-assembler makes up to 64.
+fn encapsulated(builder: &Builder, commit: &str, further: usize) -> Vec<Vec<u8>> {
+    let order = if further == 0 { Attributes::Behind } else { Attributes::Before };
+    let mut layers: Vec<Layer> = (0..=further).map(|_| Layer::new(order)).collect();
+    let (folders, names) = checkout(builder, commit);
+    let (contents, metadata): (Vec<_>, Vec<_>) =
+        objects(builder, commit).into_iter().partition(|(name, _)| name.ends_with(".file"));
+    for (name, path) in metadata {
+        layers[0].file(&format!("{OBJECTS}/{name}"), &std::fs::read(path).unwrap());
+    }
+    for folder in folders.iter().map(String::as_str).chain(["var/tmp"]) {
+        layers[0].folder(folder);
+    }
+    for (count, (name, path)) in contents.iter().enumerate() {
+        let object = name.strip_suffix(".file").unwrap();
+        let layer = if further == 0 { 0 } else { 1 + count % further };
+        layers[layer].content(object, path, &names[&object.replace('/', "")]);
+    }
+    layers.into_iter().map(Layer::end).collect()
+}
+
+/// The only layer of an encapsulated commit.
+fn layer(builder: &Builder, commit: &str) -> Vec<u8> {
+    encapsulated(builder, commit, 0).remove(0)
+}
+
+/// The labels of an image of these layers.
+fn labels_of(commit: &str, layers: &[Vec<u8>]) -> Value {
+    let last = format!("sha256:{}", hex::encode(Sha256::digest(layers.last().unwrap())));
+    json!({"ostree.commit": commit, "ostree.final-diffid": last, "ostree.bootable": "true", "containers.bootc": "1",
+        "org.opencontainers.image.version": "1"})
 }
 
 /// An OCI layout of these layers.
@@ -145,7 +246,8 @@ fn layout(folder: &Path, layers: &[Vec<u8>], labels: &Value) {
     let kind = "application/vnd.oci.image.layer.v1.tar+gzip";
     let layers: Vec<Value> = layers.iter().map(|bytes| blob(&gzip(bytes), kind)).collect();
     let kind = "application/vnd.oci.image.manifest.v1+json";
-    let manifest = json!({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": layers});
+    let manifest =
+        json!({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": layers, "annotations": labels});
     let manifest = blob(manifest.to_string().as_bytes(), kind);
     std::fs::write(folder.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
     std::fs::write(folder.join("index.json"), json!({"schemaVersion": 2, "manifests": [manifest]}).to_string())
@@ -197,8 +299,8 @@ async fn a_commit_in_an_oci_image_keeps_itself_and_its_signature() {
     let one = builder.build("1", b"one", &[&signed[0], &signed[1], &signed[2]]);
     good("gpgconf", &["--homedir", &home, "--kill", "gpg-agent"]);
     let image = PathBuf::from(builder.path("image"));
-    let bytes = layer(&builder, &one);
-    layout(&image, &[bytes], &json!({"ostree.commit": one, "org.opencontainers.image.version": "1"}));
+    let layers = encapsulated(&builder, &one, 3);
+    layout(&image, &layers, &labels_of(&one, &layers));
     // The archive is what skopeo makes of it.
     let archive = builder.path("image.ociarchive");
     let from = format!("oci:{}", image.display());
@@ -207,6 +309,9 @@ async fn a_commit_in_an_oci_image_keeps_itself_and_its_signature() {
     assert_eq!((&release["commit"], &release["version"]), (&one.clone().into(), &"1".into()));
     assert_eq!((&release["signedBy"], &release["reference"]), (&"builder".into(), &REF.into()));
     assert_eq!(publish(&place, &image, &[]), release, "the folder is the same");
+    let whole = PathBuf::from(builder.path("whole"));
+    layout(&whole, &[layer(&builder, &one)], &json!({"ostree.commit": one}));
+    assert_eq!(publish(&place, &whole, &[]), release, "and so is a single layer");
 
     let node = place.dir.path().join("bare");
     let repo = format!("--repo={}", node.display());
@@ -239,6 +344,9 @@ async fn an_image_that_is_not_whole_or_not_a_commit_is_refused() {
     not_taken(&place, &image("plain"), "it holds no ostree commit, only files");
     layout(&image("above"), &[bytes.clone(), plain()], &labels);
     not_taken(&place, &image("above"), "1 of its layers hold nothing of its commit, and would be lost");
+    let layers = encapsulated(&builder, &one, 3);
+    layout(&image("derived"), &[&layers[..], &[plain()]].concat(), &labels_of(&one, &layers));
+    not_taken(&place, &image("derived"), "1 of its layers were put above its commit, and would be lost");
     layout(&image("other"), std::slice::from_ref(&bytes), &json!({"ostree.commit": "0".repeat(64)}));
     not_taken(&place, &image("other"), "it was made of commit 0000");
 
@@ -272,6 +380,20 @@ async fn an_image_that_is_not_whole_or_not_a_commit_is_refused() {
     layout(&image("evil"), &[evil], &labels);
     not_taken(&place, &image("evil"), "orrupted");
     assert_eq!(place.ok(&["channel", "list", "-o", "json"]).trim(), "[]", "nothing was published");
+}
+
+/// By itself: what an image that was refused held of a commit may be in the repository already.
+#[tokio::test]
+async fn an_image_without_one_of_its_layers_is_refused() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = rich(&place);
+    let one = builder.build("1", b"one", &[]);
+    let layers = encapsulated(&builder, &one, 3);
+    let without = [&layers[..2], &layers[3..]].concat();
+    let image = PathBuf::from(builder.path("without"));
+    layout(&image, &without, &labels_of(&one, &without));
+    not_taken(&place, &image, "Couldn't find file object");
 }
 
 #[tokio::test]

@@ -79,18 +79,28 @@ async fn skopeo_is_told_why_it_may_not_push() {
     let viewer: Value =
         serde_json::from_str(&place.ok(&["user", "create", "eve", "--role", "viewer", "-o", "json"])).unwrap();
     let creds = format!("eve:{}", viewer["token"].as_str().unwrap());
-    for (creds, why) in [
-        (&["--dest-creds", "eve:wrong"][..], "log in with any name and an nkd token"),
-        (&["--dest-creds", &creds], "pushing and deleting take the role operator; eve is viewer"),
-        (&[], "log in with any name and an nkd token"),
+    // A wrong token is refused at the first question, whose answer has no room for words; a push by its own name.
+    let asks = format!(" exists in {}/a: ", host(&place));
+    let pushes = format!("initiating layer upload to /v2/a/blobs/uploads/ in {}: ", host(&place));
+    for (creds, what, why) in [
+        (&["--dest-creds", "eve:wrong"][..], &asks, "unauthorized: authentication required"),
+        (&["--dest-creds", &creds], &pushes, "denied: pushing and deleting take the role operator; eve is viewer"),
+        (
+            &[],
+            &pushes,
+            "unauthorized: log in with any name and an nkd token as the password: podman login, skopeo login",
+        ),
     ] {
         let mut copy = skopeo(&place);
         copy.args(["copy", "--dest-cert-dir"]).arg(certificates(&place)).args(creds);
         let out = run(copy.args([layout.reference("one"), format!("docker://{}/a:1", host(&place))]));
         let said = text(&out.stderr);
-        let refused = said.contains(why) || said.contains("unauthorized") || said.contains("authentication required");
-        assert!(!out.status.success() && refused, "{creds:?}: {said}");
+        assert!(!out.status.success() && said.contains(&format!("{what}{why}")), "{creds:?}: {said}");
     }
+    let trail = place.ok(&["audit"]);
+    let refusals: Vec<&str> = trail.lines().filter(|line| line.contains("refused")).collect();
+    let who = |line: &&str| line.contains("eve") && line.contains("POST /v2/a/blobs/uploads/  403: ");
+    assert!(!refusals.is_empty() && refusals.iter().all(who), "{trail}");
     assert_eq!(stored(&place), []);
 }
 
