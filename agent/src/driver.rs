@@ -102,8 +102,9 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     let root = Root::new(&options.root);
     let clock = Clock::new(facts::uptime(&root));
     let identity = usable_identity(&store, &config);
-    if identity.is_some() {
-        // An earlier run may have died between the two.
+    if let Some(identity) = &identity {
+        // An earlier run may have died between the two, or was of an agent that did not write it.
+        store.show_identity(identity)?;
         store.blank_token()?;
         store.keep_enrolling(None)?;
     }

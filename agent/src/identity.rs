@@ -5,6 +5,7 @@
 //! /var/lib/nkd-agent/                 mode 0700
 //!   enrolling.json                    key and digest of the token, before the token is sent
 //!   identity.json                     key, certificate and CA in one file, so that they always belong together
+//!   client.pem                        certificate and key out of it, for the container runtime, which reads it at each pull
 //!   journal.json                      how the last installation ended
 //! ```
 //! Every file is of mode 0600 and replaced in one step. The key is made here and never leaves.
@@ -169,7 +170,17 @@ impl Store {
     /// # Errors
     /// When it cannot be written.
     pub fn keep_identity(&self, identity: &Identity) -> Result<(), FileError> {
-        files::write_json(&self.state.join("identity.json"), identity)
+        files::write_json(&self.state.join("identity.json"), identity)?;
+        self.show_identity(identity)
+    }
+
+    /// Writes the certificate that is kept where the container runtime looks for it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn show_identity(&self, identity: &Identity) -> Result<(), FileError> {
+        let pem = format!("{}\n{}", identity.certificate.trim_end(), identity.key);
+        files::write_private(&self.state.join("client.pem"), pem.as_bytes())
     }
 
     /// The enrollment that was begun, if any.

@@ -160,7 +160,7 @@ async fn a_blank_machine_is_installed_and_restarts_after_it_was_heard() {
     let disk = fs::read(machine.path("dev/vda")).unwrap();
     assert!(disk[..2 << 20] == image && disk[2 << 20..].iter().all(|b| *b == 9));
     assert_eq!(machine.config().token, "", "the token is gone");
-    for file in ["state/identity.json", "etc/agent.json", "state/journal.json"] {
+    for file in ["state/identity.json", "state/client.pem", "etc/agent.json", "state/journal.json"] {
         assert_eq!(fs::metadata(machine.path(file)).unwrap().permissions().mode() & 0o777, 0o600, "{file}");
     }
     assert_eq!(fs::metadata(machine.path("state")).unwrap().permissions().mode() & 0o777, 0o700);
@@ -251,15 +251,30 @@ async fn a_node_enrolls_renews_and_goes_on_after_it_was_killed() {
     let agent = machine.start();
     let facts = event(|event| matches!(event, ReportEvent::Facts { facts } if facts.disks.len() == 1));
     service.wait_for("facts", 1, &facts).await;
-    let before = fs::read_to_string(machine.path("state/identity.json")).unwrap();
+    let identity = || -> serde_json::Value {
+        serde_json::from_slice(&fs::read(machine.path("state/identity.json")).unwrap()).unwrap()
+    };
+    // What the container runtime shows: the certificate, and the key that belongs to it.
+    let shown = |of: &serde_json::Value| {
+        let pem = fs::read_to_string(machine.path("state/client.pem")).unwrap();
+        let at = pem.find(of["key"].as_str().unwrap());
+        at.is_some_and(|at| pem[..at].trim_end() == of["certificate"].as_str().unwrap().trim_end())
+    };
+    let before = identity();
+    assert!(shown(&before));
     service.wait_for("a renewal", 1, at("renew", 200)).await;
     let status = machine.status("renewed", |status| status.message.contains("renewed")).await;
     assert_eq!(status.phase, "waiting");
     assert!(status.last_contact.is_some_and(|at| at > time::OffsetDateTime::now_utc() + time::Duration::days(5000)));
-    assert_ne!(before, fs::read_to_string(machine.path("state/identity.json")).unwrap(), "a new key");
+    let renewed = identity();
+    assert_ne!(before["key"], renewed["key"], "a new key");
+    assert!(shown(&renewed) && !shown(&before));
     drop(agent);
+    // It died between the two files, or is of a release that did not know the second one.
+    fs::remove_file(machine.path("state/client.pem")).unwrap();
     let _agent = machine.start();
     service.wait_for("facts again", 2, &facts).await;
+    assert!(shown(&renewed));
     assert_eq!(service.count(at("enroll", 200)), 1);
     assert_eq!(service.count(|seen| seen.path == "renew"), 1);
 }

@@ -150,6 +150,10 @@ pub struct TaskAnswer {
     pub api_servers: Vec<SocketAddr>,
 }
 
+/// The node's certificate and its key, PEM, in one file, mode 0600: what a container runtime shows to the service's registry. The
+/// agent replaces it with each renewal.
+pub const CLIENT_PEM_PATH: &str = "/var/lib/nkd-agent/client.pem";
+
 /// Where the balancer finds this file on a node: `/etc/nkd/balancer.json`. Nothing in it is secret.
 pub const BALANCER_CONFIG_PATH: &str = "/etc/nkd/balancer.json";
 /// The unit of the balancer.

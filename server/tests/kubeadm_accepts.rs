@@ -398,7 +398,7 @@ fn containerd_takes_its_configuration() {
     let program = kubernetes().join("sys/usr/bin/containerd");
     for lab in [false, true] {
         let cluster = cluster("containerd");
-        let files = runtime::files(&cluster, lab).unwrap();
+        let files = runtime::files(&cluster, lab, None).unwrap();
         let config = files.iter().find(|file| file.path == "/etc/containerd/config.toml").unwrap();
         let path = host.write("config.toml", &config.contents);
         let said = host.run(&[program.to_str().unwrap(), "--config", &path, "config", "dump"]);

@@ -101,7 +101,7 @@ fn versions_and_runtimes_give_their_golden_documents() {
             text += &format!("# join, control plane\n{}", join_text(&cluster, &planes()[1]));
             text += &format!("# join, worker\n{}", join_text(&cluster, &worker()));
             text += &format!("# --skip-phases\n{:?}\n{:?}\n", init_skip_phases(&cluster), join_skip_phases(&cluster));
-            let mut files = runtime::files(&cluster, false).unwrap();
+            let mut files = runtime::files(&cluster, false, None).unwrap();
             files.extend(runtime::proxy_drop_ins(&cluster, &["10.0.0.11".into()]));
             for file in files {
                 text += &format!("# {} {:04o}\n{}\n", file.path, file.mode, file.contents.trim_end());

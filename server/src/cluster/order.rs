@@ -128,8 +128,10 @@ pub async fn order(
         KubeadmAction::Renew => return renewal_order(record, member, operation),
         KubeadmAction::Recover | KubeadmAction::Snapshot => return Ok(bare(operation, run.action, String::new())),
     };
-    let with_own = runtime::with_own_registry(cluster, &service.addresses.api_url(local), service.pki.ca_pem());
-    let mut files = runtime::files(&with_own, cluster.spec.os.profile == "lab")?;
+    let url = service.addresses.api_url(local);
+    let with_own = runtime::with_own_registry(cluster, &url, service.pki.ca_pem());
+    let closed = Some(url.as_str()).filter(|_| !service.anonymous_pull);
+    let mut files = runtime::files(&with_own, cluster.spec.os.profile == "lab", closed)?;
     if member.role == Role::ControlPlane && run.action != KubeadmAction::Reset {
         files.extend(pki.control_plane_files());
     }

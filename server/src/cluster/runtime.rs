@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use nkd_api::agent::NodeFile;
+use nkd_api::agent::{CLIENT_PEM_PATH, NodeFile};
 use nkd_api::cluster::{Cluster, Registry, Runtime, Source};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -31,13 +31,14 @@ pub fn with_own_registry(cluster: &Cluster, url: &str, ca: &str) -> Cluster {
     cluster
 }
 
-/// Every file of the runtime on a node of this cluster. `lab`: as [`containerd_config`] has it.
-pub fn files(cluster: &Cluster, lab: bool) -> Result<Vec<NodeFile>, KubeadmError> {
+/// Every file of the runtime on a node of this cluster. `lab`: as [`containerd_config`] has it. `closed`: a registry, by its
+/// address, that gives images to those alone who show a node's certificate; CRI-O, Docker and iSulad are not told to.
+pub fn files(cluster: &Cluster, lab: bool, closed: Option<&str>) -> Result<Vec<NodeFile>, KubeadmError> {
     match cluster.spec.kubernetes.runtime {
         Runtime::Containerd => {
             let mut files = vec![file("/etc/containerd/config.toml", containerd_config(cluster, lab)?)];
             for registry in &cluster.spec.kubernetes.registries {
-                files.extend(certs_d(registry)?);
+                files.extend(certs_d(registry, closed)?);
             }
             Ok(files)
         }
@@ -154,11 +155,15 @@ struct Host {
     capabilities: [&'static str; 2],
     #[serde(skip_serializing_if = "Option::is_none")]
     ca: Option<String>,
+    /// Read at each pull. A host whose file is not there cannot be pulled from, so nobody names it without need.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client: Option<&'static str>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     override_path: bool,
 }
 
-fn certs_d(registry: &Registry) -> Result<Vec<NodeFile>, KubeadmError> {
+fn certs_d(registry: &Registry, closed: Option<&str>) -> Result<Vec<NodeFile>, KubeadmError> {
+    let closed = closed.and_then(Mirror::parse);
     let folder = format!("{CERTS_D}/{}", if registry.host == "*" { "_default" } else { &registry.host });
     let ca = ca(registry)?.map(|text| file(&format!("{folder}/ca.crt"), text.to_owned()));
     let mut hosts = HEAD.to_owned();
@@ -173,8 +178,10 @@ fn certs_d(registry: &Registry) -> Result<Vec<NodeFile>, KubeadmError> {
             Some(path) => (format!("{}://{}/v2/{path}", mirror.scheme(), mirror.host), true),
             None => (format!("{}://{}", mirror.scheme(), mirror.host), false),
         };
-        let host =
-            Host { capabilities: ["pull", "resolve"], ca: ca.as_ref().map(|file| file.path.clone()), override_path };
+        let shows = closed.as_ref().is_some_and(|closed| (closed.plain, &closed.host) == (mirror.plain, &mirror.host));
+        let client = shows.then_some(CLIENT_PEM_PATH);
+        let ca = ca.as_ref().map(|file| file.path.clone());
+        let host = Host { capabilities: ["pull", "resolve"], ca, client, override_path };
         hosts.push_str(&toml::to_string(&Hosts { host: [(url, host)].into() })?);
     }
     Ok([file(&format!("{folder}/hosts.toml"), hosts)].into_iter().chain(ca).collect())

@@ -28,7 +28,7 @@ fn a_registry_is_a_host_and_nothing_else() {
         for runtime in ["containerd", "cri-o", "docker"] {
             let mut cluster = cluster("v1.31.4", runtime);
             cluster.spec.kubernetes.registries[0].host = host.into();
-            assert!(matches!(files(&cluster, false), Err(KubeadmError::Mirror(_))), "{host} {runtime}");
+            assert!(matches!(files(&cluster, false, None), Err(KubeadmError::Mirror(_))), "{host} {runtime}");
         }
     }
 }
@@ -39,7 +39,7 @@ fn containerd_asks_mirrors_in_the_order_of_the_file() {
     let registry = &mut cluster.spec.kubernetes.registries[0];
     registry.host = "*".into();
     registry.mirrors = ["https://z.example", "https://a.example", "https://m.example"].map(Into::into).into();
-    let files = files(&cluster, false).unwrap();
+    let files = files(&cluster, false, None).unwrap();
     let hosts = files.iter().find(|file| file.path == "/etc/containerd/certs.d/_default/hosts.toml").unwrap();
     let order: Vec<&str> = hosts.contents.lines().filter(|line| line.starts_with('[')).collect();
     assert_eq!(order, ["z", "a", "m"].map(|name| format!("[host.\"https://{name}.example\"]")));
@@ -50,7 +50,7 @@ fn containerd_asks_mirrors_in_the_order_of_the_file() {
 fn crio_registries() -> String {
     let own =
         with_own_registry(&cluster("v1.31.4", "cri-o"), "https://[2001:db8::1]:8443", "-----BEGIN CERTIFICATE-----\n");
-    let files = files(&own, false).unwrap();
+    let files = files(&own, false, None).unwrap();
     files.into_iter().find(|file| file.path.contains("registries.conf.d")).unwrap().contents
 }
 
@@ -63,7 +63,7 @@ fn images_of_our_own_host_come_from_the_service() {
             cluster.spec.kubernetes.registries[0].host = "nkd.io".into();
         }
         let own = with_own_registry(&cluster, "https://[2001:db8::1]:8443", "-----BEGIN CERTIFICATE-----\n");
-        files(&own, false).unwrap().into_iter().filter(|file| file.path.contains("nkd.io")).collect::<Vec<_>>()
+        files(&own, false, None).unwrap().into_iter().filter(|file| file.path.contains("nkd.io")).collect::<Vec<_>>()
     };
     let found = hosts("containerd", false);
     assert_eq!(
@@ -80,6 +80,31 @@ fn images_of_our_own_host_come_from_the_service() {
     let named = hosts("containerd", true);
     assert!(!named.is_empty() && named.iter().all(|file| !file.contents.contains("2001:db8")));
     assert!(hosts("docker", false).is_empty());
+}
+
+/// To the service alone, whichever name its images have; nothing when everybody may pull.
+#[test]
+fn a_closed_registry_is_shown_the_certificate_of_the_node() {
+    let url = "https://10.0.0.1:8443";
+    let mut cluster = cluster("v1.31.4", "containerd");
+    let registry = &mut cluster.spec.kubernetes.registries[0];
+    registry.mirrors =
+        ["https://10.0.0.1:8443/docker.io", "http://10.0.0.1:8443", "https://10.0.0.1"].map(Into::into).into();
+    let own = with_own_registry(&cluster, url, "-----BEGIN CERTIFICATE-----\n");
+    let clients = |closed: Option<&str>| -> BTreeMap<String, toml::Value> {
+        let all = files(&own, false, closed).unwrap();
+        let hosts = all.iter().filter(|file| file.path.ends_with("hosts.toml"));
+        let hosts = hosts.flat_map(|file| match &toml::from_str::<toml::Table>(&file.contents).unwrap()["host"] {
+            toml::Value::Table(hosts) => hosts.clone(),
+            other => panic!("{other}"),
+        });
+        hosts.filter_map(|(url, host)| Some((url, host.get("client")?.clone()))).collect()
+    };
+    assert_eq!(clients(None), BTreeMap::new());
+    let pem = toml::Value::from("/var/lib/nkd-agent/client.pem");
+    let shown =
+        ["https://10.0.0.1:8443", "https://10.0.0.1:8443/v2/docker.io"].map(|url| (url.to_owned(), pem.clone()));
+    assert_eq!(clients(Some(url)), shown.into());
 }
 
 #[test]
@@ -107,7 +132,7 @@ fn a_runtime_says_what_it_cannot_mirror() {
         let registry = &mut cluster.spec.kubernetes.registries[0];
         registry.host = host.into();
         registry.mirrors = vec![mirror.into()];
-        let refused = files(&cluster, false).err();
+        let refused = files(&cluster, false, None).err();
         assert!(matches!(refused, Some(KubeadmError::Unsupported { .. })), "{runtime} {host}: {refused:?}");
     }
 }
