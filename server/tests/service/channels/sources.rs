@@ -191,8 +191,9 @@ fn checkout(builder: &Builder, commit: &str) -> (Vec<String>, BTreeMap<String, V
     (folders, files)
 }
 
-/// The layers of an encapsulated commit: the commit with its folders, then its files in so many further ones. Without any they
-/// are in the first, as `ostree container encapsulate` has them by itself; coreos-assembler makes up to 64.
+/// The layers of an encapsulated commit: the commit with its folders, then its files in so many further ones, and one without
+/// any for packages that come later. Without further ones all are in the first, as `ostree container encapsulate` has them by
+/// itself; coreos-assembler makes up to 64.
 fn encapsulated(builder: &Builder, commit: &str, further: usize) -> Vec<Vec<u8>> {
     let order = if further == 0 { Attributes::Behind } else { Attributes::Before };
     let mut layers: Vec<Layer> = (0..=further).map(|_| Layer::new(order)).collect();
@@ -209,6 +210,9 @@ fn encapsulated(builder: &Builder, commit: &str, further: usize) -> Vec<Vec<u8>>
         let object = name.strip_suffix(".file").unwrap();
         let layer = if further == 0 { 0 } else { 1 + count % further };
         layers[layer].content(object, path, &names[&object.replace('/', "")]);
+    }
+    if further > 0 {
+        layers.push(Layer::new(order));
     }
     layers.into_iter().map(Layer::end).collect()
 }

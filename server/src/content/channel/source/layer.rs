@@ -42,10 +42,11 @@ pub(super) struct Layers {
 impl Layers {
     /// Takes in commits and attributes.
     pub fn learn(&mut self, reader: &mut dyn Read, limits: Limits) -> Result<(), Failed> {
-        let mut has_objects = false;
+        // Folders count: the last layer of coreos-assembler has nothing else, and is left free for packages that come later.
+        let mut is_ours = false;
         each(reader, limits, |member, body| {
+            is_ours |= within_repository(member).is_some();
             let Some(object) = object_of(member)? else { return Ok(()) };
-            has_objects = true;
             match (member.kind, &object) {
                 (Kind::File, Kept::Object(object)) if object.kind == "commit" => {
                     self.held.add(&[], object.checksum.len())?;
@@ -71,7 +72,7 @@ impl Layers {
             }
             Ok(())
         })?;
-        self.foreign += usize::from(!has_objects);
+        self.foreign += usize::from(!is_ours);
         Ok(())
     }
 
@@ -152,12 +153,18 @@ enum Kept {
     XattrsOf(String),
 }
 
-fn object_of(member: &Member) -> Result<Option<Kept>, Failed> {
+/// Where a member of a repository is in it.
+fn within_repository(member: &Member) -> Option<Vec<&str>> {
     let path: Vec<&str> = member.path.iter().map(String::as_str).collect();
-    let (["sysroot", "ostree", "repo", within @ ..] | ["ostree", "repo", within @ ..]) = path.as_slice() else {
-        return Ok(None);
-    };
-    match within {
+    match path.as_slice() {
+        ["sysroot", "ostree", "repo", within @ ..] | ["ostree", "repo", within @ ..] => Some(within.to_vec()),
+        _ => None,
+    }
+}
+
+fn object_of(member: &Member) -> Result<Option<Kept>, Failed> {
+    let Some(within) = within_repository(member) else { return Ok(None) };
+    match within[..] {
         // The older form of such images.
         ["xattrs", _] => Ok(Some(Kept::Xattrs)),
         ["objects", first, rest] => match Object::named(first, rest) {
