@@ -217,18 +217,24 @@ impl ClusterLab {
     /// A Ready cluster with the operator in it, on nodes whose pods reach each other. The operator's image is at
     /// `NKD_HOUSEKEEPER`.
     pub fn with_housekeeper(network: &str, cluster: &str, workers: u8) -> Result<(Self, Vec<Node>), Error> {
+        Self::with_housekeeper_in(network, ClusterFile::named(cluster).workers(workers))
+    }
+
+    /// The same for another file, which says nothing of the operator.
+    pub fn with_housekeeper_in(network: &str, file: ClusterFile) -> Result<(Self, Vec<Node>), Error> {
         let remedy = "run this through `cargo xtask soak`, or set it to what `cargo xtask image housekeeper` prints";
         let image = std::env::var_os("NKD_HOUSEKEEPER").map(PathBuf::from).filter(|path| path.exists());
         let image = image.ok_or(Error::NotBuilt { variable: "NKD_HOUSEKEEPER", remedy })?;
         let lab = Self::start(network)?;
-        let file = ClusterFile::named(cluster).workers(workers).with("housekeeper: {enabled: true}");
+        let file = file.with("housekeeper: {enabled: true}");
         lab.apply(&file)?;
         let mut nodes = file.members().iter().map(|member| lab.node(member)).collect::<Result<Vec<Node>, Error>>()?;
         bridge_pods(&mut nodes.iter_mut().collect::<Vec<_>>())?;
         for node in &nodes {
             node.import_image(&image, within(120))?;
         }
-        lab.wait_ready(cluster, within(500))?;
+        // Control planes join one after the other.
+        lab.wait_ready(&file.name, within(150 + 350 * u64::from(file.control_planes)))?;
         Ok((lab, nodes))
     }
 

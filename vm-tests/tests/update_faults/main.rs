@@ -5,6 +5,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, of processes and files")]
 
+mod planes;
 mod scenarios;
 mod scene;
 mod steps;
@@ -93,4 +94,10 @@ fn the_clock_jumps_in_front_of_a_window() -> Result {
 #[ignore = "takes minutes: cargo xtask soak update_faults"]
 fn nodes_are_deleted_and_a_machine_is_lost() -> Result {
     Scene::start("update-gone", 2)?.nodes_that_go_away()
+}
+
+#[test]
+#[ignore = "takes minutes: cargo xtask soak update_faults"]
+fn three_control_planes_go_one_after_the_other_and_their_worker_last() -> Result {
+    Scene::of("update-planes", 3, 1)?.control_planes_one_after_the_other()
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nkd_vm_tests::{ClusterLab, Error, Images, Node, within};
+use nkd_vm_tests::{ClusterFile, ClusterLab, Error, Node, within};
 use serde_json::Value;
 
 use crate::Result;
@@ -20,7 +20,7 @@ const REF: &str = "lab/x86_64/stable";
 /// Between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The control plane first, then workers.
+/// Control planes first, then workers.
 pub struct Scene {
     pub lab: ClusterLab,
     pub nodes: Vec<Node>,
@@ -44,11 +44,17 @@ pub fn unexpected(what: impl Into<String>, got: impl Into<String>) -> Error {
 impl Scene {
     /// A Ready cluster of one control plane, with the operator in it; every node has deployments.
     pub fn start(network: &str, workers: u8) -> Result<Self> {
-        let (lab, nodes) = ClusterLab::with_housekeeper(network, CLUSTER, workers)?;
-        for (number, node) in nodes.iter().enumerate() {
-            let images = if number == 0 { Images::ControlPlane } else { Images::Worker };
-            node.lay_out(OLD, lab.kubernetes(), BEFORE, images)?;
-            node.lay_out(NEW, lab.kubernetes(), AFTER, images)?;
+        Self::of(network, 1, workers)
+    }
+
+    /// The same of several control planes.
+    pub fn of(network: &str, control_planes: u8, workers: u8) -> Result<Self> {
+        let file = ClusterFile::named(CLUSTER).control_planes(control_planes).workers(workers);
+        let members = file.members();
+        let (lab, nodes) = ClusterLab::with_housekeeper_in(network, file)?;
+        for (member, node) in members.iter().zip(&nodes) {
+            node.lay_out(OLD, lab.kubernetes(), BEFORE, member.images)?;
+            node.lay_out(NEW, lab.kubernetes(), AFTER, member.images)?;
             node.deploy(OLD)?;
         }
         let builder = lab.net.folder().join("builder");

@@ -103,7 +103,7 @@ fn stage(node: &Node, release: &Release) -> Value {
 }
 
 /// What a node's console has said since it was so long.
-fn said_since(node: &Node, length: u64) -> Result<String> {
+pub fn said_since(node: &Node, length: u64) -> Result<String> {
     let mut file = File::open(node.folder().join("console.log")).unwrap();
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(length)).unwrap();
@@ -111,7 +111,7 @@ fn said_since(node: &Node, length: u64) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn length(node: &Node) -> u64 {
+pub fn length(node: &Node) -> u64 {
     std::fs::metadata(node.folder().join("console.log")).map_or(0, |data| data.len())
 }
 
