@@ -104,7 +104,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     let identity = usable_identity(&store, &config);
     if let Some(identity) = &identity {
         // An earlier run may have died between the two, or was of an agent that did not write it.
-        store.show_identity(identity)?;
+        store.show_identity(identity);
         store.blank_token()?;
         store.keep_enrolling(None)?;
     }

@@ -171,16 +171,17 @@ impl Store {
     /// When it cannot be written.
     pub fn keep_identity(&self, identity: &Identity) -> Result<(), FileError> {
         files::write_json(&self.state.join("identity.json"), identity)?;
-        self.show_identity(identity)
+        self.show_identity(identity);
+        Ok(())
     }
 
-    /// Writes the certificate that is kept where the container runtime looks for it.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn show_identity(&self, identity: &Identity) -> Result<(), FileError> {
+    /// Writes the certificate that is kept where the container runtime looks for it. The agent itself does without that file:
+    /// where it cannot be written, that is said, and the next start writes it.
+    pub fn show_identity(&self, identity: &Identity) {
         let pem = format!("{}\n{}", identity.certificate.trim_end(), identity.key);
-        files::write_private(&self.state.join("client.pem"), pem.as_bytes())
+        if let Err(error) = files::write_private(&self.state.join("client.pem"), pem.as_bytes()) {
+            tracing::warn!(error = %crate::client::chain(&error), "containers from a closed registry cannot be pulled");
+        }
     }
 
     /// The enrollment that was begun, if any.

@@ -25,10 +25,14 @@ pub struct BootCounter {
     editor: PathBuf,
     block: PathBuf,
     boot: PathBuf,
-    /// GRUB's configuration speaks of it.
-    counts: bool,
     /// What gives the edit mounts of its own; tests have nothing to mount.
     own_mounts: &'static [&'static str],
+}
+
+/// What does not come back by itself with this counter, or without one.
+pub fn caution(counter: Option<&BootCounter>) -> Option<&'static str> {
+    let none = "a release that does not start would stay down, since nothing here counts boots (no grubenv, or no grub-editenv)";
+    counter.map_or(Some(none), BootCounter::caution)
 }
 
 impl BootCounter {
@@ -40,8 +44,13 @@ impl BootCounter {
         let block = block.into_iter().find(|block| block.exists())?;
         let at = |program: &str| path.split(':').map(|folder| Path::new(folder).join(program)).find(|at| at.exists());
         let editor = ["grub2-editenv", "grub-editenv"].into_iter().find_map(at)?;
-        let counts = counts(&boot, &block);
-        Some(Self { editor, block, boot, counts, own_mounts: OWN_MOUNTS })
+        Some(Self { editor, block, boot, own_mounts: OWN_MOUNTS })
+    }
+
+    /// For a system that is a folder.
+    #[cfg(test)]
+    pub fn without_mounts(self) -> Self {
+        Self { own_mounts: &["env"], ..self }
     }
 
     /// What does not come back by itself here.
@@ -49,7 +58,7 @@ impl BootCounter {
     pub fn caution(&self) -> Option<&'static str> {
         let why =
             "a release that does not start would stay down, since GRUB's configuration does not read boot_counter";
-        (!self.counts).then_some(why)
+        (!self.counts()).then_some(why)
     }
 
     /// Counts from now on, where anything counts: else a counter that stands would only have the node restarted by its deadline
@@ -58,7 +67,7 @@ impl BootCounter {
     /// # Errors
     /// In one sentence.
     pub fn arm(&self) -> Result<(), String> {
-        if self.counts { self.edit("set", &BOOTS) } else { Ok(()) }
+        if self.counts() { self.edit("set", &BOOTS) } else { Ok(()) }
     }
 
     /// Counts no more; one that an agent of before has set is unset everywhere.
@@ -67,6 +76,11 @@ impl BootCounter {
     /// In one sentence.
     pub fn disarm(&self) -> Result<(), String> {
         self.edit("unset", &[NAME])
+    }
+
+    /// GRUB's configuration speaks of it. That may be changed at any time.
+    fn counts(&self) -> bool {
+        counts(&self.boot, &self.block)
     }
 
     /// What is written is on the disk at the end.
@@ -128,7 +142,7 @@ mod tests {
             // Written by another process, it is in nobody's way: no thread of ours has it open for writing.
             tell("install", &["-m", "755", &text, &editor]).unwrap();
             let path = format!("/nowhere:{}", root.path().display());
-            let counter = BootCounter { own_mounts: &["env"], ..BootCounter::find(root.path(), &path).unwrap() };
+            let counter = BootCounter::find(root.path(), &path).unwrap().without_mounts();
             Self { root, counter }
         }
 

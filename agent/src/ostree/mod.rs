@@ -104,10 +104,11 @@ pub trait Backend: Send + Sync {
 pub fn detect(root: &Path, path: &str) -> Box<dyn Backend> {
     let has = |program: &str| path.split(':').any(|folder| Path::new(folder).join(program).exists());
     let counter = BootCounter::find(root, path);
-    if let Some(caution) = counter.as_ref().and_then(BootCounter::caution) {
+    let is_image = root.join("run/ostree-booted").exists();
+    if let Some(caution) = boot::caution(counter.as_ref()).filter(|_| is_image) {
         tracing::warn!("{caution}");
     }
-    match root.join("run/ostree-booted").exists() {
+    match is_image {
         true if has("rpm-ostree") => Box::new(Rpm::new(root, counter)),
         true => Box::new(Plain::new(root, counter)),
         false => Box::new(Fixed),

@@ -7,7 +7,7 @@ use nkd_api::update::OsRelease;
 
 use super::program::{ask, tell};
 use super::remote::{self, Checks};
-use super::{Backend, BootCounter, Source, again, difference, is_staged, never};
+use super::{Backend, BootCounter, Source, again, boot, difference, is_staged, never};
 use crate::files;
 use crate::update::state::{Deployment, Failure};
 
@@ -104,7 +104,7 @@ impl Backend for Plain {
     }
 
     fn caution(&self) -> Option<&'static str> {
-        self.counter.as_ref().and_then(BootCounter::caution)
+        boot::caution(self.counter.as_ref())
     }
 
     fn arm(&self, id: &str) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::plain::write_remote;
 use super::program::{ask, tell};
-use super::{Backend, BootCounter, Source, again, difference, is_staged, never};
+use super::{Backend, BootCounter, Source, again, boot, difference, is_staged, never};
 use crate::update::state::{Deployment, Failure, id_of};
 
 /// Goes past an update driver, zincati, which keeps everybody else from a rebase while its unit is active. Of the verbs that
@@ -136,7 +136,7 @@ impl Backend for Rpm {
     }
 
     fn caution(&self) -> Option<&'static str> {
-        self.counter.as_ref().and_then(BootCounter::caution)
+        boot::caution(self.counter.as_ref())
     }
 
     fn arm(&self, id: &str) -> Result<(), Failure> {
@@ -173,6 +173,11 @@ impl Backend for Rpm {
             (Some(other), Some(booted)) if other < booted => {
                 // Made, and given up by the boot loader: what runs is to boot next, before the other goes.
                 if !list[other].staged {
+                    // A counter that has run out says which entry boots, whatever is in it: it counts anew while they change
+                    // places.
+                    if let Some(counter) = &self.counter {
+                        counter.arm().map_err(again)?;
+                    }
                     self.tell(&["rollback"])?;
                     self.tell(&["cleanup", "--rollback"])?;
                 } else {

@@ -211,6 +211,25 @@ fn a_release_is_put_away_wherever_it_is() {
     }
 }
 
+/// A counter that has run out boots whatever stands second: were the power cut between these two, the given-up one would.
+#[test]
+fn the_boot_loader_counts_anew_while_deployments_change_places() {
+    let mut node = Node::new(HELP_WITH_DRIVERS);
+    let folder = node.folder.path().to_owned();
+    std::fs::create_dir_all(folder.join("boot/grub2")).unwrap();
+    node.write("boot/grub2/grubenv", "");
+    let [text, editor] = ["text", "grub2-editenv"].map(|name| folder.join(name).display().to_string());
+    tell("install", &["-m", "755", &text, &editor]).unwrap();
+    let counter = BootCounter::find(&folder, &folder.display().to_string()).unwrap().without_mounts();
+    node.rpm.counter = Some(counter);
+    node.has("status", &[("new", Is::There), ("old", Is::Booted)]);
+    node.rpm.discard("new").unwrap();
+    let block = folder.join("boot/grub2/grubenv").display().to_string();
+    let edit = |words: &str| format!("grub2-editenv {block} {words}");
+    let [set, unset] = [edit("set boot_counter=3 boot_success=0"), edit("unset boot_counter")];
+    assert_eq!(node.words(), [&set, "rpm-ostree rollback", "rpm-ostree cleanup --rollback", &unset]);
+}
+
 #[test]
 fn what_rpm_ostree_says_reads() {
     let (a, b) = ("a".repeat(64), "b".repeat(64));

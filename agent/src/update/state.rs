@@ -30,6 +30,8 @@ pub const STAGE_TRIES: u32 = 6;
 pub const EFFECT_TRIES: u32 = 3;
 /// A release that was staged and did not become the next system, without having been tried, is staged again so often.
 pub const RESTAGES: u32 = 3;
+/// So often kubeadm may be cut off: who goes with it each time would not get further the next time either.
+pub const KUBEADM_CUTS: u32 = 10;
 /// Wait after the first failure; each further one waits twice as long.
 const FIRST_WAIT: Duration = Duration::from_secs(5);
 /// After so many waits for somebody who is away, each further one is as long as the last.
@@ -399,6 +401,8 @@ impl State {
         let restarted = job.boot_id != system.boot_id;
         let fell_back = || target.is_some_and(|target| system.has(target));
         match job.stage {
+            // It was given up, and runs after all: the boot loader has gone back to it, say.
+            Stage::Settle if target.is_some() && there && target != job.from.as_deref() => self.go(Stage::Revert, None),
             Stage::Healthy | Stage::RolledBack | Stage::Failed | Stage::Settle | Stage::CalledOff => {}
             // It is laid out again, since what was only staged is gone after a power cut.
             Stage::Stage => {}
@@ -406,10 +410,17 @@ impl State {
             Stage::Staged => {}
             Stage::Kubeadm => {
                 // A journal of an older agent does not say so.
-                if let Some(job) = &mut self.journal.job {
-                    job.kubeadm_began = true;
+                let cuts = self.journal.job.as_mut().map_or(0, |job| {
+                    (job.kubeadm_began, job.kubeadm_cuts) = (true, job.kubeadm_cuts + 1);
+                    job.kubeadm_cuts
+                });
+                if cuts < KUBEADM_CUTS {
+                    self.go(Stage::Stage, None);
+                } else {
+                    let why =
+                        format!("kubeadm was cut off {cuts} times, each time with this agent: its journal says why");
+                    self.go(Stage::Settle, Some(why));
                 }
-                self.go(Stage::Stage, None);
             }
             Stage::Arm if !restarted => self.go(Stage::Stage, None),
             Stage::Restart if !restarted && !there => self.go(Stage::Stage, None),
@@ -519,6 +530,7 @@ impl State {
             from,
             failed_before,
             kubeadm_began: false,
+            kubeadm_cuts: 0,
             kubeadm: false,
             restaged: 0,
             reason: String::new(),

@@ -639,6 +639,43 @@ fn a_kubeadm_that_was_cut_off_is_neither_called_off_nor_replaced() {
 }
 
 /// The cluster is asked every two seconds, and a look at the node may take longer.
+/// It takes the agent with it, or the node, whenever it runs: that is not tried for ever.
+#[test]
+fn a_kubeadm_that_is_cut_off_each_time_is_given_up() {
+    let both = Desired { go: true, ..desired(1) };
+    let now = World::new(Release::Good, both.clone()).now();
+    let mut state = begun(&both).0;
+    for cut in 1..=KUBEADM_CUTS {
+        let (after, actions) =
+            through(State::new(Settings::default(), state.journal().clone()), [seen(1, OLD, &[])], now);
+        if cut == KUBEADM_CUTS {
+            assert_eq!(actions.last(), Some(&Action::Settle));
+            let (state, _) = through(after, [Event::Ended(Ok(None))], now);
+            let told = state.report().unwrap();
+            assert_eq!(told.state, ReportedState::RolledBack);
+            assert!(told.detail.contains("cut off 10 times"), "{}", told.detail);
+            assert!(state.journal().denied.is_empty(), "nobody knows that the release is to blame");
+            return;
+        }
+        let (after, actions) = through(after, [staged(true), seen(1, OLD, &[])], now);
+        assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{cut}: {actions:?}");
+        state = after;
+    }
+}
+
+/// While it was put away the boot loader has gone back to the release: it does not stay there.
+#[test]
+fn a_release_that_was_given_up_and_runs_after_all_is_left() {
+    let now = World::new(Release::NoBoot, desired(1)).now();
+    let job = Job { stage: Stage::Settle, condemned: true, reason: "it did not come up".into(), ..at_the_gate() };
+    let journal = Journal { job: Some(job), denied: Vec::new() };
+    let (state, actions) = through(State::new(Settings::default(), journal.clone()), [seen(2, NEW, &[])], now);
+    assert_eq!(actions.last(), Some(&Action::Revert));
+    assert_ne!(state.report().unwrap().state, ReportedState::RolledBack);
+    let (_, actions) = through(State::new(Settings::default(), journal), [seen(2, OLD, &[])], now);
+    assert_eq!(actions.last(), Some(&Action::Settle));
+}
+
 #[test]
 fn a_turn_that_comes_while_the_node_is_looked_at_begins() {
     let world = World::new(Release::Good, desired(1));
@@ -716,6 +753,7 @@ fn at_the_gate() -> Job {
         from: Some(OLD.into()),
         failed_before: Vec::new(),
         kubeadm_began: true,
+        kubeadm_cuts: 0,
         kubeadm: true,
         restaged: 0,
         reason: String::new(),
