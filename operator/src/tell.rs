@@ -70,12 +70,12 @@ fn phase(wish: &Wish, nodes: &[NodeStatus], counts: Counts, why: Option<&Why>) -
     let spec = &wish.spec;
     let code = why.map(|why| why.code);
     let all = |fits: &dyn Fn(NodeState) -> bool| !nodes.is_empty() && nodes.iter().all(|node| fits(node.state));
-    if wish.problem.is_some() {
-        Phase::Invalid
-    } else if spec.abort {
-        // What was staged and never began is Waiting by now.
+    if spec.abort {
+        // What was staged and never began is Waiting by now. What was never understood is over, too.
         let over = nodes.iter().all(|node| !at_work(node.state));
         if over { Phase::Aborted } else { Phase::Aborting }
+    } else if wish.problem.is_some() {
+        Phase::Invalid
     } else if all(&|state| state == NodeState::Done) {
         Phase::Complete
     } else if code == Some("AnotherUpdate") {

@@ -171,6 +171,18 @@ fn abort_gives_back_what_was_only_drained_and_lets_the_rest_end() {
 }
 
 #[test]
+fn an_update_that_nobody_understands_may_be_called_off() {
+    let mut world = World::of(&["w1"]);
+    world.ask(spec(1, 1));
+    world.wishes[0].problem = Some("spec.maxUnavailable is 0".into());
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Invalid);
+    world.edit(0, |spec| spec.abort = true);
+    world.settle();
+    assert_eq!((world.phase(0), world.began().len()), (Phase::Aborted, 0));
+}
+
+#[test]
 fn the_younger_update_waits_and_says_so() {
     let mut world = World::of(&["cp1", "w1"]);
     world.ask(UpdateSpec { paused: true, ..spec(1, 1) });

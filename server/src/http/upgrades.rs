@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use nkd_api::ErrorBody;
 use nkd_api::machine::Machine;
-use nkd_api::update::Window;
+use nkd_api::update::{MaxUnavailable, Window};
 use nkd_api::upgrade::{NodeExplained, Planned, Upgrade, UpgradeChange, UpgradeOrder, UpgradeState};
 use nkd_api::user::Role;
 use time::OffsetDateTime;
@@ -57,6 +57,9 @@ pub(super) async fn start(
     if let Some(name) = order.ignore_preflight_errors.iter().find(|name| name.is_empty() || !is_check(name)) {
         let message = format!("ignorePreflightErrors: {name:?} is not the name of one check, like ImagePull");
         return Err(ApiError::invalid(message));
+    }
+    if order.max_unavailable == Some(MaxUnavailable::Count(0)) {
+        return Err(ApiError::invalid("maxUnavailable is 0, so that no node could ever begin: give at least 1"));
     }
     if let Some(Err(why)) = order.window.as_ref().map(Window::minutes) {
         return Err(ApiError::invalid(format!("window: {why}")));

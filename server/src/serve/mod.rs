@@ -24,7 +24,7 @@ use crate::cluster::snapshot::take::{self, Snapshots};
 use crate::cluster::snapshot::vault::Vault;
 use crate::cluster::upgrade::follow;
 use crate::cluster::watch::Watches;
-use crate::content::channel::{self, Channels};
+use crate::content::channel::{self, ChannelError, Channels};
 use crate::content::image::catalog::CatalogError;
 use crate::content::image::{self, ImageStore};
 use crate::content::registry::{GRACE, GarbageOrder, OciError, OciRegistry};
@@ -215,11 +215,13 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     service.channels.tidy().await;
     let channels = Arc::clone(&service.channels);
     tasks.spawn(async move {
-        if let Err(error) = channels.settle().await {
-            tracing::error!(
+        match channels.settle().await {
+            // The next start does.
+            Ok(()) | Err(ChannelError::Stopped) => {}
+            Err(error) => tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "refs and summaries of the channels are not up to date"
-            );
+            ),
         }
     });
     tasks.spawn(api.run(stop.clone()));

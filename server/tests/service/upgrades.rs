@@ -62,6 +62,9 @@ async fn what_cannot_be_upgraded_is_refused_with_a_next_step() {
         let (answer, body) = vera.call(Method::POST, "/api/v1/clusters/rack7/upgrades", Some(&order)).await;
         assert_eq!(answer, status, "{order}: {body:#}");
     }
+    let none = json!({"dryRun": true, "maxUnavailable": 0});
+    let (_, body) = vera.call(Method::POST, "/api/v1/clusters/rack7/upgrades", Some(&none)).await;
+    assert!(body.to_string().contains("give at least 1"), "{body:#}");
     let audit = place.ok(&["audit"]);
     assert!(audit.contains("cluster.upgrade") && audit.contains("refused"), "{audit}");
 }

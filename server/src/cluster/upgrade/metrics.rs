@@ -9,8 +9,8 @@ const TOTAL: &str = "apiserver_request_total{";
 /// What the garbage collector of Kubernetes reads in every cluster. It lists and watches each resource in the version that
 /// its group prefers, and these have no other one in their group until they are gone.
 const COLLECTED: [&str; 2] = ["extensions/v1beta1 ingresses", "policy/v1beta1 podsecuritypolicies"];
-/// All that it asks for.
-const READS: [&str; 2] = ["LIST", "WATCH"];
+/// All that it asks for, and the controller that empties a namespace which was deleted.
+const KUBERNETES_OWN: [&str; 3] = ["LIST", "WATCH", "DELETECOLLECTION"];
 
 /// An API that is in use, and goes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,7 +55,7 @@ pub fn gone_by(pages: &[String], minor: u64) -> Vec<Deprecated> {
     let found: BTreeMap<String, u64> = lines().filter_map(requested).collect();
     let more = |text: &str| {
         let (labels, _) = line(text, TOTAL)?;
-        let reads = READS.contains(&label(labels, "verb")?);
+        let reads = KUBERNETES_OWN.contains(&label(labels, "verb")?);
         if reads { None } else { name_of(labels) }
     };
     let used: Vec<String> = lines().filter_map(more).filter(|name| found.contains_key(name)).collect();
@@ -108,7 +108,12 @@ mod tests {
     /// As an API server of 1.21 says it of a cluster in which nobody has an Ingress.
     #[test]
     fn what_the_garbage_collector_reads_in_every_cluster_is_told_apart() {
-        let reads = [total("extensions", "ingresses", "LIST"), total("extensions", "ingresses", "WATCH")].concat();
+        let reads = [
+            total("extensions", "ingresses", "LIST"),
+            total("extensions", "ingresses", "WATCH"),
+            total("extensions", "ingresses", "DELETECOLLECTION"),
+        ]
+        .concat();
         let stock = requested("extensions", "ingresses", "1.22", 1) + &reads;
         let collected = |pages: &[String]| gone_by(pages, 22)[0].collected;
         assert!(collected(std::slice::from_ref(&stock)));

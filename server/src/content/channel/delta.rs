@@ -2,7 +2,7 @@
 //!
 //! A node fetches one file from what it runs to where it goes, instead of every object that changed. They are made from
 //! the commits that most machines run, and from the release before, which those that come new run. Systems that only ask
-//! for the update graph count as one machine for each release that they run: how many they are nobody knows.
+//! for the update graph come after every machine that is known: how many they are, and whether they are, nobody knows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,11 +32,14 @@ pub fn origins(channel: &Channel, machines: &[Machine], polled: &[Polled]) -> Ve
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     let facts = machines.iter().filter_map(|machine| machine.facts.as_ref());
     let ours = facts.filter(|facts| facts.architecture == channel.architecture);
-    let ours = ours.filter_map(|facts| facts.booted_deployment.as_deref());
-    let others = polled.iter().map(|polled| polled.commit.as_str());
-    for commit in ours.chain(others).filter(|commit| *commit != newest.commit) {
+    for commit in ours.filter_map(|facts| facts.booted_deployment.as_deref()) {
         *counts.entry(commit).or_default() += 1;
     }
+    // Anybody may ask: they come after every machine that is known.
+    for polled in polled {
+        counts.entry(&polled.commit).or_default();
+    }
+    counts.remove(newest.commit.as_str());
     let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
     counts.sort_by_key(|(commit, count)| (std::cmp::Reverse(*count), *commit));
     let mut origins: Vec<&str> = counts.into_iter().take(MOST).map(|(commit, _)| commit).collect();
@@ -86,7 +89,16 @@ impl Channels {
                     }
                     settle(&repository, &channels, &profile, &signer)
                 };
-                blocking(made).await?;
+                match blocking(made).await {
+                    Err(ChannelError::Stopped) => return Err(ChannelError::Stopped),
+                    // Of one that is damaged, say: nobody else goes without for that.
+                    Err(error) => tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        channel = channel.name,
+                        "a difference between releases could not be made"
+                    ),
+                    Ok(()) => {}
+                }
             }
         }
         Ok(())

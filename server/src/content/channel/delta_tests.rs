@@ -46,13 +46,14 @@ fn the_commonest_come_first_and_the_release_before_last() {
 }
 
 #[test]
-fn whoever_only_asks_for_the_graph_counts_as_one_machine() {
+fn whoever_only_asks_for_the_graph_comes_after_every_machine() {
     let channel = channel(&["a", "b", "c", "d", "new"]);
     let polled = |commit: &str| Polled { commit: commit.into(), node: String::new(), at: OffsetDateTime::UNIX_EPOCH };
     let polled = ["a", "c", "new"].map(polled);
     assert_eq!(origins(&channel, &[], &polled), ["a", "c", "d"]);
     let runs = machines(&[("b", 2), ("c", 1)], "x86_64");
     assert_eq!(origins(&channel, &runs, &polled), ["b", "c", "a", "d"]);
+    assert_eq!(origins(&channel, &machines(&[("d", 1)], "x86_64"), &polled), ["d", "a", "c"]);
 }
 
 #[test]

@@ -348,6 +348,15 @@ async fn an_image_that_is_not_whole_or_not_a_commit_is_refused() {
     not_taken(&place, &image("plain"), "it holds no ostree commit, only files");
     layout(&image("above"), &[bytes.clone(), plain()], &labels);
     not_taken(&place, &image("above"), "1 of its layers hold nothing of its commit, and would be lost");
+    // It touches the repository as well, which makes it no part of the commit.
+    let touching = || {
+        let mut tar = Tar::new(Vec::new());
+        member(&mut tar, EntryType::Regular, "sysroot/ostree/repo/.lock", b"", "");
+        member(&mut tar, EntryType::Regular, "usr/bin/tool", b"tool", "");
+        tar.into_inner().unwrap()
+    };
+    layout(&image("touching"), &[bytes.clone(), touching()], &labels);
+    not_taken(&place, &image("touching"), "1 of its layers hold nothing of its commit, and would be lost");
     let layers = encapsulated(&builder, &one, 3);
     layout(&image("derived"), &[&layers[..], &[plain()]].concat(), &labels_of(&one, &layers));
     not_taken(&place, &image("derived"), "1 of its layers were put above its commit, and would be lost");

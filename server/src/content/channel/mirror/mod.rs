@@ -191,6 +191,8 @@ impl Channels {
             Ok(verdict) => Ok(if verdict == Verdict::New { "published" } else { "same" }),
             // It goes on at the next start, or never.
             Err(ChannelError::Stopped | ChannelError::FollowsAnother(_)) => return Duration::ZERO,
+            // What it had begun was ended with the service.
+            Err(_) if self.stop.is_cancelled() => return Duration::ZERO,
             Err(error) => Err(format!("{} at {}: {}", mirror.reference, mirror.from, chain(&error))),
         };
         self.metrics.looked(&name, result.as_ref().unwrap_or(&"failed"), now);
@@ -251,6 +253,9 @@ impl Channels {
             pulled = upstream.pull(commit, &known) => pulled?,
             () = self.unfollowed(record) => return Err(another()),
             () = self.stop.cancelled() => return Err(ChannelError::Stopped),
+        }
+        if self.stop.is_cancelled() {
+            return Err(ChannelError::Stopped);
         }
         let order = PublishOrder {
             ostree: upstream.path().display().to_string(),

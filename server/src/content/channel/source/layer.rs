@@ -42,11 +42,13 @@ pub(super) struct Layers {
 impl Layers {
     /// Takes in commits and attributes.
     pub fn learn(&mut self, reader: &mut dyn Read, limits: Limits) -> Result<(), Failed> {
-        // Folders count: the last layer of coreos-assembler has nothing else, and is left free for packages that come later.
-        let mut is_ours = false;
+        let (mut has_objects, mut has_folders, mut has_others) = (false, false, false);
         each(reader, limits, |member, body| {
-            is_ours |= within_repository(member).is_some();
+            let is_within = within_repository(member).is_some();
+            has_folders |= is_within;
+            has_others |= !is_within && member.kind != Kind::Folder;
             let Some(object) = object_of(member)? else { return Ok(()) };
+            has_objects = true;
             match (member.kind, &object) {
                 (Kind::File, Kept::Object(object)) if object.kind == "commit" => {
                     self.held.add(&[], object.checksum.len())?;
@@ -72,6 +74,8 @@ impl Layers {
             }
             Ok(())
         })?;
+        // The last layer of coreos-assembler has folders only, and is left free for packages that come later.
+        let is_ours = has_objects || (has_folders && !has_others);
         self.foreign += usize::from(!is_ours);
         Ok(())
     }
