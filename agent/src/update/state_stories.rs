@@ -1,0 +1,379 @@
+//! Stories: a state taken through events, one after the other, where the order of them is what matters.
+
+use super::*;
+
+/// Takes a state through events; what the last one gave.
+fn through<const N: usize>(mut state: State, events: [Event; N], now: Now) -> (State, Vec<Action>) {
+    let mut actions = Vec::new();
+    for event in events {
+        (state, actions) = state.step(event, now);
+    }
+    (state, actions)
+}
+
+/// The node after so many boots, on this deployment, with these failed units.
+fn seen(boot: u32, booted: &str, failed: &[&str]) -> Event {
+    let all = if booted == NEW { vec![NEW, OLD] } else { vec![OLD] };
+    let deployment = |id: &str| Deployment { id: id.into(), booted: id == booted, staged: false };
+    Event::Seen(Ok(System {
+        boot_id: boot.to_string(),
+        deployments: all.into_iter().map(deployment).collect(),
+        finalize_failure: None,
+        kubernetes: Some("v1".into()),
+        failed_units: failed.iter().map(|unit| (*unit).to_owned()).collect(),
+        caution: None,
+    }))
+}
+
+fn staged(restart: bool) -> Event {
+    Event::Ended(Ok(Some(Tree { restart })))
+}
+
+/// A node that was told to begin and has: with this release, after `early.service` had failed.
+fn begun(wanted: &Desired) -> (State, Vec<Action>) {
+    let now = World::new(Release::Good, wanted.clone()).now();
+    let asked = || Event::Desired(Some(wanted.clone()), None);
+    let early = || seen(1, OLD, &["early.service"]);
+    through(
+        State::new(Settings::default(), Journal::default()),
+        [seen(1, OLD, &[]), asked(), early(), staged(true), early()],
+        now,
+    )
+}
+
+/// Before the restart only kubeadm can have broken a unit. So whatever has failed when a release is begun once more is not its
+/// doing, unless its kubeadm was begun, or it runs already.
+#[test]
+fn what_fails_between_two_begins_is_held_against_kubeadm_alone() {
+    let now = World::new(Release::Good, desired(1)).now();
+    let os_alone = Desired { kubernetes: None, go: true, ..desired(1) };
+    let both = Desired { go: true, ..desired(1) };
+    let before = |state: &State| state.journal().job.as_ref().unwrap().failed_before.clone();
+    // The power is cut, and something fails on the system before.
+    let again = |journal: Journal, booted: &str| {
+        let late = || seen(2, booted, &["late.service"]);
+        through(State::new(Settings::default(), journal), [late(), staged(booted == OLD), late()], now)
+    };
+    let (state, actions) = begun(&os_alone);
+    assert_eq!((actions.last(), before(&state)), (Some(&Action::Arm(NEW.into())), vec!["early.service".to_owned()]));
+    let (after, actions) = again(state.journal().clone(), OLD);
+    assert_eq!((actions.last(), before(&after)), (Some(&Action::Arm(NEW.into())), vec!["late.service".to_owned()]));
+    // It is fetched once more, and somebody restarts the node into it meanwhile.
+    let mut journal = state.journal().clone();
+    journal.job.as_mut().unwrap().stage = Stage::Stage;
+    let (after, actions) = again(journal, NEW);
+    assert!(matches!(actions.last(), Some(Action::Check(_))), "{actions:?}");
+    assert_eq!(before(&after), ["early.service"]);
+
+    let (state, actions) = begun(&both);
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+    assert!(state.journal().job.as_ref().unwrap().kubeadm_began, "it runs, and the journal does not say so");
+    let (after, actions) = again(state.journal().clone(), OLD);
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+    assert_eq!(before(&after), ["early.service"]);
+    // The journals of an older agent: in its kubeadm, and after it.
+    let older = |change: &dyn Fn(&mut Job)| {
+        let mut journal = state.journal().clone();
+        let job = journal.job.as_mut().unwrap();
+        job.kubeadm_began = false;
+        change(job);
+        let mut text = serde_json::to_value(&journal).unwrap();
+        assert!(text["job"].as_object_mut().unwrap().remove("kubeadmBegan").is_some());
+        serde_json::from_value::<Journal>(text).unwrap()
+    };
+    let in_kubeadm = older(&|_| {});
+    let after_kubeadm = older(&|job| (job.stage, job.kubeadm) = (Stage::Arm, true));
+    for journal in [in_kubeadm, after_kubeadm] {
+        let (after, _) = again(journal, OLD);
+        assert_eq!(before(&after), ["early.service"]);
+    }
+}
+
+/// A node whose kubeadm was cut off fetches its release again, which touches nothing; what it has touched already stays. It goes on,
+/// whatever is asked for. One that was only about to restart may be called off.
+#[test]
+fn a_kubeadm_that_was_cut_off_is_neither_called_off_nor_replaced() {
+    let now = World::new(Release::Good, desired(1)).now();
+    let both = Desired { go: true, ..desired(1) };
+    let os_alone = Desired { kubernetes: None, ..both.clone() };
+    let other = Desired { uid: "u2".into(), ..both.clone() };
+    let changed = Desired { kubernetes: Some("v3".into()), ..both.clone() };
+    let paused = Desired { go: false, ..both.clone() };
+    let cut_off = |wanted: &Desired, boot: u32| {
+        let journal = begun(wanted).0.journal().clone();
+        through(State::new(Settings::default(), journal), [seen(boot, OLD, &[])], now)
+    };
+    let stage = |state: &State| state.journal().job.as_ref().unwrap().stage;
+    let away = || Event::Ended(Err(Failure { retry: Retry::Patiently, reason: "the service is away".into() }));
+    for asked in [None, Some(other), Some(changed), Some(paused.clone())] {
+        let asked = || Event::Desired(asked.clone(), None);
+        for boot in [1, 2] {
+            let (state, actions) = cut_off(&both, boot);
+            assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
+            let (state, actions) = through(state, [asked(), staged(true), asked(), seen(boot, OLD, &[])], now);
+            assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+            let job = state.journal().job.as_ref().unwrap();
+            assert_eq!((&job.desired, job.kubeadm_began), (&both, true));
+        }
+        // Its release cannot be had any more: it fails as ever.
+        let mut state = cut_off(&both, 2).0;
+        let mut at = now;
+        for _ in 0..STAGE_TRIES {
+            assert_eq!(stage(&state), Stage::Stage);
+            let failed = Event::Ended(Err(Failure { retry: Retry::Few, reason: "it is gone".into() }));
+            (state, _) = through(state, [asked(), failed, asked()], at);
+            at.uptime = state.deadline().unwrap_or(at.uptime);
+            (state, _) = state.step(Event::Tick, at);
+        }
+        assert_eq!(stage(&state), Stage::Settle);
+        // It was away and is not any more: what fails then is tried again.
+        let (state, _) = through(cut_off(&both, 2).0, [away()], now);
+        let later = Now { uptime: state.deadline().unwrap(), ..now };
+        let fails = Event::Ended(Err(Failure { retry: Retry::Few, reason: "no room".into() }));
+        let (state, _) = through(state, [Event::Tick, fails, asked()], later);
+        assert_eq!(stage(&state), Stage::Stage);
+        // The service is away, for ever perhaps: then it goes back, and the release may be tried again.
+        let (state, _) = cut_off(&both, 2);
+        let (state, actions) = through(state, [away(), asked()], now);
+        let same = matches!(asked(), Event::Desired(Some(desired), _) if desired == paused);
+        let expected = if same { Stage::Stage } else { Stage::Settle };
+        assert_eq!(stage(&state), expected, "{actions:?}");
+        if !same {
+            let (state, _) = through(state, [Event::Ended(Ok(None))], now);
+            let said = state.report().unwrap();
+            assert_eq!((said.state, state.journal().denied.len()), (ReportedState::RolledBack, 0));
+            assert!(said.detail.contains("the service is away"), "{}", said.detail);
+        }
+    }
+    for boot in [1, 2] {
+        let (state, _) = cut_off(&os_alone, boot);
+        let (state, actions) = through(state, [staged(true), Event::Desired(None, None)], now);
+        assert_eq!(stage(&state), Stage::CalledOff, "{actions:?}");
+        let (state, _) = through(state, [seen(boot, OLD, &[]), Event::Ended(Ok(None))], now);
+        assert!(state.journal().job.is_none());
+    }
+}
+
+/// The cluster is asked every two seconds, and a look at the node may take longer.
+/// It takes the agent with it, or the node, whenever it runs: that is not tried for ever.
+#[test]
+fn a_kubeadm_that_is_cut_off_each_time_is_given_up() {
+    let both = Desired { go: true, ..desired(1) };
+    let now = World::new(Release::Good, both.clone()).now();
+    let mut state = begun(&both).0;
+    for cut in 1..=KUBEADM_CUTS {
+        let (after, actions) =
+            through(State::new(Settings::default(), state.journal().clone()), [seen(1, OLD, &[])], now);
+        if cut == KUBEADM_CUTS {
+            assert_eq!(actions.last(), Some(&Action::Settle));
+            let (state, _) = through(after, [Event::Ended(Ok(None))], now);
+            let told = state.report().unwrap();
+            assert_eq!(told.state, ReportedState::RolledBack);
+            assert!(told.detail.contains("cut off 10 times"), "{}", told.detail);
+            assert!(state.journal().denied.is_empty(), "nobody knows that the release is to blame");
+            return;
+        }
+        let (after, actions) = through(after, [staged(true), seen(1, OLD, &[])], now);
+        assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{cut}: {actions:?}");
+        state = after;
+    }
+}
+
+/// While it was put away the boot loader has gone back to the release: it does not stay there.
+#[test]
+fn a_release_that_was_given_up_and_runs_after_all_is_left() {
+    let now = World::new(Release::NoBoot, desired(1)).now();
+    let job = Job { stage: Stage::Settle, condemned: true, reason: "it did not come up".into(), ..at_the_gate() };
+    let journal = Journal { job: Some(job), denied: Vec::new() };
+    let (state, actions) = through(State::new(Settings::default(), journal.clone()), [seen(2, NEW, &[])], now);
+    assert_eq!(actions.last(), Some(&Action::Revert));
+    assert_ne!(state.report().unwrap().state, ReportedState::RolledBack);
+    let (_, actions) = through(State::new(Settings::default(), journal), [seen(2, OLD, &[])], now);
+    assert_eq!(actions.last(), Some(&Action::Settle));
+}
+
+#[test]
+fn a_turn_that_comes_while_the_node_is_looked_at_begins() {
+    let world = World::new(Release::Good, desired(1));
+    let seen = || Event::Seen(Ok(world.system()));
+    let asked = |go| Event::Desired(Some(Desired { go, ..desired(1) }), None);
+    let staged = Event::Ended(Ok(Some(Tree { restart: true })));
+    let mut state = State::new(Settings::default(), Journal::default());
+    for event in [asked(false), seen(), staged, asked(true), asked(true)] {
+        (state, _) = state.step(event, world.now());
+    }
+    let (_, actions) = state.step(seen(), world.now());
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+}
+
+/// Whoever gives a node its turn reads what it waits for.
+#[test]
+fn a_caution_is_told_while_a_node_that_will_restart_waits_for_its_turn() {
+    let world = World::new(Release::Good, desired(1));
+    let detail = |restart: bool, caution: Option<&'static str>| {
+        let seen = || Event::Seen(Ok(System { caution, ..world.system() }));
+        let state = State::new(Settings::default(), Journal::default());
+        let asked = Event::Desired(Some(desired(1)), None);
+        let (state, _) = through(state, [seen(), asked, seen(), staged(restart)], world.now());
+        let said = state.report().unwrap();
+        assert_eq!(said.state, ReportedState::Staged);
+        said.detail
+    };
+    assert_eq!(detail(true, Some("beware")), "waiting for its turn: beware");
+    assert_eq!([detail(true, None), detail(false, Some("beware"))], ["waiting for its turn"; 2]);
+}
+
+/// Nobody asks again for it: the cluster may be away by then.
+#[test]
+fn a_look_that_fails_is_taken_again() {
+    let world = World::new(Release::Good, desired(1));
+    let wanted = || Event::Desired(Some(Desired { go: true, ..desired(1) }), None);
+    let fails = || Event::Seen(Err("systemctl does not answer".into()));
+    let mut state = State::new(Settings::default(), Journal::default());
+    let mut now = world.now();
+    let waits = |(state, actions): (State, Vec<Action>), now: Now| {
+        assert!(actions.iter().all(|action| matches!(action, Action::Say(_) | Action::Tell(_))), "{actions:?}");
+        let later = Now { uptime: state.deadline().expect("it waits for ever"), ..now };
+        assert!(later.uptime > now.uptime);
+        let (state, actions) = state.step(Event::Tick, later);
+        assert_eq!(actions.last(), Some(&Action::Look));
+        (state, later)
+    };
+    // When the agent starts, when an update begins, and when its turn has come.
+    (state, now) = waits(through(state, [Event::Tick, fails()], now), now);
+    (state, now) = waits(through(state, [seen(1, OLD, &[]), wanted(), fails()], now), now);
+    (state, now) = waits(through(state, [seen(1, OLD, &[]), staged(true), fails()], now), now);
+    let (_, actions) = through(state, [seen(1, OLD, &[])], now);
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+}
+
+#[test]
+fn what_runs_already_is_only_looked_at() {
+    let mut world = World::new(Release::Good, desired(1));
+    (world.deployments, world.booted) = (vec![NEW, OLD], NEW);
+    assert!(run(&mut world, &[], usize::MAX, 500), "without its turn");
+    assert_eq!((world.boot, world.kubeadm, world.passed), (1, 0, true));
+    // The same again, by another update; then something else.
+    world.desired = Some(Desired { uid: "u2".into(), ..desired(1) });
+    assert!(run(&mut world, &[], usize::MAX, 500));
+    world.desired = Some(Desired { uid: "u3".into(), kubernetes: Some("v3".into()), ..desired(1) });
+    assert!(!run(&mut world, &[], usize::MAX, 500));
+}
+
+/// A release that runs and has not passed its gate yet.
+fn at_the_gate() -> Job {
+    Job {
+        desired: Desired { go: true, ..desired(1) },
+        stage: Stage::Check,
+        boot_id: "1".into(),
+        from: Some(OLD.into()),
+        failed_before: Vec::new(),
+        kubeadm_began: true,
+        kubeadm_cuts: 0,
+        kubeadm: true,
+        restaged: 0,
+        reason: String::new(),
+        condemned: false,
+    }
+}
+
+#[test]
+fn another_update_waits_for_the_end_of_the_one_that_has_begun() {
+    let settings = Settings::default();
+    let world = World::new(Release::Good, desired(1));
+    let job = at_the_gate();
+    let mut system = world.system();
+    system.deployments = vec![Deployment { id: NEW.into(), booted: true, staged: false }];
+    let state = State::new(settings, Journal { job: Some(job), denied: Vec::new() });
+    let (state, _) = state.step(Event::Seen(Ok(system.clone())), world.now());
+    let other = Desired { uid: "u2".into(), ..desired(1) };
+    let (state, _) = state.step(Event::Desired(Some(other.clone()), None), world.now());
+    assert_eq!(state.journal().job.as_ref().unwrap().desired.uid, "u1");
+    let (state, _) = state.step(Event::Checked(Ok(system.clone())), world.now());
+    let later = Now { uptime: world.uptime + settings.steady, ..world.now() };
+    let (state, actions) = state.step(Event::Tick, later);
+    assert!(matches!(actions.last(), Some(Action::Check(_))), "{actions:?}");
+    let (state, actions) = state.step(Event::Checked(Ok(system.clone())), later);
+    assert_eq!(actions.last(), Some(&Action::Confirm));
+    let (state, _) = state.step(Event::Ended(Ok(None)), later);
+    assert_eq!(state.report().unwrap().state, ReportedState::Healthy);
+    let (state, actions) = state.step(Event::Desired(Some(other), None), later);
+    assert_eq!(actions.last(), Some(&Action::Look), "what is known of the node is old");
+    let (state, _) = state.step(Event::Seen(Ok(system)), later);
+    assert_eq!(state.journal().job.as_ref().unwrap().desired.uid, "u2");
+}
+
+/// A worker whose API is away for longer than its gate goes back: nobody knows whether it is well. The release is not to blame, and
+/// may be tried again; an ill one is, and may not.
+#[test]
+fn a_release_is_not_to_blame_for_an_api_that_is_away() {
+    let settings = Settings::default();
+    for (ill, denied) in [(Ill::Unknown("away".into()), 0), (Ill::Node("ill".into()), 1)] {
+        let world = World::new(Release::Good, desired(1));
+        let job = at_the_gate();
+        let mut system = world.system();
+        let deployment = |id: &str, booted| Deployment { id: id.into(), booted, staged: false };
+        system.deployments = vec![deployment(NEW, true), deployment(OLD, false)];
+        let state = State::new(settings, Journal { job: Some(job), denied: Vec::new() });
+        let (state, _) = state.step(Event::Seen(Ok(system.clone())), world.now());
+        let (state, _) = state.step(Event::Checked(Err(ill.clone())), world.now());
+        assert_eq!(state.journal().job.as_ref().unwrap().stage, Stage::Check);
+        let later = Now { uptime: world.uptime + settings.gate, ..world.now() };
+        let (state, _) = state.step(Event::Tick, later);
+        let (state, actions) = state.step(Event::Checked(Err(ill)), later);
+        assert_eq!(actions.last(), Some(&Action::Revert));
+        let (state, _) = state.step(Event::Ended(Ok(None)), later);
+        // The restart, and what was there before.
+        system.boot_id = "2".into();
+        system.deployments = vec![deployment(OLD, true), deployment(NEW, false)];
+        let state = State::new(settings, state.journal().clone());
+        let (state, actions) = state.step(Event::Seen(Ok(system)), world.now());
+        assert_eq!(actions.last(), Some(&Action::Settle));
+        let (state, _) = state.step(Event::Ended(Ok(None)), world.now());
+        assert_eq!(state.report().unwrap().state, ReportedState::RolledBack);
+        assert_eq!(state.journal().denied.len(), denied);
+    }
+}
+
+#[test]
+fn an_image_is_known_by_its_digest() {
+    let image = |text: &str| OsRelease { commit: None, image: Some(text.into()), version: None };
+    assert_eq!(id_of(&image("registry.example/os@sha256:ab")), Some("sha256:ab"));
+    assert_eq!(id_of(&image("sha256:ab")), Some("sha256:ab"));
+    assert_eq!(id_of(&OsRelease::default()), None);
+}
+
+#[test]
+fn a_release_waits_for_a_service_that_is_away_and_its_tries_are_kept() {
+    let mut world = World::new(Release::Good, desired(1));
+    let state = State::new(Settings::default(), Journal::default());
+    let (state, _) = state.step(Event::Seen(Ok(world.system())), world.now());
+    let (state, _) = state.step(Event::Desired(Some(desired(1)), None), world.now());
+    let (mut state, actions) = state.step(Event::Seen(Ok(world.system())), world.now());
+    assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
+    let mut fails = |mut state: State, retry: Retry| {
+        let failure = Failure { retry, reason: "away".into() };
+        (state, _) = state.step(Event::Ended(Err(failure)), world.now());
+        let next = state.deadline().unwrap_or(world.uptime);
+        let waited = next - world.uptime;
+        world.uptime = next;
+        let (state, actions) = state.step(Event::Tick, world.now());
+        (state, waited, actions)
+    };
+    // A day of it.
+    let mut waited = Duration::ZERO;
+    while waited < Duration::from_secs(86_400) {
+        let (next, wait, actions) = fails(state, Retry::Patiently);
+        assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
+        assert!(wait <= Duration::from_secs(40), "{wait:?}");
+        (state, waited) = (next, waited + wait);
+    }
+    assert!(state.report().unwrap().detail.contains("away"));
+    for _ in 1..STAGE_TRIES {
+        let (next, _, actions) = fails(state, Retry::Few);
+        assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
+        state = next;
+    }
+    let (state, _, _) = fails(state, Retry::Few);
+    assert_eq!(state.journal().job.as_ref().unwrap().stage, Stage::Settle);
+}
