@@ -29,14 +29,21 @@ struct Seen {
     answered: Instant,
 }
 
-/// What etcd says of itself, which it says out of its majority; nothing when it is slow. None: it does not run.
+/// What etcd says of itself, which it says out of its majority; nothing when it is slow, or when the node is. None: nothing
+/// listens there.
 fn etcd(node: &mut Node) -> Option<String> {
-    const SLOW: &str = "28";
+    const NOBODY_LISTENS: &str = "7";
     if !node.is_on() {
         return None;
     }
-    let line = format!("curl -sS --max-time 4 http://127.0.0.1:2381/health || test $? = {SLOW}");
-    node.shell(&line, Duration::from_secs(15)).ok()
+    let line = format!(
+        "curl -sS --max-time 4 http://127.0.0.1:2381/health || {{ test $? != {NOBODY_LISTENS} || echo down; }}"
+    );
+    match node.shell(&line, within(15)) {
+        Ok(said) if said.trim() == "down" => None,
+        Ok(said) => Some(said),
+        Err(_) => Some(String::new()),
+    }
 }
 
 /// By way of a node's balancer, which knows an API server that answers. None: not now.
