@@ -25,13 +25,16 @@ pub const VM_PACKAGES: [&str; 11] = [
 ];
 
 /// Packages that the tests need beside [`VM_PACKAGES`].
-pub const TEST_PACKAGES: [&str; 19] = [
+pub const TEST_PACKAGES: [&str; 22] = [
     "atftp",
     "busybox",
+    "e2fsprogs",
     "faketime",
     "gcc",
     "gnupg",
     "gpgv",
+    "grub-common",
+    "grub-pc-bin",
     "isc-dhcp-client",
     "libcap2-bin",
     "openssh-client",

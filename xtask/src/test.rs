@@ -62,7 +62,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         tier("kubeadm", &[&words[..], &filter[..]].concat(), &environment)?;
         let words = ["test", "--package", "nkd-agent", "--lib", "--", "--ignored", "--test-threads=1"];
         let not_installer = ["--skip", "install::"];
-        tier("etcd snapshot", &[&words[..], &not_installer, &filter[..]].concat(), &environment)?;
+        tier("etcd snapshot and GRUB", &[&words[..], &not_installer, &filter[..]].concat(), &environment)?;
         let housekeeper = build::housekeeper()?;
         let environment = [&environment[..], &[("NKD_HOUSEKEEPER", housekeeper.as_os_str())]].concat();
         let tests = ["--test", "nodes", "--test", "service_unit", "--test", "cluster_changes", "--test", "updates"];
@@ -73,7 +73,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let program = build::nkd()?;
         let image = build::lab_image()?;
         let installer = build::installer()?;
-        let words = ["test", "--package", "nkd-agent", "--lib", "--", "--ignored", "--skip", "kubeadm::"];
+        let words =
+            ["test", "--package", "nkd-agent", "--lib", "--", "--ignored", "--skip", "kubeadm::", "--skip", "ostree::"];
         tier("installer", &[&words[..], &filter[..]].concat(), &[("NKD_COREOS_INSTALLER", installer.as_os_str())])?;
         let environment = [("NKD_PROGRAM", program.as_os_str()), ("NKD_LAB_IMAGE", image.as_os_str())];
         // One machine at a time: two share two cores, and every wait would have to be twice as long.

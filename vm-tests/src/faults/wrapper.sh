@@ -10,6 +10,7 @@ case "$program $*" in
 "ostree static-delta "*) step=apply ;;
 "ostree pull "*) step=pull ;;
 "ostree admin deploy "*) step=stage ;;
+"unshare "*/nkd-boot-counter.cfg*) step=count ;;
 "unshare "*" set boot_counter="*) step=arm ;;
 "ostree admin lock-finalization "*) step=unlock ;;
 "systemctl reboot") if stage revert-restart; then step=restart-back; else step=restart; fi ;;

@@ -12,11 +12,12 @@ use super::lab::Lab;
 /// The file by which releases differ.
 const MARK: &str = "usr/share/nkd-release";
 /// What the updater does on its way to another release, in this order.
-const FORWARD: [&str; 10] = [
+const FORWARD: [&str; 11] = [
     "during apply",
     "during pull",
     "during stage",
     "after stage",
+    "after count",
     "after arm",
     "after unlock",
     "during restart",
@@ -260,6 +261,9 @@ impl Scene {
     /// The whole cluster to a release by the service, with harm on both workers on the way, which go at the same time.
     pub fn through(&mut self, number: u32, commit: &str, harms: [Harm; 2]) -> Result {
         for (shell, harm) in self.shells.iter().zip(harms) {
+            // GRUB is taught to count once, and forgets it here.
+            let forget = "mount -o remount,rw /boot && rm -f /boot/grub/nkd-boot-counter.cfg && sync -f /boot; mount -o remount,ro /boot";
+            shell.run(forget, within(60))?;
             Saboteur::of(shell).plan(&FORWARD, harm)?;
         }
         // Workers wait for the control plane.
