@@ -1,8 +1,9 @@
 //! `cargo xtask soak`: tests that are too slow for every change, on machines made of namespaces, and an upgrade on whole ones.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::build;
+use crate::tidy::source::Source;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -17,6 +18,14 @@ const ON_NODES: [&str; 7] =
 const ON_MACHINES: [&str; 4] = ["boot_chain", "whole_upgrade", "machine_faults", "ostree_ed25519"];
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let all = [&ON_NODES[..], &ON_MACHINES].concat();
+    let named = all.iter().copied().find(|file| arguments.filter.as_deref() == Some(file));
+    let filter = arguments.filter.as_deref().filter(|_| named.is_none());
+    let sources = Source::all()?;
+    let holds =
+        |file: &&str| filter.is_none_or(|filter| names(&sources, file).iter().any(|test| test.contains(filter)));
+    let files: Vec<&str> = named.map_or(all, |file| vec![file]).into_iter().filter(holds).collect();
+    ensure!(!files.is_empty(), "no file and no test is named like `{}`", filter.unwrap_or_default());
     build::packages(&[&build::VM_PACKAGES[..], &build::TEST_PACKAGES[..]].concat())?;
     build::stopped_packages(&build::REGISTRY_CLIENTS)?;
     let mut environment = vec![
@@ -26,9 +35,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ("NKD_HOUSEKEEPER", build::housekeeper()?),
         ("NKD_HOUSEKEEPER_PROGRAM", build::operator()?),
     ];
-    let named = |tests: &[&'static str]| tests.iter().copied().find(|test| arguments.filter.as_deref() == Some(test));
-    let file = named(&ON_NODES).or(named(&ON_MACHINES));
-    if named(&ON_NODES).is_none() {
+    if files.iter().any(|file| ON_MACHINES.contains(file)) {
         environment.extend([
             ("NKD_LAB_IMAGE", build::lab_image()?),
             ("NKD_CLUSTER_IMAGE", build::cluster_image()?),
@@ -37,38 +44,36 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ]);
     }
     let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_os_str())).collect();
-    let all = [&ON_NODES[..], &ON_MACHINES].concat();
-    let tests: Vec<&str> = file.map_or(all, |file| vec![file]).into_iter().flat_map(|test| ["--test", test]).collect();
+    let tests: Vec<&str> = files.into_iter().flat_map(|test| ["--test", test]).collect();
     let words = [&["test", "--package", "nkd-vm-tests", "--no-fail-fast"], &tests[..], &["--"]].concat();
     let only = ["--ignored", "--test-threads=1", "--nocapture"];
-    let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).filter(|_| file.is_none()).collect();
-    build::cargo_with(&[&words[..], &only, &filter].concat(), &environment)
+    build::cargo_with(&[&words[..], &only, filter.as_slice()].concat(), &environment)
+}
+
+/// Names of the slow tests of a file, and of the files of its folder.
+fn names<'a>(sources: &'a [Source], file: &str) -> Vec<&'a str> {
+    let of_file = |source: &&Source| {
+        let rest = source.path.strip_prefix("vm-tests/tests/").unwrap_or_default();
+        rest.split(['/', '.']).next() == Some(file)
+    };
+    let tests = sources.iter().filter(of_file).flat_map(|source| source.text.split("#[test]").skip(1));
+    let slow = tests.filter(|text| text.trim_start().starts_with("#[ignore"));
+    slow.filter_map(|text| text.split_once("\nfn ")?.1.split('(').next()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tidy::source::Source;
 
     fn is_file(word: &str) -> bool {
         ON_NODES.contains(&word) || ON_MACHINES.contains(&word)
-    }
-
-    /// Names of the tests of its files.
-    fn names(sources: &[Source]) -> Vec<&str> {
-        let of_file = |source: &&Source| {
-            let rest = source.path.strip_prefix("vm-tests/tests/").unwrap_or_default();
-            is_file(rest.split(['/', '.']).next().unwrap_or_default())
-        };
-        let tests = sources.iter().filter(of_file).flat_map(|source| source.text.split("#[test]").skip(1));
-        tests.filter_map(|text| text.split_once("\nfn ")?.1.split('(').next()).collect()
     }
 
     /// A word of a document runs one file, or one test: neither a part of what it speaks of, nor hours of something else.
     #[test]
     fn what_documents_run_is_one_file_or_one_test() {
         let sources = Source::all().unwrap();
-        let tests = names(&sources);
+        let tests: Vec<&str> = ON_NODES.iter().chain(&ON_MACHINES).flat_map(|file| names(&sources, file)).collect();
         assert!(tests.len() > ON_NODES.len() + ON_MACHINES.len(), "{tests:?}");
         let mut words = 0;
         for source in &sources {
