@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use nkd_api::update::OsRelease;
 
 use crate::update::state::{Deployment, Failure, Retry};
+use crate::{client, files};
 
 pub use boot::BootCounter;
 pub use plain::Plain;
@@ -57,7 +58,8 @@ pub trait Backend: Send + Sync {
     /// Why the last staged deployment was not made.
     fn finalize_failure(&self) -> Option<String>;
 
-    /// Fetches a release and lays it out beside what runs, so that no restart makes it the next system. Its tree. `source`:
+    /// Fetches a release and lays it out beside what runs, so that no restart makes it the next system: also when it was laid
+    /// out, and armed, before. Its tree. `source`:
     /// where it is, or why that is not known; what runs or is staged already needs none.
     ///
     /// # Errors
@@ -156,6 +158,14 @@ fn is_staged<'a>(mut deployments: impl Iterator<Item = &'a Deployment>, id: &str
         Some(other) => Err(never(format!("{} is staged, and not {id}: somebody has staged another system", other.id))),
         None => Err(never("the staged deployment is gone: did somebody clean up?")),
     }
+}
+
+/// While this file is there, the staged deployment is not made one of the next when the system goes down.
+const LOCKED: &str = "run/ostree/staged-deployment-locked";
+
+/// Takes an unlocked deployment back.
+fn lock(root: &Path) -> Result<(), Failure> {
+    files::write_public(&root.join(LOCKED), b"").map_err(|error| again(client::chain(&error)))
 }
 
 /// Another try may fare better.

@@ -7,7 +7,7 @@ use nkd_api::update::OsRelease;
 
 use super::program::{ask, tell};
 use super::remote::{self, Checks};
-use super::{Backend, BootCounter, Source, again, boot, difference, is_staged, never};
+use super::{Backend, BootCounter, LOCKED, Source, again, boot, difference, is_staged, lock, never};
 use crate::files;
 use crate::update::state::{Deployment, Failure};
 
@@ -83,6 +83,10 @@ impl Backend for Plain {
         // Nothing that was armed before counts, unless it is what runs.
         let before = self.list().map_err(again)?;
         if let Some(there) = before.iter().find(|listed| listed.deployment.id == *commit) {
+            if there.deployment.staged {
+                lock(&self.root)?;
+                self.disarm()?;
+            }
             if there.deployment.booted || there.deployment.staged {
                 return Ok(self.tree(there));
             }
@@ -112,8 +116,7 @@ impl Backend for Plain {
         if let Some(counter) = &self.counter {
             counter.arm().map_err(again)?;
         }
-        let locked = self.root.join("run/ostree/staged-deployment-locked");
-        match locked.exists() {
+        match self.root.join(LOCKED).exists() {
             true => tell("ostree", &["admin", "lock-finalization", "--unlock"]).map_err(again),
             false => Ok(()),
         }

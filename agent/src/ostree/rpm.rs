@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::plain::write_remote;
 use super::program::{ask, tell};
-use super::{Backend, BootCounter, Source, again, boot, difference, is_staged, never};
+use super::{Backend, BootCounter, LOCKED, Source, again, boot, difference, is_staged, lock, never};
 use crate::update::state::{Deployment, Failure, id_of};
 
 /// Goes past an update driver, zincati, which keeps everybody else from a rebase while its unit is active. Of the verbs that
@@ -104,13 +104,14 @@ impl Backend for Rpm {
 
     fn stage(&self, os: &OsRelease, source: Result<&Source, &Failure>) -> Result<PathBuf, Failure> {
         let Some(id) = id_of(os) else { return Err(never("the release names neither commit nor image".to_owned())) };
-        let find = |staged: bool| -> Result<Option<PathBuf>, Failure> {
-            let list = self.list().map_err(again)?;
-            let is = |listed: &&Listed| listed.deployment().id == id && (listed.staged || (!staged && listed.booted));
-            Ok(list.iter().find(is).map(|listed| self.tree(listed)))
-        };
-        if let Some(tree) = find(false)? {
-            return Ok(tree);
+        let list = self.list().map_err(again)?;
+        if let Some(there) = list.iter().find(|listed| listed.deployment().id == id && (listed.staged || listed.booted))
+        {
+            if there.staged {
+                lock(&self.root)?;
+                self.disarm()?;
+            }
+            return Ok(self.tree(there));
         }
         // One that was given up before, and may boot next still, goes while the boot loader counts.
         self.discard(id)?;
@@ -128,7 +129,9 @@ impl Backend for Rpm {
             }
             _ => return Err(never("the image is named without its digest (name@sha256:...)".to_owned())),
         }
-        find(true)?.ok_or_else(|| again("rpm-ostree has staged nothing".to_owned()))
+        let list = self.list().map_err(again)?;
+        let staged = list.iter().find(|listed| listed.deployment().id == id && listed.staged);
+        staged.map(|listed| self.tree(listed)).ok_or_else(|| again("rpm-ostree has staged nothing".to_owned()))
     }
 
     fn takes_differences(&self) -> bool {
@@ -146,8 +149,7 @@ impl Backend for Rpm {
             counter.arm().map_err(again)?;
         }
         // What `finalize-deployment` does before it restarts the machine by itself; we restart it.
-        let locked = self.root.join("run/ostree/staged-deployment-locked");
-        crate::files::remove(&locked).map_err(|error| again(crate::client::chain(&error)))
+        crate::files::remove(&self.root.join(LOCKED)).map_err(|error| again(crate::client::chain(&error)))
     }
 
     fn confirm(&self) -> Result<(), Failure> {

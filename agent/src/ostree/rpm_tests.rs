@@ -54,7 +54,9 @@ impl Node {
             tell("install", &["-m", "755", &path("text"), &path(name)]).unwrap();
         }
         let rpm = Rpm { program: path("rpm-ostree"), ostree: path("ostree"), ..Rpm::new(folder.path(), None) };
-        std::fs::create_dir_all(folder.path().join("etc/nkd")).unwrap();
+        for place in ["etc/nkd", "run/ostree"] {
+            std::fs::create_dir_all(folder.path().join(place)).unwrap();
+        }
         let node = Self { folder, rpm };
         node.write("help", help);
         node
@@ -78,6 +80,22 @@ impl Node {
             })
             .collect();
         self.write(when, &serde_json::json!({"deployments": all}).to_string());
+    }
+
+    /// Its boot loader counts.
+    fn counts(&mut self) {
+        let folder = self.folder.path().to_owned();
+        std::fs::create_dir_all(folder.join("boot/grub2")).unwrap();
+        self.write("boot/grub2/grubenv", "");
+        let [text, editor] = ["text", "grub2-editenv"].map(|name| folder.join(name).display().to_string());
+        tell("install", &["-m", "755", &text, &editor]).unwrap();
+        let counter = BootCounter::find(&folder, &folder.display().to_string()).unwrap().without_mounts();
+        self.rpm.counter = Some(counter);
+    }
+
+    /// What the editor of the counter is told.
+    fn edit(&self, words: &str) -> String {
+        format!("grub2-editenv {} {words}", self.folder.path().join("boot/grub2/grubenv").display())
     }
 
     /// What it was told since the last time.
@@ -215,19 +233,31 @@ fn a_release_is_put_away_wherever_it_is() {
 #[test]
 fn the_boot_loader_counts_anew_while_deployments_change_places() {
     let mut node = Node::new(HELP_WITH_DRIVERS);
-    let folder = node.folder.path().to_owned();
-    std::fs::create_dir_all(folder.join("boot/grub2")).unwrap();
-    node.write("boot/grub2/grubenv", "");
-    let [text, editor] = ["text", "grub2-editenv"].map(|name| folder.join(name).display().to_string());
-    tell("install", &["-m", "755", &text, &editor]).unwrap();
-    let counter = BootCounter::find(&folder, &folder.display().to_string()).unwrap().without_mounts();
-    node.rpm.counter = Some(counter);
+    node.counts();
     node.has("status", &[("new", Is::There), ("old", Is::Booted)]);
     node.rpm.discard("new").unwrap();
-    let block = folder.join("boot/grub2/grubenv").display().to_string();
-    let edit = |words: &str| format!("grub2-editenv {block} {words}");
-    let [set, unset] = [edit("set boot_counter=3 boot_success=0"), edit("unset boot_counter")];
+    let [set, unset] = ["set boot_counter=3 boot_success=0", "unset boot_counter"].map(|words| node.edit(words));
     assert_eq!(node.words(), [&set, "rpm-ostree rollback", "rpm-ostree cleanup --rollback", &unset]);
+}
+
+/// An agent that was killed right after it had armed a release, and whose update waits or is called off from then on.
+#[test]
+fn a_release_that_was_armed_is_locked_when_it_is_laid_out_again() {
+    let mut node = Node::new(HELP_WITH_DRIVERS);
+    node.counts();
+    node.has("status", &[("sha256:1", Is::Staged), ("old", Is::Booted)]);
+    let lock = node.folder.path().join(LOCKED);
+    std::fs::write(&lock, "").unwrap();
+    node.rpm.arm("sha256:1").unwrap();
+    assert!(!lock.exists());
+    assert_eq!(node.words(), [node.edit("set boot_counter=3 boot_success=0")]);
+    node.rpm.stage(&image("sha256:1"), Err(&never("nobody asks"))).unwrap();
+    assert!(lock.exists());
+    assert_eq!(node.words(), [node.edit("unset boot_counter")]);
+    // What runs keeps its counter until it is confirmed.
+    node.has("status", &[("sha256:1", Is::Booted), ("old", Is::There)]);
+    node.rpm.stage(&image("sha256:1"), Err(&never("nobody asks"))).unwrap();
+    assert!(node.words().is_empty());
 }
 
 #[test]

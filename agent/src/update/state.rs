@@ -102,6 +102,11 @@ impl System {
         self.deployments.iter().find(|deployment| deployment.booted).map(|deployment| deployment.id.as_str())
     }
 
+    /// It waits to be made the next system when this one goes down.
+    fn is_staged(&self, id: Option<&str>) -> bool {
+        self.deployments.iter().any(|deployment| deployment.staged && Some(deployment.id.as_str()) == id)
+    }
+
     /// It is on the disk, and was not only staged.
     fn has(&self, id: &str) -> bool {
         self.deployments.iter().any(|deployment| deployment.id == id && !deployment.staged)
@@ -422,7 +427,10 @@ impl State {
                     self.go(Stage::Settle, Some(why));
                 }
             }
+            // Laid out again, it is locked again: it may be called off, or wait.
             Stage::Arm if !restarted => self.go(Stage::Stage, None),
+            // The machine may be going down already: it is told so once more.
+            Stage::Restart if !restarted && system.is_staged(target) => {}
             Stage::Restart if !restarted && !there => self.go(Stage::Stage, None),
             Stage::Arm | Stage::Restart | Stage::Check | Stage::Confirm if there => self.go(Stage::Check, None),
             Stage::Arm | Stage::Restart | Stage::Check | Stage::Confirm if fell_back() => {

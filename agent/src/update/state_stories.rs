@@ -377,3 +377,40 @@ fn a_release_waits_for_a_service_that_is_away_and_its_tries_are_kept() {
     let (state, _, _) = fails(state, Retry::Few);
     assert_eq!(state.journal().job.as_ref().unwrap().stage, Stage::Settle);
 }
+
+/// Killed when it had ordered the restart, a node orders it once more, whatever is asked for meanwhile; killed when it armed, it
+/// lays the release out again, which locks it, and goes by what is asked for.
+#[test]
+fn an_ordered_restart_is_ordered_again_and_an_armed_release_waits_when_it_has_to() {
+    let now = World::new(Release::Good, desired(1)).now();
+    let os_alone = Desired { kubernetes: None, go: true, ..desired(1) };
+    let paused = Desired { go: false, ..os_alone.clone() };
+    let with_staged = || match seen(1, OLD, &[]) {
+        Event::Seen(Ok(mut system)) => {
+            system.deployments.insert(0, Deployment { id: NEW.into(), booted: false, staged: true });
+            Event::Seen(Ok(system))
+        }
+        _ => unreachable!(),
+    };
+    let asked = || Event::Desired(Some(paused.clone()), None);
+    let (arming, _) = begun(&os_alone);
+    let again = || State::new(Settings::default(), arming.journal().clone());
+    let (state, actions) = through(again(), [with_staged()], now);
+    assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
+    let (state, actions) = through(state, [staged(true), asked(), with_staged()], now);
+    let stage = |state: &State| state.journal().job.as_ref().unwrap().stage;
+    assert!(!actions.contains(&Action::Arm(NEW.into())), "{actions:?}");
+    assert_eq!(stage(&state), Stage::Staged);
+
+    let (restarting, actions) = through(arming, [Event::Ended(Ok(None))], now);
+    assert_eq!(actions.last(), Some(&Action::Restart));
+    for event in [asked(), Event::Desired(None, None), Event::Tick] {
+        let state = State::new(Settings::default(), restarting.journal().clone());
+        let (state, actions) = through(state, [with_staged()], now);
+        assert_eq!(actions.last(), Some(&Action::Restart));
+        assert_eq!(stage(&through(state, [event], now).0), Stage::Restart);
+    }
+    // Somebody has put it away.
+    let state = State::new(Settings::default(), restarting.journal().clone());
+    assert!(matches!(through(state, [seen(1, OLD, &[])], now).1.last(), Some(Action::Stage(_))));
+}
