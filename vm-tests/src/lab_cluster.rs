@@ -188,6 +188,13 @@ impl ClusterFile {
     }
 }
 
+/// The operator's image, an archive.
+fn housekeeper_image() -> Result<PathBuf, Error> {
+    let remedy = "run this through `cargo xtask soak`, or set it to what `cargo xtask image housekeeper` prints";
+    let image = std::env::var_os("NKD_HOUSEKEEPER").map(PathBuf::from).filter(|path| path.exists());
+    image.ok_or(Error::NotBuilt { variable: "NKD_HOUSEKEEPER", remedy })
+}
+
 impl ClusterLab {
     /// A service on a new network; the name of the network must be its test's own.
     pub fn start(network: &str) -> Result<Self, Error> {
@@ -196,8 +203,12 @@ impl ClusterLab {
 
     /// The same on a network that is there, perhaps under a clock that the test sets.
     pub fn start_on(net: Network, programs: LabPrograms, clock: Option<&Clock>) -> Result<Self, Error> {
+        Self::start_set(net, programs, &[], clock)
+    }
+
+    fn start_set(net: Network, programs: LabPrograms, settings: &[&str], clock: Option<&Clock>) -> Result<Self, Error> {
         let builds = Builds { program: programs.nkd.clone(), image: PathBuf::new() };
-        let nkd = Nkd::start_under(&net, &builds, DhcpMode::Off, &[], clock)?;
+        let nkd = Nkd::start_under(&net, &builds, DhcpMode::Off, settings, clock)?;
         let image = net.folder().join("image");
         let writing = || Error::io(format!("writing into {}", image.display()));
         std::fs::create_dir_all(&image).map_err(writing())?;
@@ -222,20 +233,33 @@ impl ClusterLab {
 
     /// The same for another file, which says nothing of the operator.
     pub fn with_housekeeper_in(network: &str, file: ClusterFile) -> Result<(Self, Vec<Node>), Error> {
-        let remedy = "run this through `cargo xtask soak`, or set it to what `cargo xtask image housekeeper` prints";
-        let image = std::env::var_os("NKD_HOUSEKEEPER").map(PathBuf::from).filter(|path| path.exists());
-        let image = image.ok_or(Error::NotBuilt { variable: "NKD_HOUSEKEEPER", remedy })?;
-        let lab = Self::start(network)?;
+        let image = housekeeper_image()?;
+        Self::start(network)?.with_operator(file, |node| node.import_image(&image, within(120)))
+    }
+
+    /// The same, but its containerd pulls the operator's image from the service, whose registry serves nobody without a
+    /// certificate or a token.
+    pub fn with_pulled_housekeeper(network: &str, cluster: &str, workers: u8) -> Result<(Self, Vec<Node>), Error> {
+        let image = housekeeper_image()?;
+        let closed = ["registry.anonymous_pull=false"];
+        let lab = Self::start_set(Network::create(network)?, LabPrograms::from_environment()?, &closed, None)?;
+        lab.nkd.push_housekeeper(&lab.net, &image)?;
+        lab.with_operator(ClusterFile::named(cluster).workers(workers), |_| Ok(()))
+    }
+
+    fn with_operator(
+        self,
+        file: ClusterFile,
+        prepare: impl Fn(&Node) -> Result<(), Error>,
+    ) -> Result<(Self, Vec<Node>), Error> {
         let file = file.with("housekeeper: {enabled: true}");
-        lab.apply(&file)?;
-        let mut nodes = file.members().iter().map(|member| lab.node(member)).collect::<Result<Vec<Node>, Error>>()?;
+        self.apply(&file)?;
+        let mut nodes = file.members().iter().map(|member| self.node(member)).collect::<Result<Vec<Node>, Error>>()?;
         bridge_pods(&mut nodes.iter_mut().collect::<Vec<_>>())?;
-        for node in &nodes {
-            node.import_image(&image, within(120))?;
-        }
+        nodes.iter().try_for_each(prepare)?;
         // Control planes join one after the other.
-        lab.wait_ready(&file.name, within(150 + 350 * u64::from(file.control_planes)))?;
-        Ok((lab, nodes))
+        self.wait_ready(&file.name, within(150 + 350 * u64::from(file.control_planes)))?;
+        Ok((self, nodes))
     }
 
     /// Runs `nkd` with these words; gives what it printed.

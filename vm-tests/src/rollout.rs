@@ -52,16 +52,7 @@ pub struct Answers {
 impl Rollout<'_> {
     /// Puts the operator's image, an archive, into the registry of the service.
     pub fn push_housekeeper(&self, archive: &Path) -> Result<(), Error> {
-        let folder = self.net.folder().join("registry-ca");
-        std::fs::create_dir_all(&folder).map_err(Error::io(format!("making {}", folder.display())))?;
-        let ca = folder.join("ca.crt");
-        std::fs::copy(self.nkd.state().join("ca.pem"), &ca).map_err(Error::io(format!("writing {}", ca.display())))?;
-        let [.., (_, token)] = self.nkd.environment();
-        let mut command = Command::new("skopeo");
-        command.args(["--insecure-policy", "copy", "--dest-creds", &format!("nkd:{token}"), "--dest-cert-dir"]);
-        command.arg(folder).arg(format!("docker-archive:{}", archive.display()));
-        command.arg(concat!("docker://192.0.2.1:8443/housekeeper:", env!("CARGO_PKG_VERSION")));
-        self.net.run(command, within(120))?.success().map(drop)
+        self.nkd.push_housekeeper(self.net, archive)
     }
 
     /// Publishes a release: the repository of a lab image, and the version of Kubernetes that it holds.

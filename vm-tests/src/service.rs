@@ -155,6 +155,19 @@ impl Nkd {
         ]
     }
 
+    /// Puts the operator's image, an archive, into the registry of this service.
+    pub fn push_housekeeper(&self, net: &Network, archive: &Path) -> Result<(), Error> {
+        let folder = net.folder().join("registry-ca");
+        std::fs::create_dir_all(&folder).map_err(Error::io(format!("making {}", folder.display())))?;
+        let ca = folder.join("ca.crt");
+        std::fs::copy(self.state.join("ca.pem"), &ca).map_err(Error::io(format!("writing {}", ca.display())))?;
+        let mut command = Command::new("skopeo");
+        command.args(["--insecure-policy", "copy", "--dest-creds", &format!("nkd:{}", self.token)]);
+        command.arg("--dest-cert-dir").arg(folder).arg(format!("docker-archive:{}", archive.display()));
+        command.arg(concat!("docker://192.0.2.1:8443/housekeeper:", env!("CARGO_PKG_VERSION")));
+        net.run(command, within(120))?.success().map(drop)
+    }
+
     /// Runs `nkd` with these words inside the network; gives what it printed.
     pub fn nkd(&self, net: &Network, words: &[&str]) -> Result<String, Error> {
         let mut command = Command::new(&self.program);

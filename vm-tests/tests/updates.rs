@@ -1,5 +1,6 @@
 //! Updates on real nodes: housekeeper, the agents, kubeadm, kubelet, containerd and etcd are real; deployments and boot loader
-//! are played by a program of the nodes (`vm-tests/src/node/deployments.rs`).
+//! are played by a program of the nodes (`vm-tests/src/node/deployments.rs`). Kubelet and containerd pull the operator's image
+//! from the service, whose registry is closed to strangers.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, which writes files and waits")]
 
@@ -34,10 +35,14 @@ impl Scene {
     }
 
     fn ask(&self, name: &str, commit: &str) -> Result {
+        self.ask_for(name, &json!({"name": name, "os": {"commit": commit}, "kubernetes": KUBERNETES}))
+    }
+
+    fn ask_for(&self, name: &str, release: &Value) -> Result {
         let update = json!({
             "apiVersion": "nkd.io/v1alpha1", "kind": "Update", "metadata": {"name": name},
             "spec": {
-                "release": {"name": name, "os": {"commit": commit}, "kubernetes": KUBERNETES},
+                "release": release,
                 "strategy": {"haltAfterFailures": 1, "ignorePreflightErrors": ["ImagePull", "CoreDNSUnsupportedPlugins", "CoreDNSMigration"]},
             },
         });
@@ -92,6 +97,19 @@ impl Scene {
         }
     }
 
+    /// Every node is, and knows it; `apply` ran on the control plane, and once.
+    fn is_at_the_new_kubernetes(&self) -> Result {
+        assert_eq!(self.kubelets()?, "v1.21.0 v1.21.0");
+        let version = self.json(&["version"])?;
+        assert_eq!(version["serverVersion"]["gitVersion"], KUBERNETES, "{version:#}");
+        for node in &self.nodes {
+            let journal: Value = serde_json::from_slice(&node.read_file("/var/lib/nkd-agent/update.json")?).unwrap();
+            assert_eq!(journal["job"]["stage"], "healthy", "{journal:#}");
+        }
+        assert_eq!(self.nodes[0].logs()?.matches("[upgrade/successful] SUCCESS!").count(), 1);
+        Ok(())
+    }
+
     fn kubelets(&self) -> Result<String> {
         self.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].status.nodeInfo.kubeletVersion}"])
     }
@@ -99,7 +117,7 @@ impl Scene {
 
 /// A cluster of a control plane and a worker that has gone to the new release, first the one and then the other.
 fn upgraded(test: &str) -> Result<Scene> {
-    let (lab, nodes) = ClusterLab::with_housekeeper(test, CLUSTER, 1)?;
+    let (lab, nodes) = ClusterLab::with_pulled_housekeeper(test, CLUSTER, 1)?;
     for (node, images) in nodes.iter().zip([Images::ControlPlane, Images::Worker]) {
         node.lay_out(OLD, lab.kubernetes(), "v1.20.2", images)?;
         node.lay_out(NEW, lab.kubernetes(), KUBERNETES, images)?;
@@ -109,18 +127,44 @@ fn upgraded(test: &str) -> Result<Scene> {
 
     scene.ask("to-2", NEW)?;
     scene.until("to-2", "Complete", 900)?;
-    assert_eq!(scene.kubelets()?, "v1.21.0 v1.21.0");
-    let version = scene.json(&["version"])?;
-    assert_eq!(version["serverVersion"]["gitVersion"], KUBERNETES, "{version:#}");
+    scene.is_at_the_new_kubernetes()?;
     for node in &scene.nodes {
-        let journal: Value = serde_json::from_slice(&node.read_file("/var/lib/nkd-agent/update.json")?).unwrap();
-        assert_eq!(journal["job"]["stage"], "healthy", "{journal:#}");
         assert!(node.shell("cat /var/lib/site-os/counter", within(20)).is_err(), "the boot loader counts still");
     }
-    // `apply` ran on the control plane, and once.
-    let applied = scene.nodes[0].logs()?.matches("[upgrade/successful] SUCCESS!").count();
-    assert_eq!(applied, 1);
     Ok(scene)
+}
+
+/// What administrators do by hand where the system is no image: they install packages, and ask for Kubernetes alone.
+#[test]
+#[ignore = "takes minutes: cargo xtask soak"]
+fn kubernetes_alone_is_upgraded_where_programs_were_installed() -> Result {
+    let (lab, nodes) = ClusterLab::with_pulled_housekeeper("updates-alone", CLUSTER, 1)?;
+    for node in &nodes {
+        node.shell("systemctl restart nkd-updater", within(60))?;
+    }
+    let mut scene = Scene { lab, nodes };
+    let release = json!({"name": "alone", "kubernetes": KUBERNETES});
+    // Nobody has installed them.
+    scene.ask_for("too-early", &release)?;
+    let status = scene.until("too-early", "Halted", 400)?;
+    println!("{status:#}");
+    scene.kubectl(&["delete", "nkdupdate", "too-early"])?;
+
+    let boots = |scene: &Scene| -> Result<Vec<String>> {
+        let of = |node: &Node| node.shell("cat /proc/sys/kernel/random/boot_id", within(20));
+        scene.nodes.iter().map(of).collect()
+    };
+    for (node, images) in scene.nodes.iter().zip([Images::ControlPlane, Images::Worker]) {
+        node.lay_out(NEW, scene.lab.kubernetes(), KUBERNETES, images)?;
+        let install = format!("cd /var/lib/site-os/trees/{NEW}/usr/bin && install -m 755 kubeadm kubelet /usr/bin/");
+        node.shell(&install, within(60))?;
+    }
+    let before = boots(&scene)?;
+    scene.ask_for("alone", &release)?;
+    scene.until("alone", "Complete", 900)?;
+    scene.is_at_the_new_kubernetes()?;
+    assert_eq!(boots(&scene)?, before, "no node restarts for it");
+    Ok(())
 }
 
 #[test]

@@ -13,12 +13,14 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::{major, minor};
 use nix::sys::statfs::{BTRFS_SUPER_MAGIC, statfs};
 
-use super::program::{ask, tell};
+use super::program::ask;
 
 const NAME: &str = "boot_counter";
 /// So many boots without an unset counter, then the entry before. What Fedora's GRUB counts is a boot after one that was no
 /// success.
 const BOOTS: [&str; 2] = ["boot_counter=3", "boot_success=0"];
+/// What GRUB keeps over restarts.
+const BLOCK: &str = "grubenv";
 /// What counts, for a GRUB whose configuration does not.
 const COUNTING: &str = include_str!("boot-counter.cfg");
 const COUNTING_NAME: &str = "nkd-boot-counter.cfg";
@@ -26,13 +28,22 @@ const COUNTING_NAME: &str = "nkd-boot-counter.cfg";
 const LINE: &str = "if [ -f $prefix/nkd-boot-counter.cfg ]; then source $prefix/nkd-boot-counter.cfg; fi";
 /// For /boot is mounted for reading only.
 const OWN_MOUNTS: &[&str] = &["unshare", "--mount", "--"];
-/// The editor, the block, the file system that it is on, and the words.
-const EDIT: &str = "editor=$1 block=$2; mount -o remount,rw \"$3\" 2>/dev/null; shift 3; \"$editor\" \"$block\" \"$@\" && sync -f \"$block\"";
-/// What counts, its file, the line, the file that gets it, and the file system. GRUB replays no journal: it sees an appended
-/// line, or does not, and a file that was renamed away is what it may still read.
-const ADD: &str = "text=$1 file=$2 line=$3 hook=$4; mount -o remount,rw \"$5\" 2>/dev/null; \
-    printf %s \"$text\" >\"$file.new\" && sync \"$file.new\" && mv -T \"$file.new\" \"$file\" && sync -f \"$file\" && \
-    { grep -qxF \"$line\" \"$hook\" 2>/dev/null || printf '\\n%s\\n' \"$line\" >>\"$hook\"; } && sync -f \"$hook\"";
+/// The block, the editor and its words. The editor cuts the block off before it writes: a power cut then leaves an empty one,
+/// which it would refuse from then on.
+const EDIT: &str = "block=$1 editor=$2; shift 2; { [ -s \"$block\" ] || \"$editor\" \"$block\" create; } && \
+    \"$editor\" \"$block\" \"$@\"";
+/// What counts, its file, the line, and the file that gets it. GRUB sees an appended line, or does not.
+const ADD: &str = "text=$1 file=$2 line=$3 hook=$4; printf %s \"$text\" >\"$file.new\" && sync \"$file.new\" && \
+    mv -T \"$file.new\" \"$file\" && sync -f \"$file\" && \
+    { grep -qxF \"$line\" \"$hook\" 2>/dev/null || printf '\\n%s\\n' \"$line\" >>\"$hook\"; }";
+/// What goes.
+const REMOVE: &str = "rm -f \"$1\"";
+/// Before and after such a script, with the file system as its first word. GRUB replays no journal: what is only there, it does not
+/// see. To freeze a file system is what empties its journal; one that holds more than /boot is left alone. Nothing ends this
+/// half way but a kill that cannot be caught.
+const BEFORE: &str = "trap '' TERM INT HUP; boot=$1; shift; mount -o remount,rw \"$boot\" 2>/dev/null; ";
+const AFTER: &str = " && sync -f \"$boot\" && \
+    { ! mountpoint -q \"$boot\" || ! fsfreeze -f \"$boot\" || fsfreeze -u \"$boot\"; }";
 
 /// Where the counter is.
 #[derive(Debug, Clone)]
@@ -53,16 +64,18 @@ pub fn caution(counter: Option<&BootCounter>) -> Option<&'static str> {
 }
 
 impl BootCounter {
-    /// None: this boot loader has none.
+    /// None: this boot loader has none. One that has a configuration and no block yet, as those of CoreOS' assembler on
+    /// aarch64, gets one when it is armed.
     #[must_use]
     pub fn find(root: &Path, path: &str) -> Option<Self> {
         let boot = root.join("boot");
-        let block = ["grub2/grubenv", "grub/grubenv"].map(|name| boot.join(name));
-        let block = block.into_iter().find(|block| block.exists())?;
+        let folders = || ["grub2", "grub"].into_iter().map(|name| boot.join(name));
+        let folder = folders().find(|folder| folder.join(BLOCK).exists());
+        let folder = folder.or_else(|| folders().find(|folder| folder.join("grub.cfg").exists()))?;
         let at = |program: &str| path.split(':').map(|folder| Path::new(folder).join(program)).find(|at| at.exists());
         let editor = ["grub2-editenv", "grub-editenv"].into_iter().find_map(at)?;
         let devices = root.join("sys/dev/block");
-        Some(Self { editor, block, boot, devices, own_mounts: OWN_MOUNTS })
+        Some(Self { editor, block: folder.join(BLOCK), boot, devices, own_mounts: OWN_MOUNTS })
     }
 
     /// For a system that is a folder.
@@ -88,13 +101,16 @@ impl BootCounter {
         if self.is_beyond_grub() {
             return Ok(());
         }
-        if let Counting::Lacks(hook) = self.counting() {
-            self.add(&hook)?;
-            if let Counting::Lacks(hook) = self.counting() {
-                return Err(format!(
-                    "GRUB's configuration does not count boots, although {} was written",
-                    hook.display()
-                ));
+        match self.counting() {
+            // Twice would be too much.
+            Counting::Natively => self.remove()?,
+            Counting::Unknown | Counting::ByUs => {}
+            Counting::Lacks(hook) => {
+                self.add(&hook)?;
+                if self.counting() != Counting::ByUs {
+                    let hook = hook.display();
+                    return Err(format!("GRUB's configuration does not count boots, although {hook} was written"));
+                }
             }
         }
         self.edit("set", &BOOTS)
@@ -105,15 +121,21 @@ impl BootCounter {
     /// # Errors
     /// In one sentence.
     pub fn disarm(&self) -> Result<(), String> {
-        self.edit("unset", &[NAME])
+        // Without a block nothing has ever been set.
+        if self.block.exists() { self.edit("unset", &[NAME]) } else { Ok(()) }
     }
 
-    /// GRUB reads file systems that it cannot write to.
+    /// GRUB reads file systems that it cannot write to. Several paths to one disk are a disk for it.
     fn is_beyond_grub(&self) -> bool {
         let is_btrfs = statfs(&self.boot).is_ok_and(|seen| seen.filesystem_type() == BTRFS_SUPER_MAGIC);
-        let device = std::fs::metadata(&self.block).map(|seen| format!("{}:{}", major(seen.dev()), minor(seen.dev())));
-        is_btrfs
-            || device.is_ok_and(|device| ["md", "dm"].iter().any(|kind| self.devices.join(&device).join(kind).exists()))
+        let folder = self.block.parent().unwrap_or(&self.boot);
+        let device = std::fs::metadata(folder).map(|seen| format!("{}:{}", major(seen.dev()), minor(seen.dev())));
+        let is_made = device.is_ok_and(|device| {
+            let device = self.devices.join(device);
+            let paths = std::fs::read_to_string(device.join("dm/uuid")).is_ok_and(|uuid| uuid.contains("mpath-"));
+            device.join("md").exists() || (device.join("dm").exists() && !paths)
+        });
+        is_btrfs || is_made
     }
 
     /// What the configuration does about the counter. That may be changed at any time.
@@ -122,32 +144,52 @@ impl BootCounter {
     }
 
     fn add(&self, hook: &Path) -> Result<(), String> {
-        let file = self.block.with_file_name(COUNTING_NAME).display().to_string();
-        let [hook, boot] = [hook, &self.boot].map(|path| path.display().to_string());
-        let words = ["sh", "-c", ADD, "sh", COUNTING, &file, LINE, &hook, &boot];
-        let words = [self.own_mounts, &words].concat();
-        let (program, words) = words.split_first().ok_or("no program")?;
+        let [file, hook] = [&self.counting_file(), hook].map(|path| path.display().to_string());
         tracing::info!("boots are counted from now on: {file}, read by {hook}");
-        Ok(ask(program, words).map(drop)?)
+        self.run(ADD, &[COUNTING, &file, LINE, &hook])
     }
 
-    /// What is written is on the disk at the end.
+    /// What reads it looks first whether it is there.
+    fn remove(&self) -> Result<(), String> {
+        let file = self.counting_file();
+        if !file.exists() {
+            return Ok(());
+        }
+        let file = file.display().to_string();
+        tracing::info!("GRUB's own configuration counts boots now: {file} goes");
+        self.run(REMOVE, &[&file])
+    }
+
+    fn counting_file(&self) -> PathBuf {
+        self.block.with_file_name(COUNTING_NAME)
+    }
+
     fn edit(&self, verb: &str, what: &[&str]) -> Result<(), String> {
-        let [editor, block, boot] = [&self.editor, &self.block, &self.boot].map(|path| path.display().to_string());
-        let words = [&["sh", "-c", EDIT, "sh", &editor, &block, &boot, verb][..], what].concat();
-        let words = [self.own_mounts, &words].concat();
+        let [block, editor] = [&self.block, &self.editor].map(|path| path.display().to_string());
+        tracing::info!("{editor} {block} {verb} {}", what.join(" "));
+        self.run(EDIT, &[&[block.as_str(), &editor, verb], what].concat())
+    }
+
+    /// What a script has written is on the disk at the end, where GRUB finds it.
+    fn run(&self, script: &str, words: &[&str]) -> Result<(), String> {
+        let (script, boot) = (format!("{BEFORE}{script}{AFTER}"), self.boot.display().to_string());
+        let words = [self.own_mounts, &["sh", "-c", &script, "sh", &boot], words].concat();
         let (program, words) = words.split_first().ok_or("no program")?;
-        Ok(tell(program, words)?)
+        Ok(ask(program, words).map(drop)?)
     }
 }
 
 /// What GRUB's configuration does about the counter.
 #[derive(Debug, PartialEq, Eq)]
 enum Counting {
-    /// It counts, or nobody can tell: no configuration is there, or it does not read.
-    Does,
+    /// It counts.
+    Natively,
+    /// It reads ours.
+    ByUs,
     /// Not yet: this file is to get the line that reads ours.
     Lacks(PathBuf),
+    /// No configuration is there, or it does not read.
+    Unknown,
 }
 
 /// What lies beside the block, and what a distribution has on its EFI partition.
@@ -159,19 +201,20 @@ fn counting(boot: &Path, beside: &Path) -> Counting {
     let ours = beside.join(COUNTING_NAME);
     let folders = std::iter::once(beside.to_owned()).chain(entries(&boot.join("efi/EFI")));
     let configs = folders.flat_map(|folder| entries(&folder));
-    let mut configs = configs.filter(|path| path.extension().is_some_and(|end| end == "cfg") && *path != ours);
-    if configs.any(|path| std::fs::read(path).map_or(true, |text| says(&String::from_utf8_lossy(&text), NAME))) {
-        return Counting::Does;
-    }
+    let configs = configs.filter(|path| path.extension().is_some_and(|end| end == "cfg") && *path != ours);
     let text = |path: &Path| std::fs::read(path).map(|text| String::from_utf8_lossy(&text).into_owned());
+    let texts: Result<Vec<String>, _> = configs.map(|path| text(&path)).collect();
     let main = beside.join("grub.cfg");
-    let Ok(config) = text(&main) else { return Counting::Does };
+    let (Ok(texts), Ok(config)) = (texts, text(&main)) else { return Counting::Unknown };
+    if texts.iter().any(|text| says(text, NAME)) {
+        return Counting::Natively;
+    }
     // Read after the entries, before them, or not at all.
     let hook = ["custom.cfg", "user.cfg"].into_iter().find(|name| says(&config, name));
     let hook = hook.map_or(main, |name| beside.join(name));
     let is_read = text(&hook).is_ok_and(|text| text.lines().any(|line| line == LINE));
     let is_there = text(&ours).is_ok_and(|text| text == COUNTING);
-    if is_read && is_there { Counting::Does } else { Counting::Lacks(hook) }
+    if is_read && is_there { Counting::ByUs } else { Counting::Lacks(hook) }
 }
 
 /// A comment says nothing.

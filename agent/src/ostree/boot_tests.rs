@@ -24,7 +24,7 @@ impl Node {
         let [text, editor] = ["text", "grub2-editenv"].map(|name| node.root.path().join(name).display().to_string());
         std::fs::write(&text, "#!/bin/sh\necho \"$*\" >>\"${0%/*}/words\"\n").unwrap();
         // Written by another process, it is in nobody's way: no thread of ours has it open for writing.
-        tell("install", &["-m", "755", &text, &editor]).unwrap();
+        ask("install", &["-m", "755", &text, &editor]).unwrap();
         node.counter.editor = editor.into();
         node
     }
@@ -34,7 +34,7 @@ impl Node {
         let root = tempfile::tempdir().unwrap();
         let node = Self::with("/usr/bin", root, files);
         std::fs::remove_file(&node.counter.block).unwrap();
-        tell(&node.counter.editor.display().to_string(), &[&node.counter.block.display().to_string(), "create"])
+        ask(&node.counter.editor.display().to_string(), &[&node.counter.block.display().to_string(), "create"])
             .unwrap();
         node
     }
@@ -120,13 +120,57 @@ fn a_configuration_that_does_not_count_is_taught_to_once() {
     }
 }
 
+/// The tools of a distribution may come to count after we have begun to.
+#[test]
+fn what_we_have_added_goes_when_the_configuration_counts_by_itself() {
+    let node = Node::new(&[("grub2/grub.cfg", STOCK)]);
+    node.counter.arm().unwrap();
+    let hooked = node.boot("grub2/grub.cfg").unwrap();
+    std::fs::write(node.root.path().join("boot/grub2/grub.cfg"), format!("{COUNTS}\n{LINE}\n")).unwrap();
+    node.counter.arm().unwrap();
+    assert_eq!(node.boot("grub2/nkd-boot-counter.cfg"), None);
+    assert_eq!(node.words(), "set boot_counter=3 boot_success=0\n".repeat(2));
+    // And back.
+    std::fs::write(node.root.path().join("boot/grub2/grub.cfg"), &hooked).unwrap();
+    node.counter.arm().unwrap();
+    assert_eq!(node.boot("grub2/nkd-boot-counter.cfg").as_deref(), Some(COUNTING));
+    assert_eq!(node.boot("grub2/grub.cfg"), Some(hooked));
+}
+
+/// A block that is missing, and one that a power cut has left empty, with the system's own editor.
+#[test]
+fn a_block_that_is_not_there_or_empty_is_made() {
+    let node = Node::real(&[("grub2/grub.cfg", STOCK)]);
+    let set = "boot_counter=3\nboot_success=0\n";
+    let found = || BootCounter::find(node.root.path(), "/usr/bin").unwrap().without_mounts();
+    for spoil in [|path: &Path| std::fs::remove_file(path), |path: &Path| std::fs::write(path, "")] {
+        spoil(&node.counter.block).unwrap();
+        let counter = found();
+        assert_eq!((counter.caution(), counter.disarm()), (None, Ok(())));
+        counter.arm().unwrap();
+        assert!(node.boot("grub2/grubenv").unwrap().contains(set));
+        counter.disarm().unwrap();
+        assert!(!node.boot("grub2/grubenv").unwrap().contains("boot_counter"));
+    }
+    std::fs::remove_dir_all(node.root.path().join("boot/grub2")).unwrap();
+    assert!(BootCounter::find(node.root.path(), "/usr/bin").is_none());
+}
+
 #[test]
 fn where_grub_cannot_write_nothing_counts_and_that_is_said() {
+    let device = |node: &Node| {
+        let device = std::fs::metadata(&node.counter.block).unwrap().dev();
+        node.root.path().join(format!("sys/dev/block/{}:{}", major(device), minor(device)))
+    };
+    // Several paths to one disk are no such device.
+    let node = Node::new(&[("grub2/grub.cfg", STOCK)]);
+    std::fs::create_dir_all(device(&node).join("dm")).unwrap();
+    std::fs::write(device(&node).join("dm/uuid"), "part1-mpath-36001405\n").unwrap();
+    node.counter.arm().unwrap();
+    assert_eq!((node.counter.caution(), node.words().as_str()), (None, "set boot_counter=3 boot_success=0\n"));
     for kind in ["md", "dm"] {
         let node = Node::new(&[("grub2/grub.cfg", STOCK)]);
-        let device = std::fs::metadata(&node.counter.block).unwrap().dev();
-        let device = format!("sys/dev/block/{}:{}", major(device), minor(device));
-        std::fs::create_dir_all(node.root.path().join(device).join(kind)).unwrap();
+        std::fs::create_dir_all(device(&node).join(kind)).unwrap();
         assert!(node.counter.caution().is_some_and(|why| why.contains("would stay down")));
         node.counter.arm().unwrap();
         assert_eq!(node.words(), "", "nothing counts it down");
@@ -164,6 +208,8 @@ fn grub_counts_as_it_is_told() {
         of(&[ENTRIES]),
         of(&["if [ -s $prefix/grubenv ]; then\n  load_env\nfi\n", READS_BEFORE, ENTRIES]),
         of(&[READS_BEFORE, ENTRIES, READS_AFTER]),
+        // As Fedora CoreOS for a year and a half.
+        of(&[READS_BEFORE, READS_BEFORE, ENTRIES]),
         // Its own default, which the counter overrules.
         of(&["set default=0\n", ENTRIES, "set fallback=1"]),
     ];

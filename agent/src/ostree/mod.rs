@@ -168,6 +168,20 @@ fn lock(root: &Path) -> Result<(), Failure> {
     files::write_public(&root.join(LOCKED), b"").map_err(|error| again(client::chain(&error)))
 }
 
+/// The staged deployment is made the next when the system goes down. Since 2023.8 ostree keeps the lock in what it stages, honours
+/// the file as well, and unlocks only the former; before, there is only the file, and no such command. `ostree`: the program.
+fn unlock(root: &Path, ostree: &str) -> Result<(), Failure> {
+    let is_locked = || -> Result<bool, Failure> {
+        let status = ask(ostree, &["admin", "status", "--skip-signatures"]).map_err(again)?;
+        Ok(status.lines().any(|line| line.contains("(finalization locked)")))
+    };
+    if is_locked()? {
+        tell(ostree, &["admin", "lock-finalization", "--unlock"]).map_err(again)?;
+    }
+    files::remove(&root.join(LOCKED)).map_err(|error| again(client::chain(&error)))?;
+    if is_locked()? { Err(again("the staged deployment stays locked")) } else { Ok(()) }
+}
+
 /// Another try may fare better.
 fn again(reason: impl Into<String>) -> Failure {
     Failure { retry: Retry::Few, reason: reason.into() }

@@ -7,7 +7,7 @@ use nkd_api::update::OsRelease;
 
 use super::program::{ask, tell};
 use super::remote::{self, Checks};
-use super::{Backend, BootCounter, LOCKED, Source, again, boot, difference, is_staged, lock, never};
+use super::{Backend, BootCounter, Source, again, boot, difference, is_staged, lock, never, unlock};
 use crate::files;
 use crate::update::state::{Deployment, Failure};
 
@@ -46,6 +46,12 @@ impl Plain {
         write_remote(&self.root, source)
     }
 
+    /// Counts from now on, anew: a counter that has run out says which entry boots, whatever is in it, and that must not be while
+    /// entries change places.
+    fn count(&self) -> Result<(), Failure> {
+        self.counter.as_ref().map_or(Ok(()), BootCounter::arm).map_err(again)
+    }
+
     fn disarm(&self) -> Result<(), Failure> {
         self.counter.as_ref().map_or(Ok(()), BootCounter::disarm).map_err(again)
     }
@@ -82,14 +88,16 @@ impl Backend for Plain {
         };
         // Nothing that was armed before counts, unless it is what runs.
         let before = self.list().map_err(again)?;
-        if let Some(there) = before.iter().find(|listed| listed.deployment.id == *commit) {
-            if there.deployment.staged {
-                lock(&self.root)?;
-                self.disarm()?;
-            }
-            if there.deployment.booted || there.deployment.staged {
-                return Ok(self.tree(there));
-            }
+        let there: Vec<_> = before.iter().filter(|listed| listed.deployment.id == *commit).collect();
+        if let Some(booted) = there.iter().find(|listed| listed.deployment.booted) {
+            return Ok(self.tree(booted));
+        }
+        if let Some(staged) = there.iter().find(|listed| listed.deployment.staged) {
+            lock(&self.root)?;
+            self.disarm()?;
+            return Ok(self.tree(staged));
+        }
+        if !there.is_empty() {
             // It was given up before: laid out anew, it has a configuration made anew.
             self.discard(commit)?;
         }
@@ -113,13 +121,8 @@ impl Backend for Plain {
 
     fn arm(&self, id: &str) -> Result<(), Failure> {
         is_staged(self.list().map_err(again)?.iter().map(|listed| &listed.deployment), id)?;
-        if let Some(counter) = &self.counter {
-            counter.arm().map_err(again)?;
-        }
-        match self.root.join(LOCKED).exists() {
-            true => tell("ostree", &["admin", "lock-finalization", "--unlock"]).map_err(again),
-            false => Ok(()),
-        }
+        self.count()?;
+        unlock(&self.root, "ostree")
     }
 
     fn confirm(&self) -> Result<(), Failure> {
@@ -131,6 +134,7 @@ impl Backend for Plain {
         let place = list.iter().position(|listed| listed.deployment.id == from);
         let place = place.ok_or_else(|| never(format!("the deployment {from} is not there any more")))?;
         if place > 0 {
+            self.count()?;
             tell("ostree", &["admin", "set-default", &place.to_string()]).map_err(again)?;
         }
         self.disarm()
@@ -140,6 +144,9 @@ impl Backend for Plain {
         let list = self.list().map_err(again)?;
         let place = list.iter().position(|listed| listed.deployment.id == id && !listed.deployment.booted);
         if let Some(place) = place {
+            if !list[place].deployment.staged && list[place..].iter().any(|listed| listed.deployment.booted) {
+                self.count()?;
+            }
             tell("ostree", &["admin", "undeploy", &place.to_string()]).map_err(again)?;
         }
         self.disarm()

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::plain::write_remote;
 use super::program::{ask, tell};
-use super::{Backend, BootCounter, LOCKED, Source, again, boot, difference, is_staged, lock, never};
+use super::{Backend, BootCounter, Source, again, boot, difference, is_staged, lock, never, unlock};
 use crate::update::state::{Deployment, Failure, id_of};
 
 /// Goes past an update driver, zincati, which keeps everybody else from a rebase while its unit is active. Of the verbs that
@@ -87,6 +87,12 @@ impl Rpm {
         self.root.join("sysroot/ostree/deploy").join(&listed.osname).join("deploy").join(name)
     }
 
+    /// Counts from now on, anew: a counter that has run out says which entry boots, whatever is in it, and that must not be while
+    /// entries change places.
+    fn count(&self) -> Result<(), Failure> {
+        self.counter.as_ref().map_or(Ok(()), BootCounter::arm).map_err(again)
+    }
+
     fn disarm(&self) -> Result<(), Failure> {
         self.counter.as_ref().map_or(Ok(()), BootCounter::disarm).map_err(again)
     }
@@ -105,13 +111,14 @@ impl Backend for Rpm {
     fn stage(&self, os: &OsRelease, source: Result<&Source, &Failure>) -> Result<PathBuf, Failure> {
         let Some(id) = id_of(os) else { return Err(never("the release names neither commit nor image".to_owned())) };
         let list = self.list().map_err(again)?;
-        if let Some(there) = list.iter().find(|listed| listed.deployment().id == id && (listed.staged || listed.booted))
-        {
-            if there.staged {
-                lock(&self.root)?;
-                self.disarm()?;
-            }
-            return Ok(self.tree(there));
+        let find = |is: fn(&Listed) -> bool| list.iter().find(|listed| listed.deployment().id == id && is(listed));
+        if let Some(booted) = find(|listed| listed.booted) {
+            return Ok(self.tree(booted));
+        }
+        if let Some(staged) = find(|listed| listed.staged) {
+            lock(&self.root)?;
+            self.disarm()?;
+            return Ok(self.tree(staged));
         }
         // One that was given up before, and may boot next still, goes while the boot loader counts.
         self.discard(id)?;
@@ -145,11 +152,9 @@ impl Backend for Rpm {
     fn arm(&self, id: &str) -> Result<(), Failure> {
         let list: Vec<_> = self.list().map_err(again)?.iter().map(Listed::deployment).collect();
         is_staged(list.iter(), id)?;
-        if let Some(counter) = &self.counter {
-            counter.arm().map_err(again)?;
-        }
+        self.count()?;
         // What `finalize-deployment` does before it restarts the machine by itself; we restart it.
-        crate::files::remove(&self.root.join(LOCKED)).map_err(|error| again(crate::client::chain(&error)))
+        unlock(&self.root, &self.ostree)
     }
 
     fn confirm(&self) -> Result<(), Failure> {
@@ -162,6 +167,7 @@ impl Backend for Rpm {
             if !list.iter().any(|listed| listed.deployment().id == from) {
                 return Err(never(format!("the deployment {from} is not there any more")));
             }
+            self.count()?;
             self.tell(&["rollback"])?;
         }
         self.disarm()
@@ -175,11 +181,7 @@ impl Backend for Rpm {
             (Some(other), Some(booted)) if other < booted => {
                 // Made, and given up by the boot loader: what runs is to boot next, before the other goes.
                 if !list[other].staged {
-                    // A counter that has run out says which entry boots, whatever is in it: it counts anew while they change
-                    // places.
-                    if let Some(counter) = &self.counter {
-                        counter.arm().map_err(again)?;
-                    }
+                    self.count()?;
                     self.tell(&["rollback"])?;
                     self.tell(&["cleanup", "--rollback"])?;
                 } else {

@@ -1,6 +1,7 @@
 //! What rpm-ostree says, and what it is told: no Debian suite has it, so a stand-in takes the words, and those of ostree, which
 //! would pull into the repository of the system that the test runs on.
 
+use super::super::LOCKED;
 use super::*;
 use crate::update::state::Retry;
 
@@ -12,6 +13,7 @@ refuse() { echo "error: $1" >&2; exit 1; }
 case "$1 $2" in
 'status --json') exec cat "$here/status" ;;
 'rebase --help') exec cat "$here/help" ;;
+'admin status') exec cat "$here/locks" ;;
 esac
 echo "${0##*/} $*" >>"$here/words"
 case " $* " in
@@ -19,6 +21,7 @@ case " $* " in
 ' rebase '*) [ ! -e "$here/driver" ] || refuse 'Updates and deployments are driven by Zincati (zincati.service)' ;;
 esac
 case "$1 $2 $3" in
+'admin lock-finalization --unlock') sed -i 's/finalization locked/staged/' "$here/locks" ;;
 'pull nkd '*) echo "$3" >>"$here/pulled" ;;
 rebase*)
     for target; do :; done
@@ -59,6 +62,7 @@ impl Node {
         }
         let node = Self { folder, rpm };
         node.write("help", help);
+        node.write("locks", "  nestos a.0 (staged)\n* nestos b.0\n");
         node
     }
 
@@ -86,7 +90,7 @@ impl Node {
     fn counts(&mut self) {
         let folder = self.folder.path().to_owned();
         std::fs::create_dir_all(folder.join("boot/grub2")).unwrap();
-        self.write("boot/grub2/grubenv", "");
+        self.write("boot/grub2/grubenv", "# GRUB Environment Block\n");
         let [text, editor] = ["text", "grub2-editenv"].map(|name| folder.join(name).display().to_string());
         tell("install", &["-m", "755", &text, &editor]).unwrap();
         let counter = BootCounter::find(&folder, &folder.display().to_string()).unwrap().without_mounts();
@@ -254,10 +258,33 @@ fn a_release_that_was_armed_is_locked_when_it_is_laid_out_again() {
     node.rpm.stage(&image("sha256:1"), Err(&never("nobody asks"))).unwrap();
     assert!(lock.exists());
     assert_eq!(node.words(), [node.edit("unset boot_counter")]);
-    // What runs keeps its counter until it is confirmed.
-    node.has("status", &[("sha256:1", Is::Booted), ("old", Is::There)]);
-    node.rpm.stage(&image("sha256:1"), Err(&never("nobody asks"))).unwrap();
-    assert!(node.words().is_empty());
+    // What runs keeps its counter until it is confirmed, and what somebody has staged beside it, of the same image, is his.
+    for more in [&[][..], &[("sha256:1", Is::Staged)]] {
+        crate::files::remove(&lock).unwrap();
+        node.has("status", &[more, &[("sha256:1", Is::Booted), ("old", Is::There)]].concat());
+        node.rpm.stage(&image("sha256:1"), Err(&never("nobody asks"))).unwrap();
+        assert!(node.words().is_empty() && !lock.exists());
+    }
+}
+
+/// The lock of ostree since 2023.8, which is in what it stages: the file alone says nothing then.
+#[test]
+fn both_locks_of_a_release_are_opened() {
+    let node = Node::new(HELP_WITH_DRIVERS);
+    node.has("status", &[("sha256:1", Is::Staged), ("old", Is::Booted)]);
+    let lock = node.folder.path().join(LOCKED);
+    for (locks, words) in [
+        ("  nestos a.0 (finalization locked)\n* nestos b.0\n", &["ostree admin lock-finalization --unlock"][..]),
+        ("  nestos a.0 (staged)\n* nestos b.0\n", &[]),
+    ] {
+        node.write("locks", locks);
+        std::fs::write(&lock, "").unwrap();
+        node.rpm.arm("sha256:1").unwrap();
+        assert_eq!(node.words(), words);
+        assert!(!lock.exists());
+    }
+    node.write("locks", "  nestos a.0 (finalization locked, for ever) (finalization locked)\n");
+    node.rpm.arm("sha256:1").unwrap_err();
 }
 
 #[test]

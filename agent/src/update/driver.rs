@@ -271,6 +271,13 @@ async fn blocking<T: Send + 'static>(
     ended.unwrap_or_else(|error| Err(Failure { retry: Retry::Few, reason: error.to_string() }))
 }
 
+/// What systemd lists, without scopes: they hold what others have started, containers and sessions. One whose container takes long
+/// to end, as an API server that kubeadm replaces, has failed for systemd, and says nothing of the node.
+fn failed_units(listed: &str) -> Vec<String> {
+    let units = listed.lines().filter_map(|line| line.split_whitespace().next());
+    units.filter(|unit| !unit.ends_with(".scope")).map(str::to_owned).collect()
+}
+
 impl Shared {
     fn now(&self) -> Now {
         Now { uptime: self.clock.uptime(), date: OffsetDateTime::now_utc() }
@@ -285,7 +292,7 @@ impl Shared {
             deployments: self.os.deployments().map_err(again)?,
             finalize_failure: self.os.finalize_failure(),
             kubernetes: kubelet_version(&self.options.root),
-            failed_units: failed.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect(),
+            failed_units: failed_units(&failed),
             caution: self.os.caution(),
         })
     }
@@ -372,5 +379,18 @@ impl Shared {
             Some(id) => self.os.discard(id),
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_ended_late_is_no_unit_of_the_node_that_has_failed() {
+        let listed = "chrony.service loaded failed failed chrony, an NTP client/server\n\
+                      cri-containerd-e53356.scope loaded failed failed libcontainer container e53356\n\
+                      var-lib-data.mount loaded failed failed /var/lib/data\n";
+        assert_eq!(failed_units(listed), ["chrony.service", "var-lib-data.mount"]);
     }
 }

@@ -90,7 +90,7 @@ mod tests {
             from: Some("old".into()),
             failed_before: vec!["old.service".into()],
             kubeadm_began: true,
-            kubeadm_cuts: 0,
+            cuts: 0,
             kubeadm: true,
             restaged: 0,
             reason: String::new(),

@@ -68,9 +68,9 @@ pub struct Job {
     /// kubeadm of the release was begun, and may have run: written with the stage in which it runs, and kept however it ends.
     #[serde(default)]
     pub kubeadm_began: bool,
-    /// How often it was cut off, by an end of the agent or of the node's power.
-    #[serde(default)]
-    pub kubeadm_cuts: u32,
+    /// How often it, or what arms the boot loader, was cut off, by an end of the agent or of the node's power.
+    #[serde(default, alias = "kubeadmCuts")]
+    pub cuts: u32,
     /// kubeadm of the release has ended well. Journals of older agents say this alone.
     pub kubeadm: bool,
     /// How often it was staged and then did not become the next system without having been tried.

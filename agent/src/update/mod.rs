@@ -8,6 +8,7 @@
 //! | module | what it does |
 //! |---|---|
 //! | `state` | decides, as a pure function |
+//! | `event` | what that takes and gives |
 //! | `journal` | what is kept over restarts |
 //! | `driver` | carries the actions out |
 //! | `node` | this node's object in the cluster's API |
@@ -15,6 +16,7 @@
 //! | `gate` | what has to hold before a node is healthy |
 
 mod driver;
+mod event;
 mod gate;
 mod journal;
 mod kubernetes;

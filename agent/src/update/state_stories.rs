@@ -154,27 +154,37 @@ fn a_kubeadm_that_was_cut_off_is_neither_called_off_nor_replaced() {
     }
 }
 
-/// The cluster is asked every two seconds, and a look at the node may take longer.
 /// It takes the agent with it, or the node, whenever it runs: that is not tried for ever.
 #[test]
-fn a_kubeadm_that_is_cut_off_each_time_is_given_up() {
+fn what_is_cut_off_each_time_is_given_up() {
     let both = Desired { go: true, ..desired(1) };
-    let now = World::new(Release::Good, both.clone()).now();
-    let mut state = begun(&both).0;
-    for cut in 1..=KUBEADM_CUTS {
+    let os_alone = Desired { kubernetes: None, ..both.clone() };
+    // With the agent, and by the node's power.
+    for boots in [false, true] {
+        cut_off_each_time(&both, boots, |action| matches!(action, Action::Kubeadm(_)));
+        cut_off_each_time(&os_alone, boots, |action| matches!(action, Action::Arm(_)));
+    }
+}
+
+fn cut_off_each_time(wanted: &Desired, boots: bool, is_it: fn(&Action) -> bool) {
+    let now = World::new(Release::Good, wanted.clone()).now();
+    let mut state = begun(wanted).0;
+    for cut in 1..=CUTS {
+        let boot = if boots { 1 + cut } else { 1 };
         let (after, actions) =
-            through(State::new(Settings::default(), state.journal().clone()), [seen(1, OLD, &[])], now);
-        if cut == KUBEADM_CUTS {
+            through(State::new(Settings::default(), state.journal().clone()), [seen(boot, OLD, &[])], now);
+        if cut == CUTS {
             assert_eq!(actions.last(), Some(&Action::Settle));
             let (state, _) = through(after, [Event::Ended(Ok(None))], now);
             let told = state.report().unwrap();
             assert_eq!(told.state, ReportedState::RolledBack);
-            assert!(told.detail.contains("cut off 10 times"), "{}", told.detail);
+            assert!(told.detail.contains("that makes 10 times"), "{}", told.detail);
             assert!(state.journal().denied.is_empty(), "nobody knows that the release is to blame");
             return;
         }
-        let (after, actions) = through(after, [staged(true), seen(1, OLD, &[])], now);
-        assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{cut}: {actions:?}");
+        let (after, actions) = through(after, [staged(true), seen(boot, OLD, &[])], now);
+        assert!(actions.last().is_some_and(is_it), "{cut}: {actions:?}");
+        assert_eq!(after.journal().job.as_ref().unwrap().restaged, 0, "that says nothing of the release");
         state = after;
     }
 }
@@ -269,7 +279,7 @@ fn at_the_gate() -> Job {
         from: Some(OLD.into()),
         failed_before: Vec::new(),
         kubeadm_began: true,
-        kubeadm_cuts: 0,
+        cuts: 0,
         kubeadm: true,
         restaged: 0,
         reason: String::new(),

@@ -284,6 +284,16 @@ impl Scene {
         lab.rollout().wait_for("complete", within(3000), on, say)?;
         for (machine, harm) in harms.into_iter().enumerate() {
             self.is_whole(machine, commit, "healthy")?;
+            // Only a power cut in the restart itself keeps what was armed from being made.
+            let restaged = u64::from(matches!(harm, Harm::Power));
+            let journal = self.shells[machine].run("cat /var/lib/nkd-agent/update.json", within(60))?;
+            let times = serde_json::from_str::<Value>(&journal).ok().and_then(|j| j["job"]["restaged"].as_u64());
+            if times.is_none_or(|times| times > restaged) {
+                return Err(unexpected(
+                    &format!("a release that was laid out again {restaged} times at most"),
+                    journal,
+                ));
+            }
             self.tell(machine, "", &FORWARD, harm, "on the new release")?;
         }
         Ok(())
