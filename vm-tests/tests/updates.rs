@@ -147,7 +147,11 @@ fn kubernetes_alone_is_upgraded_where_programs_were_installed() -> Result {
     // Nobody has installed them.
     scene.ask_for("too-early", &release)?;
     let status = scene.until("too-early", "Halted", 400)?;
-    println!("{status:#}");
+    let said = status["conditions"].to_string();
+    assert!(
+        said.contains("cp1: rolled back") && said.contains("install kubeadm and kubelet of v1.21.0 first"),
+        "{said}"
+    );
     scene.kubectl(&["delete", "nkdupdate", "too-early"])?;
 
     let boots = |scene: &Scene| -> Result<Vec<String>> {

@@ -31,7 +31,7 @@ const OWN_MOUNTS: &[&str] = &["unshare", "--mount", "--"];
 /// The block, the editor and its words. The editor cuts the block off before it writes: a power cut then leaves an empty one,
 /// which it would refuse from then on.
 const EDIT: &str = "block=$1 editor=$2; shift 2; { [ -s \"$block\" ] || \"$editor\" \"$block\" create; } && \
-    \"$editor\" \"$block\" \"$@\"";
+    \"$editor\" \"$block\" \"$@\" && sync -f \"$block\"";
 /// What counts, its file, the line, and the file that gets it. GRUB sees an appended line, or does not.
 const ADD: &str = "text=$1 file=$2 line=$3 hook=$4; printf %s \"$text\" >\"$file.new\" && sync \"$file.new\" && \
     mv -T \"$file.new\" \"$file\" && sync -f \"$file\" && \
@@ -39,11 +39,12 @@ const ADD: &str = "text=$1 file=$2 line=$3 hook=$4; printf %s \"$text\" >\"$file
 /// What goes.
 const REMOVE: &str = "rm -f \"$1\"";
 /// Before and after such a script, with the file system as its first word. GRUB replays no journal: what is only there, it does not
-/// see. To freeze a file system is what empties its journal; one that holds more than /boot is left alone. Nothing ends this
-/// half way but a kill that cannot be caught.
+/// see. To freeze a file system is what empties its journal; one of which /boot is a folder is left alone: that would be the root.
+/// Nothing ends this half way but a kill that cannot be caught.
 const BEFORE: &str = "trap '' TERM INT HUP; boot=$1; shift; mount -o remount,rw \"$boot\" 2>/dev/null; ";
 const AFTER: &str = " && sync -f \"$boot\" && \
-    { ! mountpoint -q \"$boot\" || ! fsfreeze -f \"$boot\" || fsfreeze -u \"$boot\"; }";
+    { [ \"$(findmnt -nro FSROOT --mountpoint \"$boot\" | tail -n 1)\" != / ] || ! fsfreeze -f \"$boot\" || \
+    fsfreeze -u \"$boot\" || fsfreeze -u \"$boot\"; }";
 
 /// Where the counter is.
 #[derive(Debug, Clone)]
@@ -129,7 +130,8 @@ impl BootCounter {
     fn is_beyond_grub(&self) -> bool {
         let is_btrfs = statfs(&self.boot).is_ok_and(|seen| seen.filesystem_type() == BTRFS_SUPER_MAGIC);
         let folder = self.block.parent().unwrap_or(&self.boot);
-        let device = std::fs::metadata(folder).map(|seen| format!("{}:{}", major(seen.dev()), minor(seen.dev())));
+        let seen = std::fs::metadata(&self.block).or_else(|_| std::fs::metadata(folder));
+        let device = seen.map(|seen| format!("{}:{}", major(seen.dev()), minor(seen.dev())));
         let is_made = device.is_ok_and(|device| {
             let device = self.devices.join(device);
             let paths = std::fs::read_to_string(device.join("dm/uuid")).is_ok_and(|uuid| uuid.contains("mpath-"));

@@ -171,9 +171,11 @@ fn lock(root: &Path) -> Result<(), Failure> {
 /// The staged deployment is made the next when the system goes down. Since 2023.8 ostree keeps the lock in what it stages, honours
 /// the file as well, and unlocks only the former; before, there is only the file, and no such command. `ostree`: the program.
 fn unlock(root: &Path, ostree: &str) -> Result<(), Failure> {
-    let is_locked = || -> Result<bool, Failure> {
-        let status = ask(ostree, &["admin", "status", "--skip-signatures"]).map_err(again)?;
-        Ok(status.lines().any(|line| line.contains("(finalization locked)")))
+    let is_locked = || match ask(ostree, &["admin", "status", "--skip-signatures"]) {
+        Ok(status) => Ok(status.lines().any(|line| line.contains("(finalization locked)"))),
+        // Too old for this option is too old for that lock.
+        Err(error) if error.reason.contains("Unknown option") => Ok(false),
+        Err(error) => Err(again(error)),
     };
     if is_locked()? {
         tell(ostree, &["admin", "lock-finalization", "--unlock"]).map_err(again)?;

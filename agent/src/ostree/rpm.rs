@@ -136,6 +136,8 @@ impl Backend for Rpm {
             }
             _ => return Err(never("the image is named without its digest (name@sha256:...)".to_owned())),
         }
+        // ostree takes that lock away when something was staged before.
+        lock(&self.root)?;
         let list = self.list().map_err(again)?;
         let staged = list.iter().find(|listed| listed.deployment().id == id && listed.staged);
         staged.map(|listed| self.tree(listed)).ok_or_else(|| again("rpm-ostree has staged nothing".to_owned()))
@@ -167,7 +169,7 @@ impl Backend for Rpm {
             if !list.iter().any(|listed| listed.deployment().id == from) {
                 return Err(never(format!("the deployment {from} is not there any more")));
             }
-            self.count()?;
+            self.count().unwrap_or_else(|failure| tracing::warn!("{}", failure.reason));
             self.tell(&["rollback"])?;
         }
         self.disarm()
@@ -183,6 +185,8 @@ impl Backend for Rpm {
                 if !list[other].staged {
                     self.count()?;
                     self.tell(&["rollback"])?;
+                    // What runs is first now, and a counter that nobody unsets would take it away again.
+                    self.disarm()?;
                     self.tell(&["cleanup", "--rollback"])?;
                 } else {
                     self.tell(&["cleanup", "--pending"])?;

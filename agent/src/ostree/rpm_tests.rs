@@ -13,7 +13,7 @@ refuse() { echo "error: $1" >&2; exit 1; }
 case "$1 $2" in
 'status --json') exec cat "$here/status" ;;
 'rebase --help') exec cat "$here/help" ;;
-'admin status') exec cat "$here/locks" ;;
+'admin status') if [ -e "$here/locks" ]; then exec cat "$here/locks"; else refuse 'Unknown option --skip-signatures'; fi ;;
 esac
 echo "${0##*/} $*" >>"$here/words"
 case " $* " in
@@ -241,7 +241,7 @@ fn the_boot_loader_counts_anew_while_deployments_change_places() {
     node.has("status", &[("new", Is::There), ("old", Is::Booted)]);
     node.rpm.discard("new").unwrap();
     let [set, unset] = ["set boot_counter=3 boot_success=0", "unset boot_counter"].map(|words| node.edit(words));
-    assert_eq!(node.words(), [&set, "rpm-ostree rollback", "rpm-ostree cleanup --rollback", &unset]);
+    assert_eq!(node.words(), [&set, "rpm-ostree rollback", &unset, "rpm-ostree cleanup --rollback", &unset]);
 }
 
 /// An agent that was killed right after it had armed a release, and whose update waits or is called off from then on.
@@ -283,6 +283,11 @@ fn both_locks_of_a_release_are_opened() {
         assert_eq!(node.words(), words);
         assert!(!lock.exists());
     }
+    // An ostree of 2022 has the file alone, and does not know that option.
+    std::fs::remove_file(node.folder.path().join("locks")).unwrap();
+    std::fs::write(&lock, "").unwrap();
+    node.rpm.arm("sha256:1").unwrap();
+    assert!(!lock.exists() && node.words().is_empty());
     node.write("locks", "  nestos a.0 (finalization locked, for ever) (finalization locked)\n");
     node.rpm.arm("sha256:1").unwrap_err();
 }

@@ -43,7 +43,10 @@ pub fn fits(tree: &Path, desired: &Desired) -> Result<(), Failure> {
     match is.map(|text| text.trim().to_owned()) {
         Ok(is) if is == *wanted => Ok(()),
         Ok(is) => {
-            let reason = format!("the release says Kubernetes {wanted}, and its kubeadm is {is}");
+            let reason = match desired.os {
+                Some(_) => format!("the release says Kubernetes {wanted}, and its kubeadm is {is}"),
+                None => format!("the node's kubeadm is {is}: install kubeadm and kubelet of {wanted} first"),
+            };
             Err(Failure { retry: Retry::Never, reason })
         }
         Err(reason) => Err(Failure { retry: Retry::Never, reason: format!("the release has no kubeadm: {reason}") }),

@@ -340,7 +340,7 @@ impl State {
                 match (job.is_harmless(), same) {
                     (true, true) => job.desired = desired,
                     (true, false) if self.busy => return,
-                    (true, false) => return self.begin(desired, said),
+                    (true, false) => return self.replace(desired, said),
                     (false, true) => {}
                     (false, false) => self.give_up("another release was asked for"),
                 }
@@ -348,6 +348,15 @@ impl State {
             }
             Some(job) if !job.stage.is_end() && !job.is_harmless() => self.give_up("another update was asked for"),
             Some(_) if self.busy => {}
+            _ => self.replace(desired, said),
+        }
+    }
+
+    /// Another attempt takes the place of this one. What was cut off while it was armed may still be made the next system: that is
+    /// put away first, and the other begins when it is asked for again.
+    fn replace(&mut self, desired: Desired, said: &mut Vec<Action>) {
+        match &self.journal.job {
+            Some(job) if job.is_harmless() && job.cuts > 0 => self.go(Stage::CalledOff, None),
             _ => self.begin(desired, said),
         }
     }

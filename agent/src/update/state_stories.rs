@@ -424,3 +424,26 @@ fn an_ordered_restart_is_ordered_again_and_an_armed_release_waits_when_it_has_to
     let state = State::new(Settings::default(), restarting.journal().clone());
     assert!(matches!(through(state, [seen(1, OLD, &[])], now).1.last(), Some(Action::Stage(_))));
 }
+
+/// What was cut off while it was armed may still be made the next system: whatever is asked for in its place begins after it was
+/// put away.
+#[test]
+fn what_was_armed_is_put_away_before_another_update_begins() {
+    let now = World::new(Release::Good, desired(1)).now();
+    let os_alone = Desired { kubernetes: None, go: true, ..desired(1) };
+    let kubernetes_alone = Desired { uid: "u2".into(), os: None, ..desired(1) };
+    let attempt = Desired { attempt: 2, ..os_alone.clone() };
+    let (arming, _) = begun(&os_alone);
+    for other in [kubernetes_alone, attempt] {
+        let asked = || Event::Desired(Some(other.clone()), None);
+        let state = State::new(Settings::default(), arming.journal().clone());
+        // Asked for before and after the node was looked at.
+        let (state, actions) = through(state, [asked(), seen(1, OLD, &[])], now);
+        assert_eq!(actions.last(), Some(&Action::Settle));
+        let (state, _) = through(state, [asked(), Event::Ended(Ok(None))], now);
+        assert!(state.journal().job.is_none());
+        let (state, actions) = through(state, [asked(), seen(1, OLD, &[])], now);
+        assert_eq!(actions.last(), Some(&Action::Stage(Box::new(other.clone()))));
+        assert_eq!(state.journal().job.as_ref().unwrap().cuts, 0);
+    }
+}
