@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use super::gate;
-use super::kubernetes::{Place, fits, kubelet_version, prepare};
+use super::kubernetes::{Place, fits, kubelet_version, prepare, stays};
 use super::node::{NodeClient, NodeError};
 use super::state::{
     Action, Deployment, Event, Failure, Ill, Job, Journal, Now, Retry, Settings, State, System, Tree, id_of,
@@ -307,6 +307,7 @@ impl Shared {
             None => self.options.root.clone(),
         };
         fits(&tree, desired)?;
+        stays(&tree, desired, kubelet_version(&self.options.root).as_deref())?;
         if desired.kubernetes.is_some() {
             prepare(&tree)?;
         }

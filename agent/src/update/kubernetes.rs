@@ -53,6 +53,23 @@ pub fn fits(tree: &Path, desired: &Desired) -> Result<(), Failure> {
     }
 }
 
+/// Without kubeadm, a release may not bring the kubelet of another minor version: it would run ahead of its API servers, or too far
+/// behind them. `runs`: the kubelet that is there.
+///
+/// # Errors
+/// It does.
+pub fn stays(tree: &Path, desired: &Desired, runs: Option<&str>) -> Result<(), Failure> {
+    let minor = |version: &str| version.rsplit_once('.').map(|(minor, _)| minor.to_owned());
+    let (Some(brings), Some(runs), None) = (kubelet_version(tree), runs, &desired.kubernetes) else { return Ok(()) };
+    if minor(&brings) == minor(runs) {
+        return Ok(());
+    }
+    let reason = format!(
+        "the release brings the kubelet {brings}, the node runs {runs}, and nobody asks for Kubernetes as well"
+    );
+    Err(Failure { retry: Retry::Never, reason })
+}
+
 /// Lets the release prepare its upgrade; what it has done before costs nothing.
 ///
 /// # Errors
@@ -176,6 +193,37 @@ fn absent(error: std::io::Error) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_system_alone_brings_no_kubelet_of_another_minor_version() {
+        let tree = tempfile::tempdir().unwrap();
+        let program = tree.path().join("usr/bin/kubelet");
+        std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+        std::fs::write(tree.path().join("text"), "#!/bin/sh\necho Kubernetes v1.21.4\n").unwrap();
+        let [text, to] = [tree.path().join("text"), program].map(|path| path.display().to_string());
+        tell("install", &["-m", "755", &text, &to]).unwrap();
+        let both = Desired {
+            update: "u".into(),
+            uid: "u1".into(),
+            attempt: 1,
+            retry: None,
+            os: None,
+            kubernetes: Some("v1.21.4".into()),
+            first: false,
+            go: false,
+            ignore_preflight_errors: Vec::new(),
+        };
+        let alone = Desired { kubernetes: None, ..both.clone() };
+        for (runs, wanted, fits) in [
+            (Some("v1.21.0"), &alone, true),
+            (Some("v1.20.9"), &alone, false),
+            (Some("v1.22.0"), &alone, false),
+            (None, &alone, true),
+            (Some("v1.20.9"), &both, true),
+        ] {
+            assert_eq!(stays(tree.path(), wanted, runs).is_ok(), fits, "{runs:?}");
+        }
+    }
 
     #[test]
     fn the_kubelet_gets_back_what_it_had_before_the_first_try() {

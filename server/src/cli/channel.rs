@@ -132,13 +132,14 @@ pub(super) struct PromoteArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("marks").required(true).multiple(true).args(["barrier", "dead_end", "rollout"]))]
 pub(super) struct MarkArgs {
     /// Channel
     name: String,
     /// Number of the release
     release: u32,
     /// Older systems come here first: true or false
-    #[arg(long, value_name = "BOOL", required_unless_present_any = ["dead_end", "rollout"])]
+    #[arg(long, value_name = "BOOL")]
     barrier: Option<bool>,
     /// Why nothing is to lead here or away from here; an empty text takes it back
     #[arg(long, value_name = "REASON")]
@@ -293,7 +294,13 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
 
 fn published(channel: &str, release: &Release) -> String {
     let commit: String = release.commit.chars().take(12).collect();
-    format!("{channel}: release {} is {}, commit {commit}", release.number, release.version)
+    let is = format!("{channel}: release {} is {}, commit {commit}", release.number, release.version);
+    match release.kubernetes {
+        Some(_) => is,
+        None => format!(
+            "{is}\nit does not say which Kubernetes it holds (--kubernetes): clusters go to it by --os-only alone"
+        ),
+    }
 }
 
 /// What is known of a release, in one cell.

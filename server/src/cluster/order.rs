@@ -132,6 +132,7 @@ pub async fn order(
     let with_own = runtime::with_own_registry(cluster, &url, service.pki.ca_pem());
     let closed = Some(url.as_str()).filter(|_| !service.anonymous_pull);
     let mut files = runtime::files(&with_own, cluster.spec.os.profile == "lab", closed)?;
+    files.extend(runtime::system_images_ca(&url, service.pki.ca_pem()));
     if member.role == Role::ControlPlane && run.action != KubeadmAction::Reset {
         files.extend(pki.control_plane_files());
     }

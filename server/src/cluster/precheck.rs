@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nkd_api::Problem;
+use nkd_api::channel::Channel;
 use nkd_api::cluster::{Cluster, ClusterSpec, PoolMachine};
 use nkd_api::image::Image;
 use nkd_api::machine::Machine;
@@ -17,12 +18,16 @@ use super::fits::fits;
 use super::housekeeper::IMAGE;
 use super::record::{MemberRecord, Record};
 use crate::content::image::catalog::CatalogError;
+use crate::content::registry::spec::{Reference, Repository};
 use crate::machine::identity::usable_uuid;
 use crate::service::Service;
 use crate::store::StoreError;
 
 /// How long an endpoint may take to answer.
 const ENDPOINT: Duration = Duration::from_secs(2);
+
+/// What says that there is an operator.
+const HOUSEKEEPER: &str = "spec.housekeeper.enabled";
 
 /// What was found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,6 +55,13 @@ pub async fn precheck(service: &Service, cluster: &Cluster) -> Result<Prechecked
     let (images, machines) = (service.images.list()?, store.machines().await?);
     let clusters: Vec<Record> = store.clusters().await?.into_iter().map(|(record, _)| record).collect();
     let mut found = judge(cluster, &images, &machines, &clusters);
+    if holds(service, IMAGE).await {
+        found.warnings.retain(|warning| warning.path != HOUSEKEEPER);
+    }
+    if let Some(name) = &cluster.spec.os.channel {
+        let channel = store.channel(name).await?.map(|(channel, _)| channel);
+        judge_channel(&cluster.spec, name, channel.as_ref(), &mut found);
+    }
     if let Some(endpoint) = &cluster.spec.endpoint
         && let Some(warning) = endpoint_warning(cluster, endpoint).await
     {
@@ -68,15 +80,44 @@ pub(super) fn image<'a>(spec: &ClusterSpec, images: impl Iterator<Item = &'a Ima
     fitting.max_by_key(|image| (image.kubernetes.is_some(), image.imported_at))
 }
 
+/// Nodes find an image of our own host in the registry of the service.
+async fn holds(service: &Service, image: &str) -> bool {
+    let name = image.split_once('/').and_then(|(_, name)| name.split_once(':'));
+    let Some((Ok(repository), Ok(tag))) =
+        name.map(|(name, tag)| (name.parse::<Repository>(), tag.parse::<Reference>()))
+    else {
+        return false;
+    };
+    service.oci.manifest(&repository, &tag).await.is_ok()
+}
+
+/// Where the cluster's upgrades come from.
+fn judge_channel(spec: &ClusterSpec, name: &str, channel: Option<&Channel>, found: &mut Prechecked) {
+    let profile = &spec.os.profile;
+    let path = || "spec.os.channel".to_owned();
+    match channel {
+        None => {
+            let message = format!("there is no channel `{name}` yet: `nkd channel publish {name}` makes it");
+            found.warnings.push(Problem { path: path(), message });
+        }
+        Some(channel) if channel.profile != *profile => {
+            let message = format!("the channel `{name}` is of {}, and the cluster of {profile}", channel.profile);
+            found.problems.push(Problem { path: path(), message });
+        }
+        Some(_) => {}
+    }
+}
+
 /// The part that asks nobody (pure).
 fn judge(cluster: &Cluster, images: &[Arc<Image>], machines: &[Machine], clusters: &[Record]) -> Prechecked {
     let mut found = Prechecked::default();
     judge_image(&cluster.spec, images, &mut found);
     let housekeeper = &cluster.spec.housekeeper;
     if housekeeper.enabled && housekeeper.image.is_none() {
-        let message =
-            format!("{IMAGE} has to be in the node image; or name a registry that has it in spec.housekeeper.image");
-        found.warnings.push(Problem { path: "spec.housekeeper.enabled".into(), message });
+        let ways =
+            "push it to this service's registry, have it in the node image, or name another in spec.housekeeper.image";
+        let message = format!("nodes pull {IMAGE}, or have it: {ways}");
+        found.warnings.push(Problem { path: HOUSEKEEPER.into(), message });
     }
     let name = &cluster.metadata.name;
     let mut others: Vec<(&Record, &MemberRecord)> = Vec::new();

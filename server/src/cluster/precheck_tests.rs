@@ -57,7 +57,9 @@ fn the_operators_image_is_asked_for_before_a_machine_is_powered_on() {
     let warned = |file: &Cluster| {
         let found = judge(file, &images, &[], &[]);
         assert_eq!(lines(&found.problems), [""; 0]);
-        lines(&found.warnings).iter().any(|line| line.starts_with("spec.housekeeper.enabled: nkd.io/housekeeper:"))
+        lines(&found.warnings)
+            .iter()
+            .any(|line| line.starts_with("spec.housekeeper.enabled: nodes pull nkd.io/housekeeper:"))
     };
     assert!(!warned(&file));
     file.spec.housekeeper.enabled = true;
@@ -108,4 +110,28 @@ fn a_counted_pool_says_how_many_machines_are_there_to_take() {
             "spec.pools[0].count: 2 machines are to be taken, and 0 of those that are accepted fit now: it waits for more"
         ]
     );
+}
+
+#[test]
+fn a_channel_of_another_profile_is_a_problem_and_one_that_is_not_there_is_said() {
+    let spec = cluster(1, 0).spec;
+    let channel = |profile: &str| Channel {
+        name: "stable".into(),
+        profile: profile.into(),
+        architecture: "x86_64".into(),
+        releases: Vec::new(),
+    };
+    let judged = |channel: Option<&Channel>| {
+        let mut found = Prechecked::default();
+        judge_channel(&spec, "stable", channel, &mut found);
+        (lines(&found.problems), lines(&found.warnings))
+    };
+    assert_eq!(judged(Some(&channel(&spec.os.profile))), (vec![], vec![]));
+    let (problems, _) = judged(Some(&channel("fedora-coreos")));
+    assert!(
+        problems[0].contains("the channel `stable` is of fedora-coreos, and the cluster of nestos"),
+        "{problems:?}"
+    );
+    let (_, warnings) = judged(None);
+    assert!(warnings[0].contains("`nkd channel publish stable` makes it"), "{warnings:?}");
 }

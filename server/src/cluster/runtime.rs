@@ -48,6 +48,13 @@ pub fn files(cluster: &Cluster, lab: bool, closed: Option<&str>) -> Result<Vec<N
     }
 }
 
+/// What rpm-ostree trusts when it fetches an image of a system from the registry of this service, whatever the runtime is.
+#[must_use]
+pub fn system_images_ca(url: &str, ca: &str) -> Option<NodeFile> {
+    let mirror = Mirror::parse(url)?;
+    Some(file(&format!("/etc/containers/certs.d/{}/nkd.crt", mirror.host), ca.to_owned()))
+}
+
 /// Name of the runtime's systemd service, without `.service`.
 #[must_use]
 pub fn unit(cluster: &Cluster) -> &'static str {

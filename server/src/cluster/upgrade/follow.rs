@@ -207,6 +207,13 @@ pub async fn change(service: &Service, record: &Record, verb: UpgradeVerb) -> Re
         }
         match verb {
             UpgradeVerb::Pause => upgrade.paused = true,
+            UpgradeVerb::Resume if !upgrade.paused => {
+                let (number, state) = (upgrade.number, state.as_str());
+                let next = format!("`nkd upgrade status {cluster}` says what it waits for");
+                return Err(UpgradeError::Nothing(format!(
+                    "upgrade {number} of {cluster} is not paused, it is {state}: {next}"
+                )));
+            }
             UpgradeVerb::Resume => upgrade.paused = false,
             // What was said of it before is over: who watches must not take it for the end of this.
             UpgradeVerb::Abort => {

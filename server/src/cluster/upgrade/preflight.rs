@@ -177,15 +177,26 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
     if channel.profile != *profile {
         say(true, format!("the channel `{}` is for {}, and {name} runs {profile}", channel.name, channel.profile));
     }
-    if upgrade.order.part == Part::Kubernetes && release.kubernetes.is_none() {
-        say(true, format!("release {} does not say which Kubernetes it holds", release.number));
-    }
     if upgrade.order.part == Part::Os && release.kubernetes.as_ref().is_some_and(|k| *k != upgrade.from_kubernetes) {
         let holds = release.kubernetes.as_deref().unwrap_or_default();
         let from = &upgrade.from_kubernetes;
         say(true, format!("release {} holds Kubernetes {holds}, and {name} runs {from}: upgrade both", release.number));
     }
-    barriers(channel, release, seen, &mut say);
+    if release.kubernetes.is_none() {
+        let (number, from) = (release.number, &upgrade.from_kubernetes);
+        let unsaid = format!("release {number} does not say which Kubernetes it holds");
+        match upgrade.order.part {
+            Part::Both => {
+                let next = "publish it once more with --kubernetes, or upgrade --os-only";
+                say(true, format!("{unsaid}: {next} if that is {from} still"));
+            }
+            Part::Os => {
+                say(false, format!("{unsaid}: nodes refuse it unless its kubelet is of the minor version of {from}"))
+            }
+            Part::Kubernetes => say(true, unsaid),
+        }
+    }
+    barriers(record, channel, release, seen, &mut say);
     room(record, upgrade, seen, &mut say);
     for Stuck { node, why } in &seen.stuck {
         let forced = upgrade.order.force_drain;
@@ -261,15 +272,25 @@ fn removed(upgrade: &Upgrade, seen: &Seen, say: &mut impl FnMut(bool, String)) {
 }
 
 /// A system that is older than a barrier goes to it first.
-fn barriers(channel: &Channel, release: &Release, seen: &Seen, say: &mut impl FnMut(bool, String)) {
+fn barriers(record: &Record, channel: &Channel, release: &Release, seen: &Seen, say: &mut impl FnMut(bool, String)) {
+    // A dead end holds up nobody: what it was a barrier for comes some other way.
+    let holds = |r: &Release| r.barrier && r.dead_end.is_none();
+    let known = |node: &&str| seen.commits.get(*node).is_some_and(|c| channel.releases.iter().any(|r| r.commit == *c));
+    let nodes = record.members.iter().filter(|m| m.leaving.is_none()).map(|m| m.hostname.as_str());
+    let unknown: Vec<&str> = nodes.filter(|node| !known(node)).collect();
+    if let Some(barrier) = channel.releases.iter().rfind(|r| holds(r) && r.number < release.number)
+        && !unknown.is_empty()
+    {
+        let (nodes, number) = (unknown.join(", "), barrier.number);
+        let why = "the channel does not have what they run, or their agents have not said it";
+        say(false, format!("whether they have passed the barrier {number} is not known of {nodes}: {why}"));
+    }
     for (node, commit) in &seen.commits {
         let Some(runs) = channel.releases.iter().rfind(|r| r.commit == *commit) else { continue };
         if runs.number > release.number {
             let older = format!("release {} is older than release {}, which {node} runs", release.number, runs.number);
             say(false, older);
         }
-        // A dead end holds up nobody: what it was a barrier for comes some other way.
-        let holds = |r: &Release| r.barrier && r.dead_end.is_none();
         let between = |r: &&Release| holds(r) && r.number > runs.number && r.number < release.number;
         if let Some(barrier) = channel.releases.iter().find(between) {
             let number = barrier.number;

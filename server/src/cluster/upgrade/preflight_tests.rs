@@ -92,7 +92,11 @@ fn halves_of_a_release() {
     assert_eq!(scene.plan().upgrade.commit, None);
     scene.channel.releases[1].kubernetes = None;
     scene.refused("does not say which Kubernetes it holds");
+    // Else a kubelet might run ahead of its API servers.
+    scene.order.part = Part::Both;
+    scene.refused("publish it once more with --kubernetes, or upgrade --os-only if that is v1.20.2 still");
     scene.order.part = Part::Os;
+    scene.known("nodes refuse it unless its kubelet is of the minor version of v1.20.2");
     let planned = scene.plan();
     assert!(may_begin(&planned.findings) && planned.upgrade.kubernetes.is_none() && planned.upgrade.commit.is_some());
     scene.channel.releases[1].kubernetes = Some("v1.21.0".into());
@@ -148,7 +152,8 @@ fn an_api_that_goes_is_said_to_be_found_and_may_be_ignored() {
     scene.seen.deprecated = vec![in_use(true)];
     scene.known("Kubernetes' own garbage collector reads it");
     // It says nothing of an upgrade that leaves Kubernetes as it is.
-    scene.channel.releases[1].kubernetes = None;
+    scene.channel.releases[1].kubernetes = Some(scene.record.cluster.spec.kubernetes.version.clone());
+    scene.order.part = Part::Os;
     assert_eq!(scene.plan().findings, []);
     let mut scene = Scene::new();
     scene.seen.not_asked = vec!["cp2".into(), "cp3".into()];
@@ -167,6 +172,13 @@ fn a_barrier_comes_first_and_an_older_release_is_told() {
     scene.channel.releases[1].dead_end = Some("it eats disks".into());
     assert!(may_begin(&scene.plan().findings), "a dead end holds up nobody");
     scene.channel.releases[1].dead_end = None;
+    // What nobody knows is said.
+    scene.seen.commits.values_mut().for_each(|commit| "another".clone_into(commit));
+    scene.seen.commits.remove("w2");
+    scene.known("whether they have passed the barrier 2 is not known of cp1, cp2, cp3, w1, w2");
+    scene.seen.commits.values_mut().for_each(|commit| "c2".clone_into(commit));
+    scene.known("barrier 2 is not known of w2:");
+    scene.seen.commits.insert("w2".into(), "c2".into());
     scene.order.release = Some(2);
     assert!(may_begin(&scene.plan().findings));
     scene.seen.commits.values_mut().for_each(|commit| "c3".clone_into(commit));

@@ -362,10 +362,11 @@ impl Channels {
             self.unknown.lock().unwrap_or_else(PoisonError::into_inner).asked(label, commit, node, now);
         }
         if self.metrics.asked(label, known) && !known {
-            let commit: String = commit.chars().filter(char::is_ascii_hexdigit).take(64).collect();
+            // A digest, or whatever somebody sent.
+            let payload: String = commit.chars().filter(char::is_ascii_graphic).take(128).collect();
             tracing::warn!(
                 channel = label,
-                commit,
+                payload,
                 "a system asks for updates from a release that the channel does not have"
             );
         }

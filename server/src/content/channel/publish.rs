@@ -61,23 +61,34 @@ impl Channels {
             Some((channel, revision)) => (channel, revision),
             None => (new_channel(name, &found.reference, profile, architecture)?, 0),
         };
-        fits(&channel, profile, architecture)?;
+        fits(&channel, &found.reference, profile, architecture)?;
         let version = order.version.clone().or_else(|| found.version.clone());
         let version = version.filter(|version| !version.trim().is_empty());
         let version = version.ok_or_else(|| wrong("version", "the commit does not tell it: say it with --version"))?;
         let kubernetes = order.kubernetes.clone().or_else(|| found.kubernetes.clone());
-        let same = |r: &&Release| r.commit == found.commit && r.kubernetes == kubernetes && r.version == version;
+        // What nobody says is not changed.
+        let holds = |r: &Release| kubernetes.is_none() || r.kubernetes == kubernetes;
+        let same = |r: &&Release| r.commit == found.commit && holds(r) && r.version == version;
         let there = channel.newest().filter(same).cloned();
         let folder = self.folder().join(&channel.profile);
         // After a backup was restored, the list names commits that are not here.
         let here = |release: &Release| Repository::at(&folder).is_ok_and(|ours| ours.has(&release.commit));
-        if let Some(there) = there.clone().filter(here) {
+        // An upstream that has nothing new wants nothing.
+        if let Some(there) = there.clone().filter(here).filter(|_| upstream.is_some()) {
             return Ok(there);
         }
 
         // Published once more, it would be led to again.
         if let Some(last) = channel.releases.iter().rfind(|release| release.commit == found.commit) {
             open(name, last)?;
+        }
+        if let Some(there) = &there {
+            keeps_its_way(name, there, &order)?;
+        }
+        // Who names a key wants to know whether the commit bears its signature.
+        let has_key = order.key.is_some() || order.ed25519_key.is_some();
+        if let Some(there) = there.clone().filter(here).filter(|_| !has_key) {
+            return Ok(there);
         }
 
         step("taking the commit, and verifying it");
@@ -302,34 +313,69 @@ impl Found {
     }
 }
 
-/// A new channel. A ref is often `<profile>/<architecture>/...`.
+/// What a ref often says: `<profile>/<architecture>/...`.
+fn parts(reference: &str) -> (&str, &str) {
+    let mut parts = reference.split('/');
+    (parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
+}
+
+const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
+
+/// A new channel, by its order, or else by its ref.
 pub(super) fn new_channel(
     name: &str,
     reference: &str,
     profile: Option<&str>,
     architecture: Option<&str>,
 ) -> Result<Channel, ChannelError> {
-    let mut parts = reference.split('/');
-    let (first, second) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let (first, second) = parts(reference);
     let (profile, architecture) = (profile.unwrap_or(first), architecture.unwrap_or(second));
     if profile::by_name(profile).is_none() {
         return Err(wrong("profile", "say it with --profile: nestos, fedora-coreos or lab"));
     }
-    if !["x86_64", "aarch64"].contains(&architecture) {
+    if !ARCHITECTURES.contains(&architecture) {
         return Err(wrong("architecture", "say it with --architecture: x86_64 or aarch64"));
     }
     let (name, releases) = (name.to_owned(), Vec::new());
     Ok(Channel { name, profile: profile.to_owned(), architecture: architecture.to_owned(), releases })
 }
 
-/// A channel keeps its profile and architecture.
-pub(super) fn fits(channel: &Channel, profile: Option<&str>, architecture: Option<&str>) -> Result<(), ChannelError> {
-    let differs = |what, said: Option<&str>, is: &str| match said {
-        Some(said) if said != is => {
-            Err(wrong(what, &format!("the channel `{}` is of {is}: publish to another channel", channel.name)))
+/// A channel keeps its profile and architecture. What an order does not say, its ref may.
+pub(super) fn fits(
+    channel: &Channel,
+    reference: &str,
+    profile: Option<&str>,
+    architecture: Option<&str>,
+) -> Result<(), ChannelError> {
+    let (first, second) = parts(reference);
+    let first = Some(first).filter(|name| profile::by_name(name).is_some());
+    let second = Some(second).filter(|name| ARCHITECTURES.contains(name));
+    let name = &channel.name;
+    let differs = |what, said: Option<&str>, by_ref: Option<&str>, is: &str| match (said, by_ref) {
+        (Some(said), _) if said != is => {
+            Err(wrong(what, &format!("the channel `{name}` is of {is}: publish to another channel")))
+        }
+        (None, Some(said)) if said != is => {
+            let next = format!("publish to another channel, or say --{what} {is} if it is of that");
+            Err(wrong(what, &format!("`{reference}` is of {said}, and the channel `{name}` of {is}: {next}")))
         }
         _ => Ok(()),
     };
-    differs("profile", profile, &channel.profile)?;
-    differs("architecture", architecture, &channel.architecture)
+    differs("profile", profile, first, &channel.profile)?;
+    differs("architecture", architecture, second, &channel.architecture)
+}
+
+/// A release that is there is led to as it was marked: an order that says otherwise would be lost.
+fn keeps_its_way(channel: &str, there: &Release, order: &PublishOrder) -> Result<(), ChannelError> {
+    let barrier = order.barrier && !there.barrier;
+    let rollout = order.rollout_minutes > 0 && order.rollout_minutes != there.rollout_minutes;
+    if barrier || rollout || !(order.notes.is_empty() || order.notes == there.notes) {
+        let number = there.number;
+        let next = format!("`nkd channel mark {channel} {number}` says how nodes are led to it");
+        return Err(wrong(
+            "release",
+            &format!("release {number} is this commit already, with other marks or notes: {next}"),
+        ));
+    }
+    Ok(())
 }

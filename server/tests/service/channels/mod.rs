@@ -218,6 +218,10 @@ async fn what_is_not_signed_as_asked_is_not_published() {
     assert_eq!(place.ok(&["channel", "list", "-o", "json"]).trim(), "[]", "nothing was published");
     let release = publish(&place, &builder, &["--key", &ours]);
     assert_eq!((&release["number"], &release["signedBy"]), (&1.into(), &"builder".into()));
+    // Nor is it said to be well because it is there already.
+    refused(&order(&theirs), "not signed with a key of the given file");
+    refused(&order("/nowhere.asc"), "/nowhere.asc");
+    assert_eq!(publish(&place, &builder, &["--key", &ours])["number"], 1);
 }
 
 /// A release for which there is no room is not called one that is not signed.
@@ -397,7 +401,22 @@ async fn wrong_orders_say_what_to_do() {
     let mark = |number| place.cli(&["channel", "mark", "stable", number, "--dead-end", "it eats disks"]);
     refused(&mark("1"), "is the same commit as release 2, which is what counts");
     assert!(mark("2").status.success());
-    refused(&order(&["--version", "1 yet again"]), "release 2 of the channel `stable` is a dead end: it eats disks");
+    for again in [&["--version", "1 yet again"][..], &["--version", "1 again"]] {
+        refused(&order(again), "release 2 of the channel `stable` is a dead end: it eats disks");
+    }
+    builder.build("2", b"two", &[]);
+    let number = |more: &[&str]| publish(&place, &builder, more)["number"].clone();
+    assert_eq!(number(&["--kubernetes", "v1.21.0", "--notes", "hello"]), 3);
+    // What is not said is not changed; what is said and would be lost is refused.
+    assert_eq!((number(&[]), number(&["--notes", "hello"])), (3.into(), 3.into()));
+    for more in [&["--barrier"][..], &["--rollout", "48h"], &["--notes", "good-bye"]] {
+        refused(&order(more), "`nkd channel mark stable 3` says how nodes are led to it");
+    }
+    good("ostree", &["refs", &builder.repo(), "--create=lab/aarch64/stable", REF]);
+    let other = ["--ref", "lab/aarch64/stable"];
+    refused(&order(&other), "`lab/aarch64/stable` is of aarch64, and the channel `stable` of x86_64");
+    assert!(order(&[&other[..], &["--architecture", "x86_64"]].concat()).status.success());
+    good("ostree", &["refs", &builder.repo(), "--delete", "lab/aarch64/stable"]);
     refused(&order(&["--profile", "nestos"]), "is of lab: publish to another channel");
     refused(&place.cli(&["channel", "show", "none"]), "there is no channel `none`");
     let viewer = place.ok(&["user", "create", "eve", "--role", "viewer", "-o", "json"]);

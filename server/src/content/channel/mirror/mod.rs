@@ -79,7 +79,7 @@ impl Channels {
         let (profile, architecture) = (order.profile.as_deref(), order.architecture.as_deref());
         let channel = match self.store.channel(name).await? {
             Some((channel, _)) => {
-                fits(&channel, profile, architecture)?;
+                fits(&channel, &order.reference, profile, architecture)?;
                 channel
             }
             None => new_channel(name, &order.reference, profile, architecture)?,
