@@ -33,8 +33,9 @@ type App = State<Arc<Service>>;
 
 /// Before the paths of repositories.
 const FILES: &str = "/ostree/";
-/// In one piece a body goes over HTTP/2 as it is.
-const PIECE: usize = 16 * 1024;
+/// A piece of a body is one frame of HTTP/2 as it is, whose head of nine bytes goes with it into one record of TLS, which holds
+/// 16 KiB: a longer one takes a second record for its end.
+const PIECE: usize = 16 * 1024 - 9;
 
 /// Whether a path is that of a file, for the sending of which nothing but the file is needed.
 pub(super) fn is_file(path: &str) -> bool {
