@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::reboot::{RebootMode, reboot};
 use tokio::process::Command;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// systemd may take this long to answer, and to begin.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,8 +56,10 @@ impl Reboot {
                 }
                 let mut waited = Waited::default();
                 while !waited.is_enough() {
-                    waited.add(seen().await, LOOK);
+                    let begun = Instant::now();
+                    let seen = seen().await;
                     sleep(LOOK).await;
+                    waited.add(seen, begun.elapsed());
                 }
                 nix::unistd::sync();
                 match reboot(RebootMode::RB_AUTOBOOT) {

@@ -208,11 +208,11 @@ fn counting(boot: &Path, beside: &Path) -> Counting {
     let texts: Result<Vec<String>, _> = configs.map(|path| text(&path)).collect();
     let main = beside.join("grub.cfg");
     let (Ok(texts), Ok(config)) = (texts, text(&main)) else { return Counting::Unknown };
-    if texts.iter().any(|text| says(text, NAME)) {
+    if texts.iter().any(|text| lines(text).any(counts_down)) {
         return Counting::Natively;
     }
     // Read after the entries, before them, or not at all.
-    let hook = ["custom.cfg", "user.cfg"].into_iter().find(|name| says(&config, name));
+    let hook = ["custom.cfg", "user.cfg"].into_iter().find(|name| lines(&config).any(|line| line.contains(name)));
     let hook = hook.map_or(main, |name| beside.join(name));
     let is_read = text(&hook).is_ok_and(|text| text.lines().any(|line| line == LINE));
     let is_there = text(&ours).is_ok_and(|text| text == COUNTING);
@@ -220,8 +220,13 @@ fn counting(boot: &Path, beside: &Path) -> Counting {
 }
 
 /// A comment says nothing.
-fn says(config: &str, what: &str) -> bool {
-    config.lines().any(|line| !line.trim_start().starts_with('#') && line.contains(what))
+fn lines(config: &str) -> impl Iterator<Item = &str> {
+    config.lines().filter(|line| !line.trim_start().starts_with('#'))
+}
+
+/// It writes the counter: who only shows it, does not count.
+fn counts_down(line: &str) -> bool {
+    line.contains(NAME) && ["decrement", "save_env"].iter().any(|verb| line.contains(verb))
 }
 
 #[cfg(test)]

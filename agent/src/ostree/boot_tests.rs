@@ -7,6 +7,8 @@ use super::*;
 const COUNTS: &str = "load_env\nif [ -n \"${boot_counter}\" ]; then\n  decrement boot_counter\nfi\nblscfg\n";
 const STOCK: &str =
     "set pager=1\n# no boot_counter here, and no custom.cfg\nif [ -s $prefix/grubenv ]; then\n  load_env\nfi\nblscfg";
+/// The lab image's, which shows the counter.
+const LAB: &str = include_str!("../../../images/lab/overlay/usr/lib/nestos/grub.cfg");
 /// The ways of Fedora CoreOS, of 2022 and of 2025.
 const READS_BEFORE: &str = "if [ -f $prefix/user.cfg ]; then\n  source $prefix/user.cfg\nfi\n";
 const READS_AFTER: &str = "if [ -f $prefix/custom.cfg ]; then\n  source $prefix/custom.cfg\nfi\n";
@@ -93,6 +95,7 @@ fn a_configuration_that_does_not_count_is_taught_to_once() {
     let [user, custom] = [READS_BEFORE, READS_AFTER].map(|reads| format!("{STOCK}\n{reads}"));
     for (config, there, hook) in [
         (STOCK, None, "grub2/grub.cfg"),
+        (LAB, None, "grub2/grub.cfg"),
         (&user, None, "grub2/user.cfg"),
         (&user, Some("set superusers=\"root\""), "grub2/user.cfg"),
         (&custom, None, "grub2/custom.cfg"),

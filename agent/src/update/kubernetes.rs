@@ -59,7 +59,8 @@ pub fn fits(tree: &Path, desired: &Desired) -> Result<(), Failure> {
 /// # Errors
 /// It does.
 pub fn stays(tree: &Path, desired: &Desired, runs: Option<&str>) -> Result<(), Failure> {
-    let minor = |version: &str| version.rsplit_once('.').map(|(minor, _)| minor.to_owned());
+    // `v1.21` of `v1.21.0-rc.1`
+    let minor = |version: &str| version.splitn(3, '.').take(2).map(str::to_owned).collect::<Vec<_>>();
     let (Some(brings), Some(runs), None) = (kubelet_version(tree), runs, &desired.kubernetes) else { return Ok(()) };
     if minor(&brings) == minor(runs) {
         return Ok(());
@@ -216,6 +217,7 @@ mod tests {
         let alone = Desired { kubernetes: None, ..both.clone() };
         for (runs, wanted, fits) in [
             (Some("v1.21.0"), &alone, true),
+            (Some("v1.21.0-rc.1"), &alone, true),
             (Some("v1.20.9"), &alone, false),
             (Some("v1.22.0"), &alone, false),
             (None, &alone, true),

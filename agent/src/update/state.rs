@@ -529,6 +529,11 @@ impl State {
                 self.not_before = now.uptime + AGAIN;
                 self.why = failure.reason;
             }
+            // What may still be made the next system has to go.
+            Stage::CalledOff if self.journal.job.as_ref().is_some_and(|job| job.cuts > 0) => {
+                self.not_before = now.uptime + AGAIN;
+                self.why = failure.reason;
+            }
             Stage::CalledOff => self.journal.job = None,
             _ => self.go(Stage::Failed, Some(reason)),
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nkd_api::Problem;
 use nkd_api::channel::Channel;
-use nkd_api::cluster::{Cluster, ClusterSpec, PoolMachine};
+use nkd_api::cluster::{Cluster, ClusterSpec, PoolMachine, Runtime};
 use nkd_api::image::Image;
 use nkd_api::machine::Machine;
 use tokio::net::TcpStream;
@@ -17,6 +17,7 @@ use super::file::{hostname, pool_size, syntax};
 use super::fits::fits;
 use super::housekeeper::IMAGE;
 use super::record::{MemberRecord, Record};
+use super::runtime::OWN_HOST;
 use crate::content::image::catalog::CatalogError;
 use crate::content::registry::spec::{Reference, Repository};
 use crate::machine::identity::usable_uuid;
@@ -55,7 +56,7 @@ pub async fn precheck(service: &Service, cluster: &Cluster) -> Result<Prechecked
     let (images, machines) = (service.images.list()?, store.machines().await?);
     let clusters: Vec<Record> = store.clusters().await?.into_iter().map(|(record, _)| record).collect();
     let mut found = judge(cluster, &images, &machines, &clusters);
-    if holds(service, IMAGE).await {
+    if finds_ours(&cluster.spec, service.anonymous_pull) && holds(service, IMAGE).await {
         found.warnings.retain(|warning| warning.path != HOUSEKEEPER);
     }
     if let Some(name) = &cluster.spec.os.channel {
@@ -80,7 +81,17 @@ pub(super) fn image<'a>(spec: &ClusterSpec, images: impl Iterator<Item = &'a Ima
     fitting.max_by_key(|image| (image.kubernetes.is_some(), image.imported_at))
 }
 
-/// Nodes find an image of our own host in the registry of the service.
+/// Nodes look for images of our own host in the registry of the service, and are let in. A file may say otherwise.
+fn finds_ours(spec: &ClusterSpec, anonymous: bool) -> bool {
+    let runtime = match spec.kubernetes.runtime {
+        Runtime::Containerd => true,
+        Runtime::Crio => anonymous,
+        Runtime::Docker | Runtime::Isulad => false,
+    };
+    runtime && spec.kubernetes.registries.iter().all(|registry| registry.host != OWN_HOST)
+}
+
+/// The registry of the service has it.
 async fn holds(service: &Service, image: &str) -> bool {
     let name = image.split_once('/').and_then(|(_, name)| name.split_once(':'));
     let Some((Ok(repository), Ok(tag))) =
@@ -100,9 +111,13 @@ fn judge_channel(spec: &ClusterSpec, name: &str, channel: Option<&Channel>, foun
             let message = format!("there is no channel `{name}` yet: `nkd channel publish {name}` makes it");
             found.warnings.push(Problem { path: path(), message });
         }
+        // It stands in the way of upgrades alone.
         Some(channel) if channel.profile != *profile => {
-            let message = format!("the channel `{name}` is of {}, and the cluster of {profile}", channel.profile);
-            found.problems.push(Problem { path: path(), message });
+            let message = format!(
+                "the channel `{name}` is of {}, and the cluster of {profile}: upgrades take another one",
+                channel.profile
+            );
+            found.warnings.push(Problem { path: path(), message });
         }
         Some(_) => {}
     }
@@ -114,8 +129,8 @@ fn judge(cluster: &Cluster, images: &[Arc<Image>], machines: &[Machine], cluster
     judge_image(&cluster.spec, images, &mut found);
     let housekeeper = &cluster.spec.housekeeper;
     if housekeeper.enabled && housekeeper.image.is_none() {
-        let ways =
-            "push it to this service's registry, have it in the node image, or name another in spec.housekeeper.image";
+        let push = if finds_ours(&cluster.spec, true) { "push it to this service's registry, " } else { "" };
+        let ways = format!("{push}have it in the node image, or name another in spec.housekeeper.image");
         let message = format!("nodes pull {IMAGE}, or have it: {ways}");
         found.warnings.push(Problem { path: HOUSEKEEPER.into(), message });
     }

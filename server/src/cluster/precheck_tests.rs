@@ -1,5 +1,6 @@
 //! Files that do not fit what the service has.
 
+use nkd_api::cluster::Registry;
 use nkd_api::machine::Identity;
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -113,7 +114,7 @@ fn a_counted_pool_says_how_many_machines_are_there_to_take() {
 }
 
 #[test]
-fn a_channel_of_another_profile_is_a_problem_and_one_that_is_not_there_is_said() {
+fn a_channel_of_another_profile_and_one_that_is_not_there_are_said() {
     let spec = cluster(1, 0).spec;
     let channel = |profile: &str| Channel {
         name: "stable".into(),
@@ -124,14 +125,31 @@ fn a_channel_of_another_profile_is_a_problem_and_one_that_is_not_there_is_said()
     let judged = |channel: Option<&Channel>| {
         let mut found = Prechecked::default();
         judge_channel(&spec, "stable", channel, &mut found);
-        (lines(&found.problems), lines(&found.warnings))
+        assert_eq!(lines(&found.problems), [""; 0], "the cluster itself does without");
+        lines(&found.warnings).concat()
     };
-    assert_eq!(judged(Some(&channel(&spec.os.profile))), (vec![], vec![]));
-    let (problems, _) = judged(Some(&channel("fedora-coreos")));
-    assert!(
-        problems[0].contains("the channel `stable` is of fedora-coreos, and the cluster of nestos"),
-        "{problems:?}"
-    );
-    let (_, warnings) = judged(None);
-    assert!(warnings[0].contains("`nkd channel publish stable` makes it"), "{warnings:?}");
+    assert_eq!(judged(Some(&channel(&spec.os.profile))), "");
+    let other = judged(Some(&channel("fedora-coreos")));
+    assert!(other.contains("the channel `stable` is of fedora-coreos, and the cluster of nestos"), "{other}");
+    let none = judged(None);
+    assert!(none.contains("`nkd channel publish stable` makes it"), "{none}");
+}
+
+#[test]
+fn nodes_find_the_operators_image_in_our_registry_unless_their_runtime_or_file_says_otherwise() {
+    let mut spec = cluster(1, 0).spec;
+    for (runtime, anonymous, found) in [
+        (Runtime::Containerd, false, true),
+        (Runtime::Crio, true, true),
+        (Runtime::Crio, false, false),
+        (Runtime::Docker, true, false),
+        (Runtime::Isulad, true, false),
+    ] {
+        spec.kubernetes.runtime = runtime;
+        assert_eq!(finds_ours(&spec, anonymous), found, "{runtime:?}");
+    }
+    spec.kubernetes.runtime = Runtime::Containerd;
+    let own = Registry { host: OWN_HOST.into(), mirrors: vec!["https://mirror.example".into()], ca: None };
+    spec.kubernetes.registries.push(own);
+    assert!(!finds_ours(&spec, true));
 }

@@ -15,7 +15,7 @@ use super::kubeadm::{FIRST_CRI_DOCKERD, KubeadmError, cgroup_driver, minor};
 const HEAD: &str = "# Written by nkd; changes are lost.\n";
 const CERTS_D: &str = "/etc/containerd/certs.d";
 /// Images of this host are those of the service's own registry.
-const OWN_HOST: &str = "nkd.io";
+pub const OWN_HOST: &str = "nkd.io";
 
 /// The cluster with the service's own registry, at `url` under `ca` (PEM), as where images of `nkd.io` come from: the
 /// operator's own image is one. The file's own word on that host stands; Docker and iSulad have no mirror for such a host.

@@ -207,6 +207,8 @@ pub async fn change(service: &Service, record: &Record, verb: UpgradeVerb) -> Re
         }
         match verb {
             UpgradeVerb::Pause => upgrade.paused = true,
+            // The operator has not said yet that it goes on.
+            UpgradeVerb::Resume if state == UpgradeState::Paused => upgrade.paused = false,
             UpgradeVerb::Resume if !upgrade.paused => {
                 let (number, state) = (upgrade.number, state.as_str());
                 let next = format!("`nkd upgrade status {cluster}` says what it waits for");

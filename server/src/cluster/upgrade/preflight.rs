@@ -190,9 +190,12 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
                 let next = "publish it once more with --kubernetes, or upgrade --os-only";
                 say(true, format!("{unsaid}: {next} if that is {from} still"));
             }
-            Part::Os => {
-                say(false, format!("{unsaid}: nodes refuse it unless its kubelet is of the minor version of {from}"))
-            }
+            Part::Os => say(
+                false,
+                format!(
+                    "{unsaid}: nodes whose agent is of this release refuse it unless its kubelet is of the minor version of {from}"
+                ),
+            ),
             Part::Kubernetes => say(true, unsaid),
         }
     }

@@ -96,7 +96,7 @@ fn halves_of_a_release() {
     scene.order.part = Part::Both;
     scene.refused("publish it once more with --kubernetes, or upgrade --os-only if that is v1.20.2 still");
     scene.order.part = Part::Os;
-    scene.known("nodes refuse it unless its kubelet is of the minor version of v1.20.2");
+    scene.known("refuse it unless its kubelet is of the minor version of v1.20.2");
     let planned = scene.plan();
     assert!(may_begin(&planned.findings) && planned.upgrade.kubernetes.is_none() && planned.upgrade.commit.is_some());
     scene.channel.releases[1].kubernetes = Some("v1.21.0".into());

@@ -62,19 +62,19 @@ impl Channels {
             None => (new_channel(name, &found.reference, profile, architecture)?, 0),
         };
         fits(&channel, &found.reference, profile, architecture)?;
-        let version = order.version.clone().or_else(|| found.version.clone());
-        let version = version.filter(|version| !version.trim().is_empty());
-        let version = version.ok_or_else(|| wrong("version", "the commit does not tell it: say it with --version"))?;
-        let kubernetes = order.kubernetes.clone().or_else(|| found.kubernetes.clone());
-        // What nobody says is not changed.
-        let holds = |r: &Release| kubernetes.is_none() || r.kubernetes == kubernetes;
-        let same = |r: &&Release| r.commit == found.commit && holds(r) && r.version == version;
+        // What nobody says is not changed, whatever the commit says.
+        let same = |r: &&Release| {
+            let is = |said: &Option<String>, is: Option<&String>| said.is_none() || said.as_ref() == is;
+            r.commit == found.commit
+                && is(&order.kubernetes, r.kubernetes.as_ref())
+                && is(&order.version, Some(&r.version))
+        };
         let there = channel.newest().filter(same).cloned();
         let folder = self.folder().join(&channel.profile);
         // After a backup was restored, the list names commits that are not here.
-        let here = |release: &Release| Repository::at(&folder).is_ok_and(|ours| ours.has(&release.commit));
+        let here = there.is_some() && Repository::at(&folder).is_ok_and(|ours| ours.has(&found.commit));
         // An upstream that has nothing new wants nothing.
-        if let Some(there) = there.clone().filter(here).filter(|_| upstream.is_some()) {
+        if let Some(there) = there.clone().filter(|_| here && upstream.is_some()) {
             return Ok(there);
         }
 
@@ -82,18 +82,22 @@ impl Channels {
         if let Some(last) = channel.releases.iter().rfind(|release| release.commit == found.commit) {
             open(name, last)?;
         }
+        let keys = Keys {
+            openpgp: order.key.clone().map(PathBuf::from),
+            ed25519: order.ed25519_key.clone().map(PathBuf::from),
+        };
         if let Some(there) = &there {
             keeps_its_way(name, there, &order)?;
         }
-        // Who names a key wants to know whether the commit bears its signature.
-        let has_key = order.key.is_some() || order.ed25519_key.is_some();
-        if let Some(there) = there.clone().filter(here).filter(|_| !has_key) {
-            return Ok(there);
+        if let Some(there) = there.clone().filter(|_| here) {
+            return self.check(found, there, (channel, revision), keys, step).await;
         }
+        let version = order.version.clone().or_else(|| found.version.clone());
+        let version = version.filter(|version| !version.trim().is_empty());
+        let version = version.ok_or_else(|| wrong("version", "the commit does not tell it: say it with --version"))?;
+        let kubernetes = order.kubernetes.clone().or_else(|| found.kubernetes.clone());
 
         step("taking the commit, and verifying it");
-        let (openpgp, ed25519) = (order.key.clone(), order.ed25519_key.clone());
-        let keys = Keys { openpgp: openpgp.map(PathBuf::from), ed25519: ed25519.map(PathBuf::from) };
         let (source, commit) = (found.source, found.commit.clone());
         let (repository, signed_by) = blocking(move || {
             let repository = Repository::open(&folder)?;
@@ -116,6 +120,32 @@ impl Channels {
             rollout_minutes: order.rollout_minutes,
         });
         self.list(repository, (channel, revision), release, upstream, step).await
+    }
+
+    /// A release that is there. Who names a key wants to know whether the commit bears its signature: what is served stays as it
+    /// is.
+    async fn check(
+        &self,
+        found: Found,
+        mut there: Release,
+        (mut channel, revision): (Channel, i64),
+        keys: Keys,
+        step: impl Fn(&str) + Send + Sync,
+    ) -> Result<Release, ChannelError> {
+        if keys.openpgp.is_none() && keys.ed25519.is_none() {
+            return Ok(there);
+        }
+        step("verifying the commit, which is there");
+        let folder = self.folder();
+        let signed_by = blocking(move || found.source.repository.signer(&found.commit, &keys, &folder)).await?;
+        if there.signed_by != signed_by {
+            there.signed_by = signed_by;
+            for release in channel.releases.iter_mut().filter(|release| release.number == there.number) {
+                release.clone_from(&there);
+            }
+            self.store.save_channel(&channel, revision).await?;
+        }
+        Ok(there)
     }
 
     /// Makes a release of a channel the next one of another channel, or finds that it is there.
@@ -371,7 +401,7 @@ fn keeps_its_way(channel: &str, there: &Release, order: &PublishOrder) -> Result
     let rollout = order.rollout_minutes > 0 && order.rollout_minutes != there.rollout_minutes;
     if barrier || rollout || !(order.notes.is_empty() || order.notes == there.notes) {
         let number = there.number;
-        let next = format!("`nkd channel mark {channel} {number}` says how nodes are led to it");
+        let next = format!("`nkd channel mark {channel} {number}` changes marks, notes stay as they are");
         return Err(wrong(
             "release",
             &format!("release {number} is this commit already, with other marks or notes: {next}"),

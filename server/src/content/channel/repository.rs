@@ -105,17 +105,34 @@ impl Repository {
     }
 
     fn take_openpgp(&self, from: &Self, commit: &str, key: Option<&Path>) -> Result<Option<String>, ChannelError> {
-        let Some(key) = key else {
-            let words = [OsStr::new("--untrusted"), from.path.as_os_str(), OsStr::new(commit)];
-            self.ostree("pull-local", &words).map_err(|error| no_room(error, commit))?;
-            return Ok(None);
+        let pull = |place: &Path| {
+            let words = [OsStr::new("--untrusted"), place.as_os_str(), OsStr::new(commit)];
+            self.ostree("pull-local", &words).map(drop).map_err(|error| no_room(error, commit))
         };
-        // Only what was verified comes here: ostree checks signatures when it pulls from a remote.
+        let Some(key) = key else { return pull(&from.path).map(|()| None) };
+        // Only what was verified comes here.
         let parent = self.path.parent().unwrap_or(&self.path);
-        let place = tempfile::Builder::new().prefix(VERIFY).tempdir_in(parent).map_err(io("make", parent))?;
+        let (place, signer) = from.verified(commit, key, parent)?;
+        pull(place.path())?;
+        Ok(Some(signer))
+    }
+
+    /// Whose signatures a commit of this repository bears, of those that are asked for. `folder`: where there is room for it.
+    pub(super) fn signer(&self, commit: &str, keys: &Keys, folder: &Path) -> Result<Option<String>, ChannelError> {
+        keys.openpgp.as_deref().map(is_key_file).transpose()?;
+        let ed25519 = keys.ed25519.as_deref().map(|file| self.signer_ed25519(commit, file)).transpose()?;
+        let openpgp = keys.openpgp.as_deref().map(|key| self.verified(commit, key, folder)).transpose()?;
+        let signers: Vec<String> = openpgp.map(|(_, signer)| signer).into_iter().chain(ed25519).collect();
+        Ok((!signers.is_empty()).then(|| signers.join(", ")))
+    }
+
+    /// A commit in a repository of its own, and whose OpenPGP signature it bears: ostree checks signatures when it pulls from a
+    /// remote.
+    fn verified(&self, commit: &str, key: &Path, folder: &Path) -> Result<(tempfile::TempDir, String), ChannelError> {
+        let place = tempfile::Builder::new().prefix(VERIFY).tempdir_in(folder).map_err(io("make", folder))?;
         let checked = Self::open(place.path())?;
         let mut url = OsString::from("file://");
-        url.push(&from.path);
+        url.push(&self.path);
         let mut import = OsString::from("--gpg-import=");
         import.push(key);
         let remote = ["add".into(), "source".into(), url, import, "--set=gpg-verify=true".into()];
@@ -127,10 +144,9 @@ impl Repository {
             error => ChannelError::NotSigned { commit: commit.into(), source: Box::new(error) },
         })?;
         let said = checked.ostree("show", &["--gpg-verify-remote=source", commit])?;
-        let words = [OsStr::new("--untrusted"), place.path().as_os_str(), OsStr::new(commit)];
-        self.ostree("pull-local", &words).map_err(|error| no_room(error, commit))?;
         let signer = said.lines().find_map(|line| line.trim().strip_prefix("Good signature from "));
-        Ok(Some(signer.map_or("an unnamed key", |name| name.trim_matches('"').trim_end_matches(" <>")).to_owned()))
+        let signer = signer.map_or("an unnamed key", |name| name.trim_matches('"').trim_end_matches(" <>"));
+        Ok((place, signer.to_owned()))
     }
 
     /// Makes a ref stand for a commit.

@@ -410,7 +410,7 @@ async fn wrong_orders_say_what_to_do() {
     // What is not said is not changed; what is said and would be lost is refused.
     assert_eq!((number(&[]), number(&["--notes", "hello"])), (3.into(), 3.into()));
     for more in [&["--barrier"][..], &["--rollout", "48h"], &["--notes", "good-bye"]] {
-        refused(&order(more), "`nkd channel mark stable 3` says how nodes are led to it");
+        refused(&order(more), "`nkd channel mark stable 3` changes marks, notes stay as they are");
     }
     good("ostree", &["refs", &builder.repo(), "--create=lab/aarch64/stable", REF]);
     let other = ["--ref", "lab/aarch64/stable"];
