@@ -1,7 +1,7 @@
 //! The boot loader's counter: GRUB's environment block, with the names that Fedora and its relatives use.
 //!
 //! `boot_counter` is counted down at every boot; at 0 the entry before is booted, and -1 is left for us. It is set when a
-//! release is armed, and unset when the gate has let the node pass. A GRUB whose configuration does not speak of that name, as
+//! release is armed, and unset when the gate has let the node pass. A GRUB whose configuration does not write that name, as
 //! that of NestOS' assembler does not, boots as ever: there we add the counting ourselves, in a file of our own and a line that
 //! reads it. Where GRUB cannot write to the file system, the gate alone brings a node back, and a release whose kernel does
 //! not start stays down. That is said, and keeps nobody from an update.
