@@ -160,6 +160,17 @@ fn is_staged<'a>(mut deployments: impl Iterator<Item = &'a Deployment>, id: &str
     }
 }
 
+/// Counts from now on, anew: a counter that has run out says which entry boots, whatever is in it, and that must not be while
+/// entries change places.
+fn count(counter: Option<&BootCounter>) -> Result<(), Failure> {
+    counter.map_or(Ok(()), BootCounter::arm).map_err(again)
+}
+
+/// Counts no more.
+fn disarm(counter: Option<&BootCounter>) -> Result<(), Failure> {
+    counter.map_or(Ok(()), BootCounter::disarm).map_err(again)
+}
+
 /// While this file is there, the staged deployment is not made one of the next when the system goes down.
 const LOCKED: &str = "run/ostree/staged-deployment-locked";
 

@@ -7,7 +7,7 @@ use nkd_api::update::OsRelease;
 
 use super::program::{ask, tell};
 use super::remote::{self, Checks};
-use super::{Backend, BootCounter, Source, again, boot, difference, is_staged, lock, never, unlock};
+use super::{Backend, BootCounter, Source, again, boot, count, difference, disarm, is_staged, lock, never, unlock};
 use crate::files;
 use crate::update::state::{Deployment, Failure};
 
@@ -44,16 +44,6 @@ impl Plain {
     /// The remote as the service has it now.
     fn remote(&self, source: &Source) -> Result<(), String> {
         write_remote(&self.root, source)
-    }
-
-    /// Counts from now on, anew: a counter that has run out says which entry boots, whatever is in it, and that must not be while
-    /// entries change places.
-    fn count(&self) -> Result<(), Failure> {
-        self.counter.as_ref().map_or(Ok(()), BootCounter::arm).map_err(again)
-    }
-
-    fn disarm(&self) -> Result<(), Failure> {
-        self.counter.as_ref().map_or(Ok(()), BootCounter::disarm).map_err(again)
     }
 }
 
@@ -94,14 +84,14 @@ impl Backend for Plain {
         }
         if let Some(staged) = there.iter().find(|listed| listed.deployment.staged) {
             lock(&self.root)?;
-            self.disarm()?;
+            disarm(self.counter.as_ref())?;
             return Ok(self.tree(staged));
         }
         if !there.is_empty() {
             // It was given up before: laid out anew, it has a configuration made anew.
             self.discard(commit)?;
         }
-        self.disarm()?;
+        disarm(self.counter.as_ref())?;
         let source = source.map_err(Failure::clone)?;
         self.remote(source).map_err(again)?;
         difference::pull("ostree", &self.root, source, commit).map_err(again)?;
@@ -121,12 +111,12 @@ impl Backend for Plain {
 
     fn arm(&self, id: &str) -> Result<(), Failure> {
         is_staged(self.list().map_err(again)?.iter().map(|listed| &listed.deployment), id)?;
-        self.count()?;
+        count(self.counter.as_ref())?;
         unlock(&self.root, "ostree")
     }
 
     fn confirm(&self) -> Result<(), Failure> {
-        self.disarm()
+        disarm(self.counter.as_ref())
     }
 
     fn revert(&self, from: &str) -> Result<(), Failure> {
@@ -134,10 +124,10 @@ impl Backend for Plain {
         let place = list.iter().position(|listed| listed.deployment.id == from);
         let place = place.ok_or_else(|| never(format!("the deployment {from} is not there any more")))?;
         if place > 0 {
-            self.count().unwrap_or_else(|failure| tracing::warn!("{}", failure.reason));
+            count(self.counter.as_ref()).unwrap_or_else(|failure| tracing::warn!("{}", failure.reason));
             tell("ostree", &["admin", "set-default", &place.to_string()]).map_err(again)?;
         }
-        self.disarm()
+        disarm(self.counter.as_ref())
     }
 
     fn discard(&self, id: &str) -> Result<(), Failure> {
@@ -145,11 +135,11 @@ impl Backend for Plain {
         let place = list.iter().position(|listed| listed.deployment.id == id && !listed.deployment.booted);
         if let Some(place) = place {
             if !list[place].deployment.staged && list[place..].iter().any(|listed| listed.deployment.booted) {
-                self.count()?;
+                count(self.counter.as_ref())?;
             }
             tell("ostree", &["admin", "undeploy", &place.to_string()]).map_err(again)?;
         }
-        self.disarm()
+        disarm(self.counter.as_ref())
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::plain::write_remote;
 use super::program::{ask, tell};
-use super::{Backend, BootCounter, Source, again, boot, difference, is_staged, lock, never, unlock};
+use super::{Backend, BootCounter, Source, again, boot, count, difference, disarm, is_staged, lock, never, unlock};
 use crate::update::state::{Deployment, Failure, id_of};
 
 /// Goes past an update driver, zincati, which keeps everybody else from a rebase while its unit is active. Of the verbs that
@@ -86,16 +86,6 @@ impl Rpm {
         let name = format!("{}.{}", listed.checksum, listed.serial);
         self.root.join("sysroot/ostree/deploy").join(&listed.osname).join("deploy").join(name)
     }
-
-    /// Counts from now on, anew: a counter that has run out says which entry boots, whatever is in it, and that must not be while
-    /// entries change places.
-    fn count(&self) -> Result<(), Failure> {
-        self.counter.as_ref().map_or(Ok(()), BootCounter::arm).map_err(again)
-    }
-
-    fn disarm(&self) -> Result<(), Failure> {
-        self.counter.as_ref().map_or(Ok(()), BootCounter::disarm).map_err(again)
-    }
 }
 
 impl Backend for Rpm {
@@ -117,7 +107,7 @@ impl Backend for Rpm {
         }
         if let Some(staged) = find(|listed| listed.staged) {
             lock(&self.root)?;
-            self.disarm()?;
+            disarm(self.counter.as_ref())?;
             return Ok(self.tree(staged));
         }
         // One that was given up before, and may boot next still, goes while the boot loader counts.
@@ -154,13 +144,13 @@ impl Backend for Rpm {
     fn arm(&self, id: &str) -> Result<(), Failure> {
         let list: Vec<_> = self.list().map_err(again)?.iter().map(Listed::deployment).collect();
         is_staged(list.iter(), id)?;
-        self.count()?;
+        count(self.counter.as_ref())?;
         // What `finalize-deployment` does before it restarts the machine by itself; we restart it.
         unlock(&self.root, &self.ostree)
     }
 
     fn confirm(&self) -> Result<(), Failure> {
-        self.disarm()
+        disarm(self.counter.as_ref())
     }
 
     fn revert(&self, from: &str) -> Result<(), Failure> {
@@ -169,10 +159,10 @@ impl Backend for Rpm {
             if !list.iter().any(|listed| listed.deployment().id == from) {
                 return Err(never(format!("the deployment {from} is not there any more")));
             }
-            self.count().unwrap_or_else(|failure| tracing::warn!("{}", failure.reason));
+            count(self.counter.as_ref()).unwrap_or_else(|failure| tracing::warn!("{}", failure.reason));
             self.tell(&["rollback"])?;
         }
-        self.disarm()
+        disarm(self.counter.as_ref())
     }
 
     fn discard(&self, id: &str) -> Result<(), Failure> {
@@ -183,10 +173,10 @@ impl Backend for Rpm {
             (Some(other), Some(booted)) if other < booted => {
                 // Made, and given up by the boot loader: what runs is to boot next, before the other goes.
                 if !list[other].staged {
-                    self.count()?;
+                    count(self.counter.as_ref())?;
                     self.tell(&["rollback"])?;
                     // What runs is first now, and a counter that nobody unsets would take it away again.
-                    self.disarm()?;
+                    disarm(self.counter.as_ref())?;
                     self.tell(&["cleanup", "--rollback"])?;
                 } else {
                     self.tell(&["cleanup", "--pending"])?;
@@ -195,7 +185,7 @@ impl Backend for Rpm {
             (Some(_), _) => self.tell(&["cleanup", "--rollback"])?,
             (None, _) => {}
         }
-        self.disarm()
+        disarm(self.counter.as_ref())
     }
 }
 
