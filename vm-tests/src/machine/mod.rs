@@ -25,7 +25,7 @@ use crate::process::{end_child, last_lines, wait_child};
 use crate::{Accelerator, Error, folder, programs, within};
 use console::Console;
 use monitor::Monitor;
-use serial::Serial;
+use serial::{EmulatorFault, Serial};
 use spec::{Firmware, MachineSpec, Nic, OVMF_CODE, OVMF_VARS, Parts};
 
 /// A machine on a network. It is on after [`MachineSpec::start`], and can be switched off and on; its disk and its UEFI
@@ -156,7 +156,7 @@ impl Machine {
         self.number += 1;
         let monitor = Arc::new(OnceLock::new());
         let begun = match qemu.stdout.take() {
-            Some(output) => self.serial.attach(output, self.number, self.when_hung(&monitor)),
+            Some(output) => self.serial.attach(output, self.number, self.reset_when_faulty(&monitor)),
             None => Ok(()),
         };
         let connected =
@@ -285,12 +285,15 @@ impl Machine {
         lock(monitor).execute(command, arguments)
     }
 
-    /// Presses the reset button of a machine that the emulator has stolen a timer of, as somebody at a rack would, and says so.
-    fn when_hung(&self, monitor: &Arc<OnceLock<Mutex<Monitor>>>) -> impl Fn() + Clone + Send + 'static {
+    /// Presses the reset button of a machine that the emulator has brought to a halt, as somebody at a rack would, and says so.
+    fn reset_when_faulty(
+        &self,
+        monitor: &Arc<OnceLock<Mutex<Monitor>>>,
+    ) -> impl Fn(EmulatorFault) + Clone + Send + 'static {
         let (name, monitor) = (self.spec.name.clone(), Arc::clone(monitor));
-        move || {
+        move |fault| {
             let Some(monitor) = monitor.get() else { return };
-            println!("{name} hangs: a processor gets no timer interrupts, which is the emulator's fault. It is reset.");
+            println!("{name} hangs: {fault}, which is the emulator's fault. It is reset.");
             if let Err(error) = lock(monitor).execute("system_reset", json!({})) {
                 println!("{error}");
             }

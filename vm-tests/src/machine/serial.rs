@@ -2,8 +2,10 @@
 
 #![expect(clippy::disallowed_methods, reason = "writes the log, stamps its lines")]
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -12,6 +14,12 @@ use std::time::{Duration, Instant};
 use super::terminal::{Terminal, shown};
 use crate::Error;
 
+/// What Linux says when it meets a breakpoint that it has taken away again. Linux puts one where it changes its own code, and
+/// QEMU before 8.1 may go on running what it translated of the code before the last change: it does not lock a page that it
+/// translates. On a processor that cannot happen.
+const STALE_CODE: &[u8] = b"int3: 0000 [#";
+/// How Linux begins to speak: what was said before belongs to a start that is over.
+const LINUX_BEGINS: &[u8] = b"Linux version ";
 /// What Linux says of a processor that gets no timer interrupts. Under QEMU's TCG a one-shot interrupt is lost now and then,
 /// one start in some hundreds, and Linux on several processors waits for it for ever.
 const NO_TIMER: &[u8] = b"Possible timer handling issue on cpu";
@@ -32,6 +40,24 @@ pub(super) struct Found {
     pub line: String,
     /// When that line began, since the machine was switched on.
     pub after: Duration,
+}
+
+/// What QEMU's emulation, and no computer, does to a system, after which the system does not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EmulatorFault {
+    /// A processor gets no timer interrupts.
+    NoTimer,
+    /// A processor runs code that is not there any more.
+    StaleCode,
+}
+
+impl fmt::Display for EmulatorFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoTimer => "a processor gets no timer interrupts",
+            Self::StaleCode => "a processor runs code that is not there any more",
+        })
+    }
 }
 
 /// Why a text was not found.
@@ -67,6 +93,8 @@ struct Said {
     cursor: usize,
     /// Where the present switching-on begins.
     boot: usize,
+    /// Where no trouble is the system's own: from a fault of the emulator to the next start of Linux.
+    excused: Vec<Range<usize>>,
     open: bool,
 }
 
@@ -79,13 +107,13 @@ impl Serial {
         &self.log
     }
 
-    /// Begins to read the output of a machine that was just switched on for the `number`th time. `hung` is called on a thread
-    /// of its own each time that its system has lost a timer for good.
+    /// Begins to read the output of a machine that was just switched on for the `number`th time. `faulty` is called
+    /// on a thread of its own each time that the emulator has brought its system to a halt.
     pub fn attach(
         &mut self,
         output: impl Read + Send + 'static,
         number: u32,
-        hung: impl Fn() + Clone + Send + 'static,
+        faulty: impl Fn(EmulatorFault) + Clone + Send + 'static,
     ) -> Result<(), Error> {
         self.detach();
         let opening = || Error::io(format!("opening {}", self.log.display()));
@@ -97,7 +125,7 @@ impl Serial {
         said.lines.push((here, Duration::ZERO));
         drop(said);
         let shared = Arc::clone(&self.shared);
-        self.reader = Some(thread::spawn(move || read_all(&shared, output, log, hung)));
+        self.reader = Some(thread::spawn(move || read_all(&shared, output, log, faulty)));
         Ok(())
     }
 
@@ -117,8 +145,7 @@ impl Serial {
         loop {
             let hit = earliest(&said.text, from, texts.iter().map(|text| text.as_bytes()));
             let hope = hit.map_or(said.text.len(), |(at, _)| at);
-            let bad = earliest(&said.text[..hope], from, trouble.iter().map(String::as_bytes));
-            if let Some((at, _)) = bad {
+            if let Some(at) = said.trouble(from, hope, trouble) {
                 drop(said);
                 self.settle();
                 return Err(NotFound::Trouble(self.shared.lock().line_at(at).0));
@@ -210,6 +237,30 @@ impl Shared {
 }
 
 impl Said {
+    /// The first trouble between two places that is the system's own.
+    fn trouble(&self, mut from: usize, end: usize, texts: &[String]) -> Option<usize> {
+        loop {
+            let (at, _) = earliest(&self.text[..end], from, texts.iter().map(String::as_bytes))?;
+            match self.excused.iter().find(|range| range.contains(&at)) {
+                Some(range) => from = range.end,
+                None => return Some(at),
+            }
+        }
+    }
+
+    /// Takes note of a whole line that begins here, for what is [`Said::excused`]. Says whether it tells of stale code.
+    fn judge(&mut self, here: usize, line: &[u8]) -> bool {
+        let stale = has(line, STALE_CODE);
+        if stale {
+            self.excused.push(here..usize::MAX);
+        } else if has(line, LINUX_BEGINS)
+            && let Some(open) = self.excused.last_mut().filter(|range| range.end == usize::MAX)
+        {
+            open.end = here;
+        }
+        stale
+    }
+
     /// The line around a place, as it was when the place was written, and when it began.
     fn line_at(&self, at: usize) -> (String, Duration) {
         let number = self.lines.partition_point(|(start, _)| *start <= at);
@@ -220,7 +271,17 @@ impl Said {
     }
 }
 
-fn read_all(shared: &Shared, mut output: impl Read, mut log: File, hung: impl Fn() + Clone + Send + 'static) {
+fn read_all(
+    shared: &Shared,
+    mut output: impl Read,
+    mut log: File,
+    faulty: impl Fn(EmulatorFault) + Clone + Send + 'static,
+) {
+    // Not on the thread that reads: QEMU may wait for its output to be read before it does what it is told.
+    let report = |fault| {
+        let faulty = faulty.clone();
+        thread::spawn(move || faulty(fault));
+    };
     let on = Instant::now();
     let mut terminal = Terminal::new();
     let (mut bytes, mut fresh) = ([0; 4096], Vec::new());
@@ -247,14 +308,16 @@ fn read_all(shared: &Shared, mut output: impl Read, mut log: File, hung: impl Fn
             if byte == b'\n' {
                 let next = said.text.len();
                 said.lines.push((next, now));
-                if line.windows(NO_TIMER.len()).any(|window| window == NO_TIMER) {
+                if said.judge(next - line.len(), &line) {
+                    report(EmulatorFault::StaleCode);
+                }
+                if has(&line, NO_TIMER) {
                     no_timer = if now.saturating_sub(said_at) > OVER { 1 } else { no_timer + 1 };
                     said_at = now;
                 }
                 if no_timer == BELIEVED {
                     no_timer = 0;
-                    // Not here: QEMU may wait for its output to be read before it does what it is told.
-                    thread::spawn(hung.clone());
+                    report(EmulatorFault::NoTimer);
                 }
                 write_line(&mut log, began, &mut line);
             }
@@ -278,6 +341,10 @@ fn write_line(log: &mut File, began: Duration, line: &mut Vec<u8>) {
     let _ = log.write_all(&stamped);
 }
 
+fn has(line: &[u8], text: &[u8]) -> bool {
+    line.windows(text.len()).any(|window| window == text)
+}
+
 /// The first place at or after `from` where one of the texts stands, and which.
 fn earliest<'a>(said: &[u8], from: usize, texts: impl Iterator<Item = &'a [u8]>) -> Option<(usize, usize)> {
     let place = |text: &[u8]| match text.is_empty() {
@@ -296,7 +363,7 @@ mod tests {
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let log = std::env::temp_dir().join(format!("nkd-serial-{}-{number}", std::process::id()));
         let mut serial = Serial::new(log);
-        serial.attach(text.as_bytes(), 1, || ()).unwrap();
+        serial.attach(text.as_bytes(), 1, |_| ()).unwrap();
         serial.detach();
         std::fs::remove_file(serial.log()).unwrap();
         serial
@@ -329,11 +396,31 @@ mod tests {
     }
 
     #[test]
+    fn what_the_emulator_did_is_reported_and_no_trouble_of_the_system() {
+        const OOPS: &str = "Oops: int3: 0000 [#1]\nKernel panic - not syncing: Fatal exception in interrupt\n";
+        let bad = ["Kernel panic".to_owned()];
+        let (send, faults) = std::sync::mpsc::channel();
+        let log = std::env::temp_dir().join(format!("nkd-serial-stale-{}", std::process::id()));
+        let mut serial = Serial::new(log);
+        let said = format!("{OOPS}SeaBIOS\nLinux version 6\nlogin:\n{OOPS}Linux version 6\nKernel panic - its own\n");
+        let said = std::io::Cursor::new(said);
+        serial.attach(said, 1, move |fault| send.send(fault).unwrap()).unwrap();
+        serial.detach();
+        std::fs::remove_file(serial.log()).unwrap();
+        let limit = Duration::from_secs(10);
+        let two = [faults.recv_timeout(limit), faults.recv_timeout(limit)];
+        assert_eq!(two, [Ok(EmulatorFault::StaleCode); 2]);
+        assert!(serial.wait_for(&["login:"], &bad, SOON).is_ok());
+        let error = serial.wait_for(&["login:"], &bad, SOON).unwrap_err();
+        assert_eq!(error, NotFound::Trouble("Kernel panic - its own".into()));
+    }
+
+    #[test]
     fn a_text_that_comes_in_pieces_is_found() {
         let (mut reader, mut writer) = std::io::pipe().unwrap();
         let log = std::env::temp_dir().join(format!("nkd-serial-pieces-{}", std::process::id()));
         let mut serial = Serial::new(log);
-        serial.attach(std::io::Read::by_ref(&mut reader).try_clone().unwrap(), 1, || ()).unwrap();
+        serial.attach(std::io::Read::by_ref(&mut reader).try_clone().unwrap(), 1, |_| ()).unwrap();
         drop(reader);
         writer.write_all(b"Kernel is lo").unwrap();
         assert_eq!(serial.wait_for(&["login:"], &["Kernel panic".into()], SOON), Err(NotFound::Limit));
