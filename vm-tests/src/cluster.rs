@@ -74,6 +74,7 @@ impl LabCluster {
             mac: "52:54:00:00:00:09".into(),
             address: "192.0.2.11/24".into(),
             images: Images::ControlPlane,
+            pulls: false,
             version: Self::KUBERNETES.into(),
         }
     }

@@ -63,6 +63,9 @@ pub struct ClusterLab {
     programs: LabPrograms,
 }
 
+/// The registry's CA, beside a cluster file.
+const REGISTRY_CA: &str = "nkd-ca.pem";
+
 /// A cluster file: one pool of control planes, `cp`, and one of workers, `w`.
 #[derive(Debug, Clone)]
 pub struct ClusterFile {
@@ -74,6 +77,8 @@ pub struct ClusterFile {
     version: String,
     /// Further lines of `spec`.
     more: String,
+    /// The CA of the service's registry, when all images come from there.
+    registry_ca: Option<PathBuf>,
 }
 
 /// A machine of a cluster file.
@@ -85,8 +90,10 @@ pub struct LabMember {
     pub mac: String,
     /// Address with the length of the prefix.
     pub address: String,
-    /// What its containerd is given.
+    /// What its containerd is given, or pulls.
     pub images: Images,
+    /// True when it is given none.
+    pub pulls: bool,
     /// Its version of Kubernetes.
     pub version: String,
 }
@@ -95,7 +102,7 @@ impl ClusterFile {
     /// A cluster of one control plane and no worker.
     pub fn named(name: &str) -> Self {
         let (name, version, more) = (name.to_owned(), KUBERNETES.to_owned(), String::new());
-        Self { name, number: 0, control_planes: 1, workers: 0, version, more }
+        Self { name, number: 0, control_planes: 1, workers: 0, version, more, registry_ca: None }
     }
 
     /// How many control planes, at most 9.
@@ -122,6 +129,12 @@ impl ClusterFile {
         self
     }
 
+    /// Its nodes are given no image: they pull each one from the service's registry, which has this CA (a file).
+    pub fn pulls_all(mut self, registry_ca: &Path) -> Self {
+        self.registry_ca = Some(registry_ca.to_owned());
+        self
+    }
+
     /// A further line of `spec`, like `endpoint: 192.0.2.9:6443`.
     pub fn with(mut self, line: &str) -> Self {
         self.more.push_str(&format!("  {line}\n"));
@@ -136,6 +149,7 @@ impl ClusterFile {
             mac: format!("52:54:00:{:02x}:{role:02x}:{n:02x}", self.number),
             address: format!("192.0.2.{}/24", 10 + 40 * u32::from(self.number) + 10 * u32::from(role) + u32::from(n)),
             images,
+            pulls: self.registry_ca.is_some(),
             version: self.version.clone(),
         };
         let control_planes = (1..=self.control_planes).map(|n| member(0, "cp", n, Images::ControlPlane));
@@ -147,6 +161,13 @@ impl ClusterFile {
         let machines = |images: Images| -> String {
             let of = self.members().into_iter().filter(|m| m.images == images);
             of.map(|m| format!("    - {{mac: '{}', hostname: {}, ip: {}}}\n", m.mac, m.hostname, m.address)).collect()
+        };
+        let registry = |host: &str| {
+            format!("    - {{host: {host}, mirrors: ['https://192.0.2.1:8443/{host}'], ca: ./{REGISTRY_CA}}}\n")
+        };
+        let registries = match &self.registry_ca {
+            Some(_) => format!("    registries:\n{}{}", registry("k8s.gcr.io"), registry("docker.io")),
+            None => String::new(),
         };
         let Self { name, number, version, more, .. } = self;
         let workers = match self.workers {
@@ -160,7 +181,7 @@ impl ClusterFile {
             "apiVersion: nkd.io/v1alpha1\nkind: Cluster\nmetadata: {{name: {name}}}\nspec:\n\
             \x20 os: {{profile: lab, image: lab}}\n  kubernetes:\n    version: {version}\n    podSubnet: 10.{pods}.0.0/16\n\
             \x20   serviceSubnet: 10.{services}.0.0/16\n    skipPhases: [addon/coredns]\n    cni: {{manifest: ./cni.yaml}}\n\
-            \x20   kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n    kubeletConfiguration: {KUBELET}\n    etcd: {ETCD}\n    controllerManager: {LEADERS}\n    scheduler: {LEADERS}\n  hooks: {{before: [./pods.sh], after: [./after.yaml]}}\n{more}\
+            \x20   kubeProxyConfiguration: {{conntrack: {{maxPerCore: 0}}}}\n    kubeletConfiguration: {KUBELET}\n    etcd: {ETCD}\n    controllerManager: {LEADERS}\n    scheduler: {LEADERS}\n{registries}  hooks: {{before: [./pods.sh], after: [./after.yaml]}}\n{more}\
             \x20 pools:\n  - name: cp\n    role: control-plane\n    machines:\n{control_planes}{workers}",
             pods = 244 + u32::from(*number),
             services = 96 + u32::from(*number),
@@ -182,6 +203,9 @@ impl ClusterFile {
         let pods =
             format!("#!/bin/sh\nmkdir -p {NETWORK}\n[ ! -d {KEPT_NETWORK} ] || cp -a {KEPT_NETWORK}/. {NETWORK}/\n");
         std::fs::write(folder.join("pods.sh"), pods).map_err(writing())?;
+        if let Some(ca) = &self.registry_ca {
+            std::fs::copy(ca, folder.join(REGISTRY_CA)).map_err(writing())?;
+        }
         let path = folder.join("cluster.yaml");
         std::fs::write(&path, self.text()).map_err(writing())?;
         Ok(path)
@@ -245,6 +269,39 @@ impl ClusterLab {
         let lab = Self::start_set(Network::create(network)?, LabPrograms::from_environment()?, &closed, None)?;
         lab.nkd.push_housekeeper(&lab.net, &image)?;
         lab.with_operator(ClusterFile::named(cluster).workers(workers), |_| Ok(()))
+    }
+
+    /// The same for a site without any other registry: nodes have no image, and pull those of Kubernetes from the service, too.
+    /// Those of `later`, a version to upgrade to, are there as well.
+    pub fn with_all_pulled(network: &str, cluster: &str, workers: u8, later: &str) -> Result<(Self, Vec<Node>), Error> {
+        let image = housekeeper_image()?;
+        let closed = ["registry.anonymous_pull=false"];
+        let lab = Self::start_set(Network::create(network)?, LabPrograms::from_environment()?, &closed, None)?;
+        lab.nkd.push_housekeeper(&lab.net, &image)?;
+        lab.push_kubernetes(&[KUBERNETES, later])?;
+        let file = ClusterFile::named(cluster).workers(workers).pulls_all(&lab.nkd.ca());
+        lab.with_operator(file, |_| Ok(()))
+    }
+
+    fn push_kubernetes(&self, versions: &[&str]) -> Result<(), Error> {
+        let images = self.programs.kubernetes.join("images");
+        let push = |archive: PathBuf, name: &str| self.nkd.push_image(&self.net, &archive, name);
+        for name in ["k8s.gcr.io/pause:3.2", "k8s.gcr.io/pause:3.4.1"] {
+            push(images.join("pause.tar"), name)?;
+        }
+        // CoreDNS is not in Debian and its add-on is left out, but kubeadm wants its image all the same.
+        for name in ["k8s.gcr.io/coredns:1.7.0", "k8s.gcr.io/coredns/coredns:v1.8.0"] {
+            push(images.join("pause.tar"), name)?;
+        }
+        push(images.join("etcd.tar"), "k8s.gcr.io/etcd:3.4.13-0")?;
+        push(images.join("busybox.tar"), "docker.io/library/busybox:1.35")?;
+        for version in versions {
+            for name in ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy"] {
+                let archive = self.programs.kubernetes.join(format!("versions/{version}/images/{name}.tar"));
+                push(archive, &format!("k8s.gcr.io/{name}:{version}"))?;
+            }
+        }
+        Ok(())
     }
 
     fn with_operator(
@@ -405,6 +462,9 @@ impl LabPrograms {
         let spec = Node::named(&member.hostname).address(&member.address).mac(&member.mac);
         let node = spec.kubernetes(&self.kubernetes, &member.version).agent(&self.agent).start(net)?;
         node.expect_unit_active("containerd", within(60))?;
+        if member.pulls {
+            return Ok(node);
+        }
         node.import_images(member.images, within(180))?;
         // CoreDNS is not in Debian and its add-on is left out, but kubeadm wants its image all the same.
         node.shell("ctr -n k8s.io images tag k8s.gcr.io/pause:3.2 k8s.gcr.io/coredns:1.7.0", within(20))?;

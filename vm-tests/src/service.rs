@@ -157,15 +157,25 @@ impl Nkd {
 
     /// Puts the operator's image, an archive, into the registry of this service.
     pub fn push_housekeeper(&self, net: &Network, archive: &Path) -> Result<(), Error> {
+        self.push_image(net, archive, concat!("housekeeper:", env!("CARGO_PKG_VERSION")))
+    }
+
+    /// Pushes the only image of an archive to the service's registry, by this name.
+    pub fn push_image(&self, net: &Network, archive: &Path, name: &str) -> Result<(), Error> {
         let folder = net.folder().join("registry-ca");
         std::fs::create_dir_all(&folder).map_err(Error::io(format!("making {}", folder.display())))?;
         let ca = folder.join("ca.crt");
-        std::fs::copy(self.state.join("ca.pem"), &ca).map_err(Error::io(format!("writing {}", ca.display())))?;
+        std::fs::copy(self.ca(), &ca).map_err(Error::io(format!("writing {}", ca.display())))?;
         let mut command = Command::new("skopeo");
         command.args(["--insecure-policy", "copy", "--dest-creds", &format!("nkd:{}", self.token)]);
         command.arg("--dest-cert-dir").arg(folder).arg(format!("docker-archive:{}", archive.display()));
-        command.arg(concat!("docker://192.0.2.1:8443/housekeeper:", env!("CARGO_PKG_VERSION")));
+        command.arg(format!("docker://192.0.2.1:8443/{name}"));
         net.run(command, within(120))?.success().map(drop)
+    }
+
+    /// The CA of its API and of its registry, a file.
+    pub fn ca(&self) -> PathBuf {
+        self.state.join("ca.pem")
     }
 
     /// Runs `nkd` with these words inside the network; gives what it printed.

@@ -39,11 +39,16 @@ impl Scene {
     }
 
     fn ask_for(&self, name: &str, release: &Value) -> Result {
+        self.ask_with(name, release, &["ImagePull", "CoreDNSUnsupportedPlugins", "CoreDNSMigration"])
+    }
+
+    /// `ignored`: what kubeadm's checks may find.
+    fn ask_with(&self, name: &str, release: &Value, ignored: &[&str]) -> Result {
         let update = json!({
             "apiVersion": "nkd.io/v1alpha1", "kind": "Update", "metadata": {"name": name},
             "spec": {
                 "release": release,
-                "strategy": {"haltAfterFailures": 1, "ignorePreflightErrors": ["ImagePull", "CoreDNSUnsupportedPlugins", "CoreDNSMigration"]},
+                "strategy": {"haltAfterFailures": 1, "ignorePreflightErrors": ignored},
             },
         });
         let path = self.lab.net.folder().join(format!("update-{name}.json"));
@@ -168,6 +173,36 @@ fn kubernetes_alone_is_upgraded_where_programs_were_installed() -> Result {
     scene.until("alone", "Complete", 900)?;
     scene.is_at_the_new_kubernetes()?;
     assert_eq!(boots(&scene)?, before, "no node restarts for it");
+    Ok(())
+}
+
+/// A site without any registry but the service's, which is closed to strangers: no node is given an image. kubeadm, the
+/// kubelets and containerd pull all of them, for the first version and for the next.
+#[test]
+#[ignore = "takes minutes: cargo xtask soak"]
+fn a_site_without_another_registry_brings_up_and_upgrades_a_cluster() -> Result {
+    let (lab, nodes) = ClusterLab::with_all_pulled("updates-pull", CLUSTER, 1, KUBERNETES)?;
+    for node in &nodes {
+        node.lay_out_without_images(OLD, lab.kubernetes(), "v1.20.2")?;
+        node.lay_out_without_images(NEW, lab.kubernetes(), KUBERNETES)?;
+        node.deploy(OLD)?;
+    }
+    let mut scene = Scene { lab, nodes };
+    scene.kubectl(&["run", "web", "--image=busybox:1.35", "--restart=Never", "--", "sleep", "3600"])?;
+    scene.kubectl(&["wait", "--for=condition=Ready", "pod/web", "--timeout=50s"])?;
+    scene.kubectl(&["delete", "pod", "web", "--grace-period=0", "--force"])?;
+
+    let release = json!({"name": "to-2", "os": {"commit": NEW}, "kubernetes": KUBERNETES});
+    // Pulling is not among what may fail.
+    scene.ask_with("to-2", &release, &["CoreDNSUnsupportedPlugins", "CoreDNSMigration"])?;
+    scene.until("to-2", "Complete", 900)?;
+    scene.is_at_the_new_kubernetes()?;
+    for node in &scene.nodes {
+        let named = node.shell("ctr -n k8s.io images ls -q | grep -v ^sha256: | cut -d/ -f1 | sort -u", within(20))?;
+        let strange: Vec<&str> =
+            named.lines().filter(|host| !["docker.io", "k8s.gcr.io", "nkd.io"].contains(host)).collect();
+        assert_eq!(strange, Vec::<&str>::new());
+    }
     Ok(())
 }
 

@@ -198,12 +198,22 @@ impl Node {
 
     /// A release with this version of Kubernetes is where the updater finds it, and its images are in containerd.
     pub fn lay_out(&self, id: &str, kubernetes: &Path, version: &str, images: Images) -> Result<(), Error> {
+        let kubernetes = self.lay_out_programs(id, kubernetes, version)?;
+        self.import_images_of(&kubernetes, images, Duration::from_secs(180))
+    }
+
+    /// The same for nodes that pull their images.
+    pub fn lay_out_without_images(&self, id: &str, kubernetes: &Path, version: &str) -> Result<(), Error> {
+        self.lay_out_programs(id, kubernetes, version).map(drop)
+    }
+
+    fn lay_out_programs(&self, id: &str, kubernetes: &Path, version: &str) -> Result<Kubernetes, Error> {
         let kubernetes = Kubernetes { folder: kubernetes.to_owned(), version: version.to_owned() };
         for name in ["kubeadm", "kubelet"] {
             let from = kubernetes.version_folder().join(name);
             let bytes = std::fs::read(&from).map_err(Error::io(format!("reading {}", from.display())))?;
             self.write_file(&format!("{FOLDER}/trees/{id}/usr/bin/{name}"), 0o755, &bytes)?;
         }
-        self.import_images_of(&kubernetes, images, Duration::from_secs(180))
+        Ok(kubernetes)
     }
 }
