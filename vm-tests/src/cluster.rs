@@ -147,8 +147,8 @@ impl LabCluster {
         }
     }
 
-    /// Switches its machines off and on again, and waits until each has booted its own disk and the cluster is Ready, by
-    /// what the nodes say after their new start. Nothing may be installed.
+    /// Switches these machines off and on again, and waits until each has booted its own disk and the cluster is Ready, by
+    /// what the nodes say after their new start; those of other machines start by themselves. Nothing may be installed.
     pub fn cycle_power(
         &self,
         net: &Network,

@@ -1,32 +1,88 @@
-//! From two blank disks to a Ready cluster, on real machines, by one service and one cluster file.
+//! From two blank disks to a Ready cluster, on real machines, by one service and one cluster file; and back to the release
+//! before from one that does not start.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, of processes and files")]
 
-use nkd_vm_tests::{Builds, DhcpMode, Error, LabCluster, Machine, Network, Nkd, kubernetes_folder, within};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nkd_vm_tests::{Builds, DhcpMode, Error, LabCluster, Machine, Network, Nkd, Rollout, kubernetes_folder, within};
+use serde_json::{Value, json};
+
 type Result<T = ()> = std::result::Result<T, Error>;
 
-fn builds() -> Result<Builds> {
+/// The worker.
+const WORKER: &str = LabCluster::MACHINES[1];
+
+fn built(variable: &'static str) -> Result<PathBuf> {
     let remedy = "run this through `cargo xtask test`, which builds it";
-    let image = std::env::var_os("NKD_CLUSTER_IMAGE").map(std::path::PathBuf::from).filter(|p| p.exists());
-    let image = image.ok_or(Error::NotBuilt { variable: "NKD_CLUSTER_IMAGE", remedy })?;
-    Ok(Builds { image, ..Builds::program_from_environment()? })
+    let path = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.exists());
+    path.ok_or(Error::NotBuilt { variable, remedy })
+}
+
+/// Asks that the worker alone goes to a release that has no init.
+fn ask_for_one_without_init(rollout: &Rollout<'_>, image: &std::path::Path) -> Result {
+    rollout.publish(&image.join("repo"), LabCluster::KUBERNETES)?;
+    let overlay = rollout.net.folder().join("overlay");
+    let init = overlay.join("usr/lib/systemd/systemd");
+    std::fs::create_dir_all(init.parent().unwrap()).unwrap();
+    std::fs::write(&init, "#!/bin/sh\nexit 1\n").unwrap();
+    std::fs::set_permissions(&init, std::fs::Permissions::from_mode(0o755)).unwrap();
+    rollout.publish(&rollout.spoil(image, "2", &overlay)?, LabCluster::KUBERNETES)?;
+    let channel = rollout.nkd.json(rollout.net, &["channel", "show", "stable"])?;
+    let commit = channel["releases"].as_array().unwrap().last().unwrap()["commit"].clone();
+    let update = json!({
+        "apiVersion": "nkd.io/v1alpha1", "kind": "Update", "metadata": {"name": "no-init"},
+        "spec": {
+            "release": {"name": "no-init", "os": {"commit": commit}},
+            "nodeSelector": {"kubernetes.io/hostname": WORKER}, "strategy": {"haltAfterFailures": 1},
+        },
+    });
+    let path = rollout.net.folder().join("update.json");
+    std::fs::write(&path, update.to_string()).unwrap();
+    rollout.cluster.kubectl(rollout.net, &["apply", "-f", &path.display().to_string()]).map(drop)
+}
+
+/// Waits until that update has halted because the boot loader went back, and the worker takes pods again.
+fn wait_until_it_went_back(rollout: &Rollout<'_>, limit: Duration) -> Result {
+    let get = |words: &[&str]| -> Result<Value> {
+        let text = rollout.cluster.kubectl(rollout.net, &[&["get"], words, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text).map_err(|_| Error::Unexpected { what: "JSON".into(), got: text })
+    };
+    let end = Instant::now() + limit;
+    loop {
+        let (update, node) = (get(&["nkdupdate", "no-init"])?, get(&["node", WORKER])?);
+        let said = update["status"]["conditions"].to_string();
+        let went_back = said.contains("rolled back") && said.contains("did not come up");
+        if update["status"]["phase"] == "Halted" && went_back && node["spec"]["unschedulable"].is_null() {
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            let got = format!("{:#}\n{:#}", update["status"], node["spec"]);
+            return Err(Error::Unexpected { what: format!("{WORKER} went back, and takes pods"), got });
+        }
+        std::thread::sleep(Duration::from_secs(3));
+    }
 }
 
 /// The service is the only server on the network, and the cluster file is there before the machines are switched on.
 #[test]
-fn two_blank_machines_become_a_ready_cluster_and_are_given_back() -> Result {
+fn two_blank_machines_become_a_ready_cluster_go_back_from_an_ill_release_and_are_given_back() -> Result {
     let net = Network::create("whole-chain")?;
-    let builds = builds()?;
+    let builds = Builds { image: built("NKD_CLUSTER_IMAGE")?, ..Builds::program_from_environment()? };
     let nkd = Nkd::start(&net, &builds, DhcpMode::Server, &[])?;
     nkd.nkd(&net, &["image", "import", &builds.image.display().to_string(), "--name", "lab"])?;
-    let cluster = LabCluster::create(&net, &kubernetes_folder()?)?;
+    let cluster = LabCluster::with_housekeeper(&net, &kubernetes_folder()?)?;
+    let rollout = Rollout { cluster: &cluster, net: &net, nkd: &nkd };
+    rollout.push_housekeeper(&built("NKD_HOUSEKEEPER")?)?;
     nkd.nkd(&net, &["cluster", "apply", "-f", &cluster.file().display().to_string()])?;
     LabCluster::wait_until(&net, &nkd, "the machines are awaited", within(30), |status| {
         status["members"].as_array().is_some_and(|members| members.iter().all(|m| m["machine"].is_string()))
     })?;
 
-    let mut machines: Vec<Machine> =
-        LabCluster::machines().into_iter().map(|spec| spec.start(&net)).collect::<Result<_>>()?;
+    let [first, second] = LabCluster::machines();
+    let mut machines: Vec<Machine> = vec![first.start(&net)?, second.survives_trouble().start(&net)?];
     LabCluster::wait_until(&net, &nkd, "the cluster is Ready", within(1500), LabCluster::is_ready)?;
     for name in LabCluster::MACHINES {
         let machine = nkd.machine(&net, name)?;
@@ -45,8 +101,17 @@ fn two_blank_machines_become_a_ready_cluster_and_are_given_back() -> Result {
     };
     assert!(LabCluster::MACHINES.into_iter().all(ready), "{nodes}");
 
-    // Each boots its own disk from now on, and comes back into the cluster by itself.
-    cluster.cycle_power(&net, &nkd, &mut machines, within(600))?;
+    // The worker starts a release without an init three times in vain, and its boot loader goes back; meanwhile the only
+    // control plane is away. Each boots its own disk from now on, and comes back into the cluster by itself.
+    let deployment = |name: &str| Ok::<_, Error>(nkd.machine(&net, name)?["facts"]["bootedDeployment"].clone());
+    let before = deployment(WORKER)?;
+    ask_for_one_without_init(&rollout, &builds.image)?;
+    machines[1].console().expect("(boot_counter=2)", within(600))?;
+    cluster.cycle_power(&net, &nkd, &mut machines[..1], within(900))?;
+    wait_until_it_went_back(&rollout, within(300))?;
+    assert_eq!(deployment(WORKER)?, before);
+    let said = machines[1].console().text();
+    assert!(["(boot_counter=1)", "(boot_counter=0)", "Kernel panic"].iter().all(|text| said.contains(text)), "{said}");
 
     // Taken apart, the machines are back in the pool, and what was on their disks boots no more.
     nkd.nkd(&net, &["cluster", "destroy", LabCluster::NAME, "--confirm", LabCluster::NAME])?;

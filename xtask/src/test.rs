@@ -81,11 +81,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let words =
             ["test", "--package", "nkd-vm-tests", "--test", "boot_chain", "--", "--test-threads=1", "--nocapture"];
         tier("vm", &[&words[..], &filter[..]].concat(), &environment)?;
-        let (image, kubernetes) = (build::cluster_image()?, build::kubernetes()?);
+        let (image, kubernetes, housekeeper) = (build::cluster_image()?, build::kubernetes()?, build::housekeeper()?);
         let environment = [
             ("NKD_PROGRAM", program.as_os_str()),
             ("NKD_CLUSTER_IMAGE", image.as_os_str()),
             ("NKD_KUBERNETES", kubernetes.as_os_str()),
+            ("NKD_HOUSEKEEPER", housekeeper.as_os_str()),
         ];
         let words = ["test", "--package", "nkd-vm-tests", "--test", "whole_chain", "--", "--nocapture"];
         tier("whole chain", &[&words[..], &filter[..]].concat(), &environment)?;
