@@ -85,7 +85,7 @@ pub struct Release {
     pub kubernetes: Option<String>,
 }
 
-/// An operating system: a commit, or an image by its digest.
+/// An operating system: a commit, or an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
@@ -93,7 +93,8 @@ pub struct OsRelease {
     /// ostree commit, 64 hex digits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
-    /// Image, `registry.example/os@sha256:...`.
+    /// Image, `registry.example/os@sha256:...`. By a tag, `registry.example/os:24.03`, it is looked up once, before any node
+    /// begins; nodes are told the digest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
     /// Its version, for people.
@@ -299,7 +300,7 @@ pub enum DrainPolicy {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct UpstreamSpec {
-    /// Image of the operating system.
+    /// Image of the operating system, by its digest or its tag.
     #[serde(rename = "osImageURL", skip_serializing_if = "Option::is_none")]
     pub os_image_url: Option<String>,
     /// The version of Kubernetes.
@@ -330,6 +331,25 @@ pub struct UpdateStatus {
     /// The release that this speaks of: a finished update begins again only for another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub release: Option<Release>,
+    /// What the image that the resource names by its tag was when it was looked up. All nodes get this one, also when the tag
+    /// stands for another one by now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image: Option<FoundImage>,
+}
+
+/// An image that was named by its tag.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct FoundImage {
+    /// Its full name, `registry.example/os:24.03`. For another name it is looked up again.
+    pub asked: String,
+    /// Its digest, `sha256:...`.
+    pub digest: String,
+    /// When it was looked up.
+    #[serde(with = "time::serde::rfc3339")]
+    #[cfg_attr(feature = "schema", schemars(with = "String"))]
+    pub at: OffsetDateTime,
 }
 
 /// How far an update is, in one word.

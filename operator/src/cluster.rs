@@ -320,11 +320,28 @@ impl Cluster {
         ask(what, events.create(&PostParams::default(), &event)).await.map(drop)
     }
 
-    /// Writes the status of an update. One that is gone is no error.
+    /// All updates, as they are now.
     ///
     /// # Errors
-    /// The API server says no, or nothing.
-    pub async fn tell(&self, wish: &Wish, status: &UpdateStatus) -> Result<(), ClusterError> {
+    /// The API server says no, or nothing. The resource of upstream may be missing.
+    pub async fn updates(&self) -> Result<Vec<(Source, DynamicObject)>, ClusterError> {
+        let mut all = Vec::new();
+        for source in [Source::Ours, Source::Upstream] {
+            let updates: Api<DynamicObject> = Api::all_with(self.client(), &resource(source));
+            match ask("list updates", updates.list(&ListParams::default())).await {
+                Err(error) if source == Source::Upstream && error.code() == Some(404) => {}
+                list => all.extend(list?.items.into_iter().map(|object| (source, object))),
+            }
+        }
+        Ok(all)
+    }
+
+    /// Writes the status of an update, if nobody has written to it since it was seen: what an image was found to be is never
+    /// replaced by who has not seen that. The update as it is then; one that is gone is no error.
+    ///
+    /// # Errors
+    /// Somebody has, or the API server says no, or nothing.
+    pub async fn tell(&self, wish: &Wish, status: &UpdateStatus) -> Result<Option<DynamicObject>, ClusterError> {
         let resource = resource(wish.source);
         let updates: Api<DynamicObject> = match &wish.namespace {
             Some(namespace) => Api::namespaced_with(self.client(), namespace, &resource),
@@ -332,11 +349,11 @@ impl Cluster {
         };
         let what = format!("tell the status of {}", wish.full_name());
         let status = told(status).map_err(|e| ClusterError::Form(what.clone(), e))?;
-        let patch = json!({"metadata": {"uid": wish.uid}, "status": status});
+        let patch = json!({"metadata": {"uid": wish.uid, "resourceVersion": wish.version}, "status": status});
         let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
         match ask(what, updates.patch_status(&wish.name, &params, &Patch::Merge(&patch))).await {
-            Err(error) if !matches!(error.code(), Some(404)) => Err(error),
-            _ => Ok(()),
+            Err(error) if error.code() == Some(404) => Ok(None),
+            told => told.map(Some),
         }
     }
 }
@@ -344,6 +361,9 @@ impl Cluster {
 /// A status for a merge: what is not in it any more has to be named.
 fn told(status: &UpdateStatus) -> Result<Value, serde_json::Error> {
     let mut value = serde_json::to_value(status)?;
+    if let Value::Object(value) = &mut value {
+        value.entry("image").or_insert(Value::Null);
+    }
     if let Some(release) = value.get_mut("release").and_then(Value::as_object_mut) {
         release.entry("name").or_insert(Value::Null);
         release.entry("kubernetes").or_insert(Value::Null);
@@ -385,7 +405,7 @@ mod tests {
     use axum::extract::{Path as In, State};
     use axum::http::StatusCode;
     use axum::response::{IntoResponse, Response};
-    use axum::routing::{get, post};
+    use axum::routing::{get, patch as patch_route, post};
     use axum::{Json, Router};
     use nkd_api::update::{OsRelease, Release};
 
@@ -450,6 +470,35 @@ mod tests {
         assert_eq!(cluster.budgets().await.unwrap_err().code(), Some(404));
     }
 
+    /// An update that somebody else has written to since it was seen.
+    #[tokio::test]
+    async fn a_status_is_written_over_the_version_that_was_seen_and_no_other() {
+        async fn status(In(name): In<String>, Json(body): Json<Value>) -> Response {
+            let metadata = json!({"name": name, "uid": "u", "resourceVersion": "8"});
+            match (name.as_str(), body["metadata"]["resourceVersion"].as_str()) {
+                ("gone", _) => says(StatusCode::NOT_FOUND),
+                (_, Some("7")) => {
+                    let object = json!({"apiVersion": "nkd.io/v1alpha1", "kind": "Update", "metadata": metadata});
+                    Json(object).into_response()
+                }
+                _ => says(StatusCode::CONFLICT),
+            }
+        }
+        let router = Router::new().route("/apis/nkd.io/v1alpha1/updates/{name}/status", patch_route(status));
+        let cluster = Cluster::of(Client::new(router, "default"));
+        let wish = |name: &str, version: &str| {
+            let object = json!({
+                "apiVersion": "nkd.io/v1alpha1", "kind": "Update", "spec": {"release": {"kubernetes": "v1.21.0"}},
+                "metadata": {"name": name, "uid": "u", "resourceVersion": version, "creationTimestamp": "2026-01-02T03:04:05Z"},
+            });
+            Wish::read(Source::Ours, &serde_json::from_value(object).unwrap()).unwrap()
+        };
+        let told = cluster.tell(&wish("a", "7"), &UpdateStatus::default()).await.unwrap().unwrap();
+        assert_eq!(told.metadata.resource_version.as_deref(), Some("8"));
+        assert!(cluster.tell(&wish("a", "6"), &UpdateStatus::default()).await.unwrap_err().is_conflict());
+        assert!(cluster.tell(&wish("gone", "7"), &UpdateStatus::default()).await.unwrap().is_none());
+    }
+
     #[test]
     fn a_change_writes_what_it_names_and_nothing_else() {
         let change = Change { cordon: Some(false), cordoned_by: Some(None), ..Change::default() };
@@ -470,5 +519,6 @@ mod tests {
         let status = told(&UpdateStatus { release, ..UpdateStatus::default() }).unwrap();
         let expected = json!({"name": "1", "kubernetes": null, "os": {"commit": "a", "image": null, "version": null}});
         assert_eq!(status["release"], expected);
+        assert_eq!(status.get("image"), Some(&Value::Null), "what was found for a name that it has no more");
     }
 }

@@ -5,8 +5,12 @@
 
 pub mod budget;
 pub mod cluster;
+pub mod credentials;
+pub mod image;
 pub mod lease;
+pub mod lookups;
 pub mod plan;
+pub mod registry;
 pub mod run;
 pub mod seen;
 pub mod serve;

@@ -10,6 +10,8 @@ use anyhow::Context;
 use clap::Parser;
 use nkd_operator::cluster::{Cluster, ClusterError, chain};
 use nkd_operator::lease::{Election, Tenure};
+use nkd_operator::lookups::Lookups;
+use nkd_operator::registry::Registries;
 use nkd_operator::run::{Operator, Own};
 use nkd_operator::serve::{Metrics, serve};
 use nkd_operator::watch::Watched;
@@ -43,6 +45,12 @@ struct Arguments {
     /// How long the lease lasts
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(24..=600))]
     lease_seconds: u16,
+    /// Certificate authorities of registries beside the web's: a file in PEM, or a folder of such. It may be missing
+    #[arg(long, env = "NKD_REGISTRY_CAS")]
+    registry_cas: Option<PathBuf>,
+    /// Users of registries, as docker's config.json has them. It may be missing
+    #[arg(long, env = "NKD_REGISTRY_CREDENTIALS")]
+    registry_credentials: Option<PathBuf>,
     /// What is logged
     #[arg(long, env = "NKD_LOG", default_value = "info,kube_client=off,kube_runtime=error")]
     log: String,
@@ -101,7 +109,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let election = Election::new(&cluster, &namespace, pod.clone(), lasts, tenure.clone());
     let mut election = tokio::spawn(election.run(stop.clone(), stopped.clone()));
     let own = Own { namespace, pod, node: arguments.node };
-    let mut operator = tokio::spawn(Operator::new(cluster, watched, tenure, own, metrics, stop.clone()).run(changed));
+    let registries = Registries { cas: arguments.registry_cas, credentials: arguments.registry_credentials };
+    let lookups = Lookups::new(registries, changed.clone());
+    let operator = Operator::new(cluster, watched, tenure, own, metrics, lookups, stop.clone());
+    let mut operator = tokio::spawn(operator.run(changed));
     tokio::select! {
         _ = terminated.recv() => {}
         _ = interrupted.recv() => {}

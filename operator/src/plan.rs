@@ -17,6 +17,7 @@ use nkd_api::update::{
 };
 use time::{Duration, OffsetDateTime};
 
+use crate::image;
 use crate::seen::{NodeSeen, Seen};
 use crate::step::{Change, Step, Why, write};
 use crate::tell;
@@ -31,6 +32,7 @@ pub fn plan(wish: &Wish, seen: &Seen, now: OffsetDateTime) -> Vec<Step> {
     let planes = seen.nodes.iter().filter(|node| node.control_plane).collect();
     let mut planner = Planner { wish, seen, planes, now, steps: Vec::new(), told: BTreeMap::new(), why: None };
     planner.go_on();
+    planner.look_up();
     planner.begin();
     // What is yet to be written may fail: an end is told when it can be seen.
     let settled = planner.steps.is_empty();
@@ -173,7 +175,7 @@ impl<'a> Planner<'a> {
     fn may_stage(&self) -> bool {
         let spec = &self.wish.spec;
         let open = self.seen.ahead.is_none() && self.wish.problem.is_none() && !spec.paused && !spec.abort;
-        open && self.failed() < spec.strategy.halt_after_failures.max(1) as usize
+        open && self.wish.unknown().is_none() && self.failed() < spec.strategy.halt_after_failures.max(1) as usize
     }
 
     fn failed(&self) -> usize {
@@ -418,6 +420,17 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Asks what an image is that is named by its tag: at once, whoever goes first and whatever the hour, for that is the image
+    /// that its owner means, and a mistake is said before the night.
+    fn look_up(&mut self) {
+        let wanted = self.wish.problem.is_none() && !self.wish.spec.abort;
+        if let Some(asked) =
+            self.wish.unknown().filter(|asked| wanted && image::is_due(asked, self.seen.looked.as_ref()))
+        {
+            self.steps.push(Step::LookUp { image: asked.to_owned() });
+        }
+    }
+
     /// Lets the next ones begin, if any may.
     fn begin(&mut self) {
         let spec = &self.wish.spec;
@@ -429,6 +442,9 @@ impl<'a> Planner<'a> {
             return self.hold("Invalid", problem.clone());
         } else if spec.abort {
             return self.hold("Aborted", IS_CALLED_OFF);
+        } else if let Some(asked) = self.wish.unknown() {
+            let why = image::why(asked, self.seen.looked.as_ref());
+            return self.hold(why.code, why.text);
         } else if let Some(ahead) = &self.seen.ahead {
             return self.hold("AnotherUpdate", format!("the update {ahead} is older and goes first"));
         } else if failed >= halt {

@@ -2,7 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "reads the clock")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::budget::{BudgetSeen, leaving, obstacles};
 use crate::cluster::{Cluster, ClusterError, chain};
 use crate::lease::Tenure;
+use crate::lookups::Lookups;
 use crate::plan::plan;
 use crate::seen::{NodeSeen, PodsSeen, Seen};
 use crate::serve::Metrics;
@@ -55,6 +56,7 @@ pub struct Operator {
     /// What held the pods of a node when they were last asked to leave. It is shown, and decides nothing.
     said: BTreeMap<String, String>,
     waits: Waits,
+    lookups: Lookups,
 }
 
 /// A step that cannot be done now.
@@ -77,9 +79,10 @@ impl Operator {
         tenure: Tenure,
         own: Own,
         metrics: Metrics,
+        lookups: Lookups,
         stop: CancellationToken,
     ) -> Self {
-        Self { cluster, watched, tenure, own, metrics, stop, said: BTreeMap::new(), waits: Waits::default() }
+        Self { cluster, watched, tenure, own, metrics, stop, said: BTreeMap::new(), waits: Waits::default(), lookups }
     }
 
     /// Runs until it is told to stop.
@@ -100,6 +103,8 @@ impl Operator {
                 led = self.catch_up().await;
             } else if !leads {
                 led = false;
+                // What was found and not written is another's to look up.
+                self.lookups.forget();
             }
             if leads && led {
                 match self.look().await {
@@ -123,9 +128,11 @@ impl Operator {
     }
 
     async fn catch_up(&mut self) -> bool {
-        match self.cluster.nodes().await {
-            Ok(nodes) => {
+        let now = async { Ok::<_, ClusterError>((self.cluster.nodes().await?, self.cluster.updates().await?)) };
+        match now.await {
+            Ok((nodes, updates)) => {
                 nodes.into_iter().for_each(|node| self.watched.learn(node));
+                updates.into_iter().for_each(|update| self.watched.learn_update(update));
                 true
             }
             Err(error) => {
@@ -140,7 +147,7 @@ impl Operator {
         let begun = Instant::now();
         let wishes = self.watched.wishes();
         let (nodes, seen) = self.nodes();
-        for step in opened(&Seen { nodes: seen, own_node: None, ahead: None }) {
+        for step in opened(&Seen { nodes: seen, ..Seen::default() }) {
             self.act(None, &nodes, step).await?;
         }
         let seen = self.nodes().1;
@@ -148,11 +155,14 @@ impl Operator {
             turns(&wishes, &seen).into_iter().map(|(wish, ahead)| (wish.clone(), ahead)).collect();
         let open = !turns.is_empty();
         self.metrics.updates(&wishes);
+        // What is known, and what nobody wants any more, is not remembered: another name is asked for anew.
+        let unknown = turns.iter().map(|(wish, _)| wish).filter(|wish| wish.unknown().is_some());
+        self.lookups.keep(&unknown.map(|wish| wish.uid.as_str()).collect::<BTreeSet<_>>());
         for (wish, ahead) in turns {
             self.serve(&wish, ahead).await?;
         }
         let (nodes, seen) = self.nodes();
-        for step in orphans(&Seen { nodes: seen, own_node: None, ahead: None }, &wishes) {
+        for step in orphans(&Seen { nodes: seen, ..Seen::default() }, &wishes) {
             self.act(None, &nodes, step).await?;
         }
         self.metrics.took(begun.elapsed());
@@ -171,7 +181,8 @@ impl Operator {
 
     async fn serve(&mut self, wish: &Wish, ahead: Option<String>) -> Result<(), StopReason> {
         let (nodes, seen) = self.nodes();
-        let mut seen = Seen { nodes: seen, own_node: self.own.node.clone(), ahead };
+        let looked = self.lookups.looked(&wish.uid);
+        let mut seen = Seen { nodes: seen, own_node: self.own.node.clone(), ahead, looked };
         let mut budgets: Option<Vec<BudgetSeen>> = None;
         let mut steps = Vec::new();
         for _ in 0..ROUNDS {
@@ -251,16 +262,23 @@ impl Operator {
                 self.said.insert(node, held.join("; "));
                 Ok(())
             }
+            Step::LookUp { image } => {
+                if let Some(wish) = wish {
+                    self.lookups.begin(&wish.uid, &image);
+                }
+                Ok(())
+            }
             Step::Tell(status) => {
                 let Some(wish) = wish else { return Ok(()) };
+                if let Some(told) = self.cluster.tell(wish, &status).await? {
+                    self.watched.learn_update((wish.source, told));
+                }
                 if status.phase != wish.status.phase {
                     let why = status.conditions.first().map(|one| one.message.clone()).unwrap_or_default();
-                    self.cluster.tell(wish, &status).await?;
                     tracing::info!(update = wish.full_name(), phase = ?status.phase, "{why}");
                     self.publish(&of_update(wish), &format!("{:?}", status.phase), &why, false).await;
-                    return Ok(());
                 }
-                Ok(self.cluster.tell(wish, &status).await?)
+                Ok(())
             }
         }
     }

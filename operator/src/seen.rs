@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use time::Duration;
 
 use crate::budget::PodSeen;
+use crate::image::Looked;
 
 const ROLES: [&str; 2] = ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"];
 
@@ -20,6 +21,8 @@ pub struct Seen {
     pub own_node: Option<String>,
     /// An update that comes before the one in question.
     pub ahead: Option<String>,
+    /// How far the look-up of its image is.
+    pub looked: Option<Looked>,
 }
 
 /// A node.

@@ -40,6 +40,11 @@ pub enum Step {
         /// Without their time to end: their node does not answer.
         at_once: bool,
     },
+    /// Ask a registry what an image is that is named by its tag.
+    LookUp {
+        /// The image, in full.
+        image: String,
+    },
     /// Tell how far it is.
     Tell(Box<UpdateStatus>),
 }

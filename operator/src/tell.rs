@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use nkd_api::update::{Condition, Counts, NodeState, NodeStatus, Phase, UpdateStatus};
+use nkd_api::update::{Condition, Counts, FoundImage, NodeState, NodeStatus, Phase, UpdateStatus};
 use time::OffsetDateTime;
 
+use crate::image;
 use crate::seen::Seen;
 use crate::step::Why;
 use crate::wish::Wish;
@@ -48,7 +49,17 @@ pub fn status(
     };
     let conditions = conditions(wish, phase, &nodes, counts, why, now);
     let release = Some(wish.spec.release.clone());
-    UpdateStatus { phase, conditions, nodes, counts, observed_generation: wish.generation, release }
+    let image = found_image(wish, seen, now);
+    UpdateStatus { phase, conditions, nodes, counts, observed_generation: wish.generation, release, image }
+}
+
+/// What an image by its tag was found to be: as it was told before, or as it was found now. Nodes begin when it can be read here.
+fn found_image(wish: &Wish, seen: &Seen, now: OffsetDateTime) -> Option<FoundImage> {
+    let wanted = wish.problem.is_none() && !wish.spec.abort;
+    match wish.unknown().filter(|_| wanted) {
+        Some(asked) => image::found(asked, seen.looked.as_ref(), now),
+        None => wish.found().cloned(),
+    }
 }
 
 fn at_work(state: NodeState) -> bool {
@@ -116,10 +127,12 @@ fn conditions(
         .filter(|node| matches!(node.state, NodeState::Failed | NodeState::Blocked))
         .map(|node| format!("{}: {}", node.name, node.reason))
         .collect();
-    let degraded = !failed.is_empty() || matches!(phase, Phase::Halted | Phase::Invalid);
+    let unknown = why.filter(|why| why.code == image::UNKNOWN);
+    let degraded = !failed.is_empty() || unknown.is_some() || matches!(phase, Phase::Halted | Phase::Invalid);
     let (degraded_reason, degraded_message) = match phase {
         Phase::Invalid => ("Invalid".to_owned(), message.clone()),
         _ if counts.failed > 0 => ("NodesFailed".to_owned(), failed.join("; ")),
+        _ if let Some(why) = unknown => (why.code.to_owned(), why.text.clone()),
         _ if degraded => ("Blocked".to_owned(), failed.join("; ")),
         // Never an empty text: API servers of old take one for null, and refuse it.
         _ => ("AsExpected".to_owned(), "nothing is wrong".to_owned()),

@@ -2,13 +2,15 @@
 
 use kube::api::DynamicObject;
 use nkd_api::update::{
-    Day, DrainPolicy, MaxUnavailable, OsRelease, Phase, RAISE_RETRY, Release, UpdateSpec, UpdateStatus, UpstreamSpec,
-    Window,
+    Day, DrainPolicy, FoundImage, MaxUnavailable, OsRelease, Phase, RAISE_RETRY, Release, UpdateSpec, UpdateStatus,
+    UpstreamSpec, Window,
 };
 use serde::Deserialize;
 use serde_json::Value;
 use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime, Weekday};
+
+use crate::image::{self, Named};
 
 /// Which resource an update was written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,10 +34,14 @@ pub struct Wish {
     pub uid: String,
     /// Its generation.
     pub generation: i64,
+    /// Its version, which each write changes.
+    pub version: String,
     /// When it was made.
     pub created: OffsetDateTime,
-    /// What it asks for.
+    /// What it asks for. An image that it names by a tag is named by its digest here, as soon as that is known.
     pub spec: UpdateSpec,
+    /// The image, in full, that it names by a tag.
+    pub tagged: Option<String>,
     /// When nodes may begin; nothing: at any time.
     pub hours: Option<Hours>,
     /// Why it cannot be followed.
@@ -77,18 +83,53 @@ impl Wish {
         };
         let problem = problem.or_else(|| fault(source, &spec));
         let status = object.data.get("status").cloned().unwrap_or(Value::Null);
-        Some(Self {
+        let mut wish = Self {
             source,
             namespace: metadata.namespace.clone(),
             name: metadata.name.clone()?,
             uid: metadata.uid.clone()?,
             generation: metadata.generation.unwrap_or_default(),
+            version: metadata.resource_version.clone().unwrap_or_default(),
             created,
             spec,
+            tagged: None,
             hours,
             problem,
             status: UpdateStatus::deserialize(status).unwrap_or_default(),
-        })
+        };
+        wish.name_image();
+        Some(wish)
+    }
+
+    /// Names the image by its digest, wherever that is known. What it is read from has to be as its owner wrote it.
+    pub(crate) fn name_image(&mut self) {
+        self.tagged = None;
+        let Some(os) = &mut self.spec.release.os else { return };
+        match os.image.as_deref().map(image::read) {
+            Some(Ok(Named::Digest(name))) => os.image = Some(name),
+            Some(Ok(Named::Tag(name))) => {
+                self.tagged = Some(name.to_string());
+                if let Some(found) = self.found() {
+                    let named = name.at(&found.digest);
+                    self.spec.release.os = self.spec.release.os.take().map(|os| OsRelease { image: Some(named), ..os });
+                }
+            }
+            // It is a problem already, or there is none.
+            Some(Err(_)) | None => {}
+        }
+    }
+
+    /// What the image that it names by a tag was when it was looked up. What was found for another name is none of it.
+    #[must_use]
+    pub fn found(&self) -> Option<&FoundImage> {
+        let found = self.status.image.as_ref().filter(|found| image::is_digest(&found.digest))?;
+        (self.tagged.as_ref() == Some(&found.asked)).then_some(found)
+    }
+
+    /// The image that has to be looked up before anything begins.
+    #[must_use]
+    pub fn unknown(&self) -> Option<&str> {
+        self.tagged.as_deref().filter(|_| self.found().is_none())
     }
 
     /// Its name for people and for nodes: with its namespace, if it has one.
@@ -157,17 +198,13 @@ fn fault(source: Source, spec: &UpdateSpec) -> Option<String> {
         return Some("spec.release.os: give a commit or an image, one of them".into());
     }
     if let Some(image) = release.os.as_ref().and_then(|os| os.image.as_deref())
-        && !has_digest(image)
+        && let Err(wrong) = image::read(image)
     {
         let field = match source {
             Source::Ours => "spec.release.os.image",
             Source::Upstream => "spec.osImageURL",
         };
-        let name = image.split_once('@').map_or(image, |(name, _)| name);
-        let find = format!("`skopeo inspect --format '{{{{.Digest}}}}' docker://{name}` shows it");
-        return Some(format!(
-            "{field} is `{image}`, which may be another image for every node: name it by its digest alone, NAME@sha256:...; {find}"
-        ));
+        return Some(format!("{field} is `{image}`: {wrong}; name it like registry.example/os:24.03"));
     }
     if let Some(version) = &release.kubernetes
         && version_of(version).is_none()
@@ -176,15 +213,6 @@ fn fault(source: Source, spec: &UpdateSpec) -> Option<String> {
     }
     (spec.max_unavailable == MaxUnavailable::Count(0))
         .then(|| "spec.maxUnavailable is 0, so that no node could ever begin: give at least 1".into())
-}
-
-/// An image that is the same one wherever and whenever it is fetched: agents take no other. What fetches images on a node
-/// takes no name with both a tag and a digest.
-fn has_digest(image: &str) -> bool {
-    let Some((name, digest)) = image.rsplit_once('@') else { return false };
-    let tagged = name.rsplit('/').next().is_none_or(|last| last.is_empty() || last.contains(':'));
-    let hex = digest.strip_prefix("sha256:").filter(|_| !tagged);
-    hex.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
 /// The numbers of a version like `v1.21.0`.
@@ -298,21 +326,54 @@ mod tests {
     }
 
     #[test]
-    fn an_image_without_its_digest_is_said_before_any_node_refuses_it() {
-        let tag = "registry.example:5000/nestos:24.03";
+    fn an_image_by_its_tag_is_unknown_until_its_status_says_its_digest() {
+        let digest = |digit: &str| format!("sha256:{}", digit.repeat(64));
+        let read = |source: Source, image: &str, found: Value| {
+            let spec = match source {
+                Source::Ours => json!({"release": {"os": {"image": image}}}),
+                Source::Upstream => json!({"osImageURL": image}),
+            };
+            let object = json!({
+                "apiVersion": "nkd.io/v1alpha1", "kind": "Update", "spec": spec, "status": {"image": found},
+                "metadata": {"name": "a", "uid": "u", "creationTimestamp": "2026-01-02T03:04:05Z", "resourceVersion": "7"},
+            });
+            Wish::read(source, &serde_json::from_value(object).unwrap()).unwrap()
+        };
+        let says = |asked: &str, digest: &str| json!({"asked": asked, "digest": digest, "at": "2026-01-02T03:04:06Z"});
+        let image = |wish: &Wish| wish.spec.release.os.clone().unwrap().image.unwrap();
+        let full = "registry.example:5000/nestos:24.03";
+        for source in [Source::Ours, Source::Upstream] {
+            let wish = read(source, full, Value::Null);
+            assert_eq!((wish.problem.as_deref(), wish.unknown(), wish.version.as_str()), (None, Some(full), "7"));
+            let wish = read(source, full, says(full, &digest("a")));
+            assert_eq!((wish.unknown(), wish.found().is_some()), (None, true));
+            assert_eq!(image(&wish), format!("registry.example:5000/nestos@{}", digest("a")));
+            // What was found for another name, and what is no digest, is nothing.
+            for found in [says("registry.example:5000/nestos:24.09", &digest("a")), says(full, "sha256:1")] {
+                let wish = read(source, full, found);
+                assert_eq!((wish.unknown(), image(&wish).as_str()), (Some(full), full));
+            }
+            // By its digest it is known, whatever the tag.
+            let wish = read(source, &format!("{full}@{}", digest("b")), says(full, &digest("a")));
+            assert_eq!((wish.unknown(), wish.found()), (None, None));
+            assert_eq!(image(&wish), format!("registry.example:5000/nestos@{}", digest("b")));
+        }
+        let wish = read(Source::Upstream, "nestos", says("docker.io/library/nestos:latest", &digest("c")));
+        assert_eq!(image(&wish), format!("docker.io/library/nestos@{}", digest("c")));
+        // People read what was asked for.
+        assert_eq!(wish.spec.release.name, "nestos");
+    }
+
+    #[test]
+    fn what_is_no_image_is_said_before_any_node_refuses_it() {
         let problem = |source, spec: Value| read(source, spec).problem.unwrap_or_default();
-        let upstream = problem(Source::Upstream, json!({"osImageURL": tag, "kubeVersion": "v1.21.0"}));
-        assert!(upstream.starts_with(&format!("spec.osImageURL is `{tag}`")), "{upstream}");
-        let next = format!("`skopeo inspect --format '{{{{.Digest}}}}' docker://{tag}` shows it");
-        assert!(upstream.ends_with(&next), "{upstream}");
-        let good = "a".repeat(64);
-        let digest = |hex: &str| format!("registry.example:5000/nestos@sha256:{hex}");
-        let both = format!("{tag}@sha256:{good}");
-        for image in [tag.into(), both, digest("ab"), digest(&"g".repeat(64)), format!("@sha256:{good}")] {
+        let upstream = problem(Source::Upstream, json!({"osImageURL": "docker://registry.example/os:1"}));
+        assert!(upstream.starts_with("spec.osImageURL is `docker://registry.example/os:1`: `docker:`"), "{upstream}");
+        let hex = "a".repeat(64);
+        for image in ["registry.example/os@sha256:ab".into(), format!("@sha256:{hex}"), "Not an image".into()] {
             let said = problem(Source::Ours, json!({"release": {"os": {"image": image}}}));
             assert!(said.starts_with("spec.release.os.image is "), "{image}: {said}");
         }
-        assert_eq!(problem(Source::Ours, json!({"release": {"os": {"image": digest(&"0f".repeat(32))}}})), "");
     }
 
     #[test]

@@ -154,6 +154,19 @@ fn the_deployment_may_do_what_it_does_and_no_more() {
     assert_eq!(security["allowPrivilegeEscalation"], false);
     assert_eq!(security["capabilities"], json!({"drop": ["ALL"]}));
     assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+    // The operator starts without what is told to registries, and reads it where it is mounted.
+    let volumes = &pod["volumes"];
+    assert_eq!(volumes[0]["configMap"], json!({"name": "housekeeper-registries", "optional": true}));
+    assert_eq!(volumes[1]["secret"], json!({"secretName": "housekeeper-registries", "optional": true}));
+    for (index, (variable, below)) in
+        [("NKD_REGISTRY_CAS", ""), ("NKD_REGISTRY_CREDENTIALS", "/.dockerconfigjson")].into_iter().enumerate()
+    {
+        let mount = &container["volumeMounts"][index];
+        assert_eq!((&mount["name"], &mount["readOnly"]), (&volumes[index]["name"], &json!(true)));
+        let path = format!("{}{below}", mount["mountPath"].as_str().unwrap());
+        let set = |one: &&Value| one["name"] == variable;
+        assert_eq!(container["env"].as_array().unwrap().iter().find(set).unwrap()["value"], path);
+    }
     // Where the only control plane is closed for its upgrade, a lost pod of the operator would have nowhere to go.
     let tolerations: Vec<&str> =
         pod["tolerations"].as_array().unwrap().iter().filter_map(|t| t["key"].as_str()).collect();

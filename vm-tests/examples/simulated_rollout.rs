@@ -199,8 +199,10 @@ impl World {
             name: "to-2".into(),
             uid: "uid".into(),
             generation: 1,
+            version: "1".into(),
             created: start,
             spec,
+            tagged: None,
             hours: None,
             problem: None,
             status: UpdateStatus::default(),
@@ -261,7 +263,7 @@ impl World {
         let took = begun.elapsed().as_secs_f64() * 1000.0;
         for step in steps {
             match step {
-                Step::Inspect { .. } | Step::Delete { .. } => {}
+                Step::Inspect { .. } | Step::Delete { .. } | Step::LookUp { .. } => {}
                 Step::Write { node, change, .. } => {
                     let number = self.index[&node];
                     write(&mut self.seen.nodes[number], *change);

@@ -186,6 +186,7 @@ fn nodes_are_upgraded_one_by_one_with_real_pods_budgets_and_rights() -> Result {
     too_many_failures(&mut scene)?;
     abort(&mut scene)?;
     upstreams_resource(&mut scene)?;
+    upstreams_image_by_a_tag_that_moves(&mut scene)?;
     events(&scene)
 }
 
@@ -292,4 +293,60 @@ fn upstreams_resource(scene: &mut Scene) -> Result {
         assert!(Instant::now() < end, "{status:#}");
         std::thread::sleep(Duration::from_millis(500));
     }
+}
+
+/// The tag is not there at first, and stands for another image when the first node has begun.
+fn upstreams_image_by_a_tag_that_moves(scene: &mut Scene) -> Result {
+    let (name, tagged) = ("os:24.03", "192.0.2.1:8443/os:24.03");
+    let push = |scene: &Scene, image: &str| {
+        scene.lab.nkd.push_image(&scene.lab.net, &scene.lab.kubernetes().join("images").join(image), name)
+    };
+    let stands_for = |scene: &Scene, digest: &str| -> Result<bool> {
+        let tags = scene.lab.nkd.json(&scene.lab.net, &["registry", "tags", "os"])?;
+        Ok(tags.to_string().contains(digest))
+    };
+    let update = json!({
+        "apiVersion": "housekeeper.io/v1alpha1", "kind": "Update", "metadata": {"name": "f", "namespace": "default"},
+        "spec": {"osImageURL": tagged, "evictPodForce": true, "maxUnavailable": 1},
+    });
+    scene.apply("by-tag.json", &update.to_string())?;
+    (scene.closed, scene.most) = (Vec::new(), 0);
+    let (mut refused, mut moved) = (false, false);
+    let end = Instant::now() + within(400);
+    let digest = loop {
+        scene.play(good)?;
+        let status = scene.json(&["get", "updates.housekeeper.io", "f"])?["status"].clone();
+        let digest = status["image"]["digest"].as_str().map(str::to_owned);
+        match &digest {
+            None => {
+                assert!(scene.closed.is_empty(), "a node has begun, and nobody knows with what: {status:#}");
+                let why = &status["conditions"][0];
+                if !refused && why["reason"] == "ImageUnknown" {
+                    let said = why["message"].as_str().unwrap();
+                    assert!(said.contains(tagged) && said.contains("404"), "{said}");
+                    refused = true;
+                    push(scene, "pause.tar")?;
+                }
+            }
+            Some(digest) if !moved && !scene.closed.is_empty() => {
+                assert!(stands_for(scene, digest)?);
+                push(scene, "busybox.tar")?;
+                assert!(!stands_for(scene, digest)?, "the tag has moved");
+                moved = true;
+            }
+            Some(digest) if status["phase"] == "Complete" => break digest.clone(),
+            Some(_) => {}
+        }
+        assert!(Instant::now() < end, "{status:#}");
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    assert!(refused && moved);
+    assert_eq!((scene.closed.join(" "), scene.most), ("cp1 w1 w2".into(), 1));
+    for name in ["cp1", "w1", "w2"] {
+        let node = scene.node(name)?;
+        let desired = node["metadata"]["annotations"]["nkd.io/desired"].as_str().unwrap();
+        let desired: Value = serde_json::from_str(desired).unwrap();
+        assert_eq!(desired["os"]["image"], format!("192.0.2.1:8443/os@{digest}"), "{name}");
+    }
+    Ok(())
 }

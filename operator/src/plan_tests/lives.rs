@@ -22,7 +22,13 @@ enum Happens {
     Release(usize, u32),
     OwnNode(usize),
     MaxUnavailable(usize, u32),
+    Image(usize, usize),
+    Push(usize, u32),
+    Registry(bool),
+    Answer,
 }
+
+const TAGS: [&str; 2] = ["24.03", "24.09"];
 
 const NAMES: [&str; 7] = ["cp1", "cp2", "cp3", "w1", "w2", "w3", "w4"];
 
@@ -48,6 +54,10 @@ fn happens() -> impl Strategy<Value = Happens> {
         1 => (0usize..3, 1u32..4).prop_map(|(wish, number)| Happens::Release(wish, number)),
         1 => node.prop_map(Happens::OwnNode),
         1 => (0usize..3, 1u32..4).prop_map(|(wish, max)| Happens::MaxUnavailable(wish, max)),
+        1 => (0usize..3, 0usize..2).prop_map(|(wish, tag)| Happens::Image(wish, tag)),
+        1 => (0usize..2, 10u32..14).prop_map(|(tag, number)| Happens::Push(tag, number)),
+        1 => any::<bool>().prop_map(Happens::Registry),
+        6 => Just(Happens::Answer),
     ]
 }
 
@@ -101,6 +111,10 @@ impl World {
             Happens::MaxUnavailable(wish, max) => {
                 self.edit(wish, |spec| spec.max_unavailable = MaxUnavailable::Count(max));
             }
+            Happens::Image(wish, tag) => self.edit(wish, |spec| spec.release = image(TAGS[tag])),
+            Happens::Push(tag, number) => self.push(TAGS[tag], number),
+            Happens::Registry(there) => self.registry = there.then(BTreeMap::new),
+            Happens::Answer => self.answer(),
             _ => {}
         }
     }
@@ -133,6 +147,9 @@ proptest! {
             node.ready = true;
         }
         world.beneath.values_mut().for_each(|beneath| beneath.obstacles.clear());
+        for (number, tag) in (10..).zip(TAGS) {
+            world.push(tag, number);
+        }
         for index in 0..world.wishes.len() {
             world.edit(index, |spec| { spec.paused = false; spec.retry += 1; spec.window = None; });
         }

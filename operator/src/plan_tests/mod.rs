@@ -10,10 +10,12 @@ use time::macros::datetime;
 
 use super::*;
 use crate::budget::PodSeen;
+use crate::image::{LookState, Looked, Named};
 use crate::seen::PodsSeen;
 use crate::turn::{opened, orphans, turns};
 use crate::wish::{Hours, Source};
 
+mod images;
 mod lives;
 mod silence;
 mod turns;
@@ -26,6 +28,16 @@ fn release(number: u32) -> Release {
     Release { name: number.to_string(), os, kubernetes: Some(format!("v1.{}.0", 20 + number)) }
 }
 
+/// An image by its tag.
+fn image(tag: &str) -> Release {
+    let os = Some(OsRelease { image: Some(format!("registry.example/os:{tag}")), ..OsRelease::default() });
+    Release { name: tag.into(), os, kubernetes: Some("v1.21.0".into()) }
+}
+
+fn digest(number: u32) -> String {
+    format!("sha256:{number:064x}")
+}
+
 fn wish(uid: &str, spec: UpdateSpec) -> Wish {
     let hours = spec.window.as_ref().map(|window| Hours::read(window).unwrap());
     Wish {
@@ -34,8 +46,10 @@ fn wish(uid: &str, spec: UpdateSpec) -> Wish {
         name: format!("update-{uid}"),
         uid: uid.into(),
         generation: 1,
+        version: String::new(),
         created: START,
         spec,
+        tagged: None,
         hours,
         problem: None,
         status: UpdateStatus::default(),
@@ -75,6 +89,16 @@ struct World {
     made: u32,
     /// What was written, in order: node and reason.
     written: Vec<(String, &'static str)>,
+    /// What tags stand for in the registry; nothing: it is away.
+    registry: Option<BTreeMap<String, u32>>,
+    /// What the operator has asked it for, by uid, and when that failed.
+    lookups: BTreeMap<String, (Looked, OffsetDateTime)>,
+    /// How often it was asked.
+    questions: u32,
+    /// How often an update has named another release.
+    systems: BTreeMap<String, u32>,
+    /// The image that nodes were told for each of them.
+    images: BTreeMap<(String, u32), String>,
 }
 
 impl World {
@@ -87,6 +111,11 @@ impl World {
             own_node: None,
             made: 0,
             written: Vec::new(),
+            registry: Some(BTreeMap::new()),
+            lookups: BTreeMap::new(),
+            questions: 0,
+            systems: BTreeMap::new(),
+            images: BTreeMap::new(),
         };
         names.iter().for_each(|name| world.join(name));
         world
@@ -103,12 +132,18 @@ impl World {
         self.made += 1;
         let mut wish = wish(&self.made.to_string(), spec);
         wish.created = START + Duration::seconds(self.made.into());
+        wish.name_image();
         self.wishes.push(wish);
     }
 
     fn edit(&mut self, index: usize, change: impl FnOnce(&mut UpdateSpec)) {
         if let Some(wish) = self.wishes.get_mut(index) {
+            let before = wish.spec.release.clone();
             change(&mut wish.spec);
+            if wish.spec.release != before {
+                wish.name_image();
+                *self.systems.entry(wish.uid.clone()).or_default() += 1;
+            }
             wish.hours = wish.spec.window.as_ref().map(|window| Hours::read(window).unwrap());
             wish.generation += 1;
         }
@@ -130,22 +165,29 @@ impl World {
         self.wishes[index].status.phase
     }
 
-    /// One look of an operator, which is killed after so many steps.
-    fn look(&mut self, mut patience: usize) {
-        for step in opened(&Seen { nodes: self.nodes.clone(), own_node: None, ahead: None }) {
+    /// One look of an operator, which is killed after so many steps, and with it what it knows of the registry.
+    fn look(&mut self, patience: usize) {
+        if self.look_until(patience).is_none() {
+            self.lookups.clear();
+        }
+    }
+
+    fn look_until(&mut self, mut patience: usize) -> Option<()> {
+        for step in opened(&Seen { nodes: self.nodes.clone(), ..Seen::default() }) {
             if patience == 0 {
-                return;
+                return None;
             }
             patience -= 1;
             self.apply("", step);
         }
-        let mut seen = Seen { nodes: self.nodes.clone(), own_node: self.own_node.clone(), ahead: None };
+        let mut seen = Seen { nodes: self.nodes.clone(), own_node: self.own_node.clone(), ..Seen::default() };
         for node in &mut seen.nodes {
             node.waited = node.note.as_ref().map(|note| self.now - note.since).unwrap_or_default();
         }
         let wishes = self.wishes.clone();
         for (wish, ahead) in turns(&wishes, &self.nodes) {
             seen.ahead = ahead;
+            seen.looked = self.looked(wish);
             let steps = loop {
                 let steps = plan(wish, &seen, self.now);
                 let wanted: Vec<&String> = steps
@@ -163,15 +205,46 @@ impl World {
             };
             for step in steps {
                 if patience == 0 {
-                    return;
+                    return None;
                 }
                 patience -= 1;
                 self.apply(&wish.uid, step);
             }
         }
-        seen.ahead = None;
+        (seen.ahead, seen.looked) = (None, None);
         for step in orphans(&seen, &wishes) {
             self.apply("", step);
+        }
+        Some(())
+    }
+
+    /// How far the look-up of its image is. One that is known is not asked for any more.
+    fn looked(&mut self, wish: &Wish) -> Option<Looked> {
+        if wish.unknown().is_none() {
+            self.lookups.remove(&wish.uid);
+        }
+        let (looked, at) = self.lookups.get(&wish.uid)?.clone();
+        let state = match looked.state {
+            LookState::Failed(_) => LookState::Failed(self.now - at),
+            other => other,
+        };
+        Some(Looked { state, ..looked })
+    }
+
+    /// The registry answers everybody who has asked.
+    fn answer(&mut self) {
+        for (looked, at) in self.lookups.values_mut().filter(|(looked, _)| looked.state == LookState::UnderWay) {
+            let found = match &self.registry {
+                Some(tags) => tags.get(&looked.asked).ok_or("there is no such tag"),
+                None => Err("it is away"),
+            };
+            match found {
+                Ok(number) => looked.state = LookState::Found(digest(*number)),
+                Err(said) => {
+                    (looked.state, *at) = (LookState::Failed(Duration::ZERO), self.now);
+                    (looked.failed, looked.said) = (looked.failed + 1, said.into());
+                }
+            }
         }
     }
 
@@ -179,7 +252,25 @@ impl World {
         match step {
             Step::Inspect { .. } => unreachable!("answered before"),
             Step::Tell(status) if status_text(&status).contains("\"\"") => panic!("an empty text: {status:#?}"),
-            Step::Tell(status) => self.wishes.iter_mut().find(|wish| wish.uid == uid).unwrap().status = *status,
+            Step::Tell(status) => {
+                let wish = self.wishes.iter_mut().find(|wish| wish.uid == uid).unwrap();
+                let unknown = wish.unknown().is_some();
+                wish.status = *status;
+                if unknown {
+                    wish.name_image();
+                }
+            }
+            Step::LookUp { image } => {
+                let before = self.lookups.remove(uid).filter(|(before, _)| before.asked == image);
+                assert!(
+                    before.as_ref().is_none_or(|(before, _)| matches!(before.state, LookState::Failed(_))),
+                    "asked twice"
+                );
+                let (failed, said) = before.map_or((0, String::new()), |(before, _)| (before.failed, before.said));
+                let looked = Looked { asked: image, state: LookState::UnderWay, failed, said };
+                self.questions += 1;
+                self.lookups.insert(uid.to_owned(), (looked, self.now));
+            }
             Step::Evict { node, pods } => {
                 let beneath = self.beneath.get_mut(&node).unwrap();
                 assert!(pods.iter().all(|pod| !pod.ending), "asked once");
@@ -200,6 +291,11 @@ impl World {
         let before = self.get(name).clone();
         let wish = self.wishes.iter().find(|wish| wish.uid == uid).cloned();
         let goes = matches!(&change.desired, Some(Some(desired)) if desired.go);
+        if let Some(Some(desired)) = &change.desired
+            && let Some(image) = desired.os.as_ref().and_then(|os| os.image.as_ref())
+        {
+            self.check_image(wish.as_ref().unwrap(), image);
+        }
         let (begins, opens) = (reason == "Draining", change.cordon == Some(false));
         self.written.push((name.to_owned(), reason));
         let node = self.get_mut(name).unwrap();
@@ -223,6 +319,15 @@ impl World {
         if goes {
             self.check_go(&wish.unwrap(), &before);
         }
+    }
+
+    /// All nodes are told the same image by its digest, and that stands in the status before.
+    fn check_image(&mut self, wish: &Wish, image: &str) {
+        assert!(matches!(crate::image::read(image), Ok(Named::Digest(same)) if same == image), "{image}: no digest");
+        let told = wish.status.image.as_ref().expect("it is told before any node hears of it");
+        assert!(image.ends_with(&told.digest) && wish.tagged.as_ref() == Some(&told.asked), "{image}: {told:?}");
+        let key = (wish.uid.clone(), self.systems.get(&wish.uid).copied().unwrap_or_default());
+        assert_eq!(self.images.entry(key).or_insert_with(|| image.to_owned()), image, "two images of one wish");
     }
 
     fn chosen<'a>(&'a self, wish: &'a Wish) -> impl Iterator<Item = &'a NodeSeen> {
@@ -285,7 +390,10 @@ impl World {
             return;
         };
         let (said, desired) = node;
-        let number = desired.os.as_ref().and_then(|os| os.commit.as_deref()?.strip_prefix("commit-")?.parse().ok());
+        let number = desired.os.as_ref().and_then(|os| match (&os.commit, &os.image) {
+            (Some(commit), _) => commit.strip_prefix("commit-")?.parse().ok(),
+            (None, image) => u32::from_str_radix(image.as_deref()?.rsplit_once("sha256:")?.1, 16).ok(),
+        });
         let wanted = number.unwrap_or_default();
         let state = said.map(|said| said.state);
         let beneath = self.beneath.get_mut(name).unwrap();
@@ -328,13 +436,14 @@ impl World {
     /// Looks and moves until nothing changes any more.
     fn settle(&mut self) {
         for _ in 0..200 {
-            let before = (self.nodes.clone(), self.wishes.clone());
+            let before = (self.nodes.clone(), self.wishes.clone(), self.lookups.clone());
             self.look(usize::MAX);
             self.pods_end();
             let names: Vec<String> = self.nodes.iter().map(|node| node.name.clone()).collect();
             names.iter().for_each(|name| self.agent(name, 9));
+            self.answer();
             self.now += Duration::seconds(5);
-            if before == (self.nodes.clone(), self.wishes.clone()) {
+            if before == (self.nodes.clone(), self.wishes.clone(), self.lookups.clone()) {
                 return;
             }
         }
@@ -348,6 +457,13 @@ impl World {
 
 fn status_text(status: &UpdateStatus) -> String {
     serde_json::to_string(status).unwrap()
+}
+
+impl World {
+    /// What a tag stands for in the registry from now on.
+    fn push(&mut self, tag: &str, number: u32) {
+        self.registry.get_or_insert_default().insert(format!("registry.example/os:{tag}"), number);
+    }
 }
 
 fn spec(number: u32, max: u32) -> UpdateSpec {
@@ -364,6 +480,7 @@ impl World {
             self.pods_end();
             let names: Vec<String> = self.nodes.iter().map(|node| node.name.clone()).collect();
             names.iter().for_each(|name| self.agent(name, 9));
+            self.answer();
             self.now += Duration::seconds(5);
         }
         panic!("it never comes: {self:#?}");

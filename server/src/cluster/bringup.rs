@@ -499,7 +499,7 @@ impl Work {
     async fn manifest(&self, addon: &str) -> Result<String, BringUpError> {
         let spec = &self.record.cluster.spec;
         if housekeeper::is_addon(addon) {
-            return Ok(housekeeper::manifest(&self.record.cluster));
+            return Ok(housekeeper::manifest(&self.record.cluster, self.service.pki.ca_pem()));
         }
         let source = match plan::after_number(addon) {
             Some(number) => spec.hooks.after.get(number - 1),

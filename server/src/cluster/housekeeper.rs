@@ -2,6 +2,7 @@
 //! has them (pure).
 
 use nkd_api::cluster::Cluster;
+use serde_json::json;
 
 /// Its name as an add-on, with the version of what is applied: a newer service applies its own.
 pub const ADDON: &str = concat!("housekeeper-", env!("CARGO_PKG_VERSION"));
@@ -11,6 +12,8 @@ pub const IMAGE: &str = concat!("nkd.io/housekeeper:", env!("CARGO_PKG_VERSION")
 pub const NAMESPACE: &str = "nkd-system";
 /// The name of its deployment there.
 pub const NAME: &str = "housekeeper";
+/// Where it finds the certificate authorities of registries, beside the web's.
+const REGISTRIES: &str = "housekeeper-registries";
 /// The resources that it listens to.
 const RESOURCES: &str = include_str!("../../../operator/deploy/crds.yaml");
 /// Itself.
@@ -22,27 +25,48 @@ pub fn is_addon(addon: &str) -> bool {
     addon.starts_with("housekeeper-")
 }
 
-/// What is applied.
+/// What is applied. With `ca` (PEM), that of this service, it looks up images in the service's registry. Further keys of that
+/// ConfigMap are an administrator's, and stay.
 #[must_use]
-pub fn manifest(cluster: &Cluster) -> String {
+pub fn manifest(cluster: &Cluster, ca: &str) -> String {
     let image = cluster.spec.housekeeper.image.as_deref().unwrap_or(IMAGE);
-    format!("{RESOURCES}\n---\n{}", DEPLOYMENT.replace(IMAGE, image))
+    let registries = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": REGISTRIES, "namespace": NAMESPACE},
+        "data": {"ca.crt": ca},
+    });
+    // JSON is YAML, and the namespace is in the document before.
+    format!("{RESOURCES}\n---\n{}\n---\n{registries}\n", DEPLOYMENT.replace(IMAGE, image).trim_end())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const CA: &str = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n";
+
     /// Images of the deployment in what is applied.
     fn images(image: Option<&str>) -> Vec<String> {
         let mut cluster: Cluster = serde_json::from_value(crate::cluster::file::tests::full()).unwrap();
         cluster.spec.housekeeper.image = image.map(str::to_owned);
-        let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(&manifest(&cluster)).unwrap();
+        let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(&manifest(&cluster, CA)).unwrap();
         let kinds: Vec<_> = documents.iter().filter_map(|d| d["kind"].as_str()).collect();
         assert!(kinds.contains(&"CustomResourceDefinition") && kinds.contains(&"ClusterRole"), "{kinds:?}");
         let deployment = documents.iter().find(|d| d["kind"] == "Deployment").unwrap();
         let containers = deployment["spec"]["template"]["spec"]["containers"].as_array().unwrap();
         containers.iter().map(|c| c["image"].as_str().unwrap().to_owned()).collect()
+    }
+
+    #[test]
+    fn it_is_told_the_authority_of_the_service_where_it_looks_for_one() {
+        let cluster: Cluster = serde_json::from_value(crate::cluster::file::tests::full()).unwrap();
+        let documents: Vec<serde_json::Value> = serde_saphyr::from_multiple(&manifest(&cluster, CA)).unwrap();
+        let of = |kind: &str| documents.iter().position(|d| d["kind"] == kind).unwrap();
+        let told = &documents[of("ConfigMap")];
+        assert!(of("ConfigMap") > of("Namespace"), "it comes after its namespace");
+        assert_eq!(told["data"]["ca.crt"], CA);
+        let volumes = &documents[of("Deployment")]["spec"]["template"]["spec"]["volumes"];
+        assert_eq!(volumes[0]["configMap"]["name"], told["metadata"]["name"]);
+        assert_eq!(documents[of("Deployment")]["metadata"]["namespace"], told["metadata"]["namespace"]);
     }
 
     #[test]
