@@ -91,8 +91,7 @@ pub fn plan(
 ) -> Result<Planned, NotAsked> {
     let release = release(channel, order)?;
     let spec = &record.cluster.spec;
-    let max_unavailable =
-        order.max_unavailable.unwrap_or(nkd_api::update::MaxUnavailable::Count(spec.housekeeper.max_unavailable));
+    let max_unavailable = order.max_unavailable.unwrap_or(spec.housekeeper.max_unavailable);
     let order = UpgradeOrder {
         channel: Some(channel.name.clone()),
         release: Some(release.number),

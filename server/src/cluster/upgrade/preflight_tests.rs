@@ -1,5 +1,6 @@
 //! What stands in the way of an upgrade, and what does not.
 
+use nkd_api::update::MaxUnavailable;
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -83,6 +84,16 @@ fn a_healthy_cluster_goes_to_the_newest_release_control_planes_first() {
     assert_eq!((upgrade.number, upgrade.order.release, upgrade.state), (4, Some(2), UpgradeState::Preparing));
     assert_eq!((upgrade.commit.as_deref(), upgrade.kubernetes.as_deref()), (Some("c2"), Some("v1.21.0")));
     assert_eq!((upgrade.from_kubernetes.as_str(), upgrade.order.drain_seconds), ("v1.20.2", Some(600)));
+}
+
+#[test]
+fn how_many_may_be_away_is_what_the_order_says_else_what_the_file_does() {
+    let mut scene = Scene::new();
+    let away = |scene: &Scene| scene.plan().upgrade.order.max_unavailable;
+    scene.record.cluster.spec.housekeeper.max_unavailable = MaxUnavailable::Percent(25);
+    assert_eq!(away(&scene), Some(MaxUnavailable::Percent(25)));
+    scene.order.max_unavailable = Some(MaxUnavailable::Count(2));
+    assert_eq!(away(&scene), Some(MaxUnavailable::Count(2)));
 }
 
 #[test]
