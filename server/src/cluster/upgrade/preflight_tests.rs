@@ -117,7 +117,7 @@ fn halves_of_a_release() {
 #[test]
 fn what_is_wrong_with_the_cluster_stands_in_the_way() {
     type Spoil = (&'static str, fn(&mut Scene));
-    let spoil: [Spoil; 9] = [
+    let spoil: [Spoil; 10] = [
         ("is being taken apart", |scene| scene.record.destroying = true),
         ("cp1 is not Ready", |scene| {
             scene.record.members.iter_mut().find(|m| m.hostname == "cp1").unwrap().state = MemberState::Joined;
@@ -128,6 +128,12 @@ fn what_is_wrong_with_the_cluster_stands_in_the_way() {
         ("has no housekeeper", |scene| scene.record.cluster.spec.housekeeper.enabled = false),
         ("housekeeper does not run", |scene| scene.seen.operator = false),
         ("etcd: cp2 has no leader", |scene| scene.seen.etcd = vec!["cp2 has no leader".into()]),
+        ("w1 may restart by a lease of the group `rack` until 1970-01-01 00:00 UTC", |scene| {
+            let (group, id) = ("rack".into(), "0a0b".into());
+            let lease = Lease { group, id, address: None, fencing: 1, since: NOW, expires: NOW };
+            scene.seen.leases = vec![("w1".into(), lease)];
+            scene.refused("or `nkd lock release rack 0a0b` if it does not come back");
+        }),
         ("is a dead end: it eats disks", |scene| {
             scene.order.release = Some(2);
             scene.channel.releases[1].dead_end = Some("it eats disks".into());
