@@ -13,6 +13,7 @@ use nkd_server::cluster::record::Record;
 use nkd_server::cluster::snapshot::take::Snapshots;
 use nkd_server::cluster::snapshot::vault::Vault;
 use nkd_server::cluster::upgrade::follow;
+use nkd_server::content::channel::hold::Hold;
 use nkd_server::content::image::ImageStore;
 use nkd_server::content::registry::OciRegistry;
 use nkd_server::fleet::lock::{self, Asker, Locks, Refused, Rules};
@@ -285,7 +286,7 @@ async fn an_upgrade_and_what_takes_its_release_away_exclude_each_other() {
         json!({"name": "stable", "profile": "lab", "architecture": "x86_64", "releases": [release(1), release(2)]});
     let channel: Channel = serde_json::from_value(channel).unwrap();
     store.save_channel(&channel, 0).await.unwrap();
-    let upgrade = json!({"cluster": "rack7", "number": 1, "order": {}, "version": "1", "commit": "1".repeat(64),
+    let upgrade = json!({"cluster": "rack7", "number": 1, "order": {"channel": "stable"}, "version": "1", "commit": "1".repeat(64),
         "fromKubernetes": "v1.20.2", "state": "running", "paused": false, "aborted": false, "retry": 0, "by": "test",
         "startedAt": "2026-01-01T00:00:00Z", "nodes": []});
     let upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
@@ -298,18 +299,38 @@ async fn an_upgrade_and_what_takes_its_release_away_exclude_each_other() {
         clusters.push(record.id);
     }
     let rest = Channel { releases: channel.releases[1..].to_vec(), ..channel.clone() };
+    let revision = async || store.channel("stable").await.unwrap().map_or(0, |(_, revision)| revision);
     let retire = async |revision| store.retire(&rest, revision, &[&commit], &[], now).await;
+    let begin = async |cluster, revision| store.begin_upgrade(cluster, &upgrade, ("stable", revision), |_| true).await;
 
-    store.begin_upgrade(clusters[0], &upgrade, ("stable", 1), |_| true).await.unwrap();
-    assert!(matches!(retire(1).await, Err(StoreError::Stale)));
-    assert_eq!(store.channel("stable").await.unwrap().unwrap(), (channel, 1));
+    let first = revision().await;
+    begin(clusters[0], first).await.unwrap();
+    assert!(matches!(retire(first).await, Err(StoreError::Stale)));
+    let (there, holds) = (store.channel("stable").await, store.delete_channel(&channel, first, &[], now).await);
+    assert_eq!(there.unwrap().unwrap(), (channel.clone(), first));
+    let goes = Hold::Upgrade { cluster: "rack7".into(), number: 1, state: UpgradeState::Running };
+    assert_eq!(holds.unwrap(), [goes]);
+    assert_eq!(revision().await, first, "it is there still");
     let mut over = upgrade.clone();
     over.state = UpgradeState::Complete;
     store.save_upgrade(clusters[0], &over, 1).await.unwrap();
-    retire(1).await.unwrap();
-    let late = store.begin_upgrade(clusters[1], &upgrade, ("stable", 1), |_| true).await;
+    retire(first).await.unwrap();
+    let late = begin(clusters[1], first).await;
     assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
-    store.begin_upgrade(clusters[1], &upgrade, ("stable", 2), |_| true).await.unwrap();
+
+    // The whole channel; and one that was made anew is not the one that was looked at.
+    let second = revision().await;
+    let stale = store.delete_channel(&channel, first, &[], now).await;
+    assert!(matches!(stale, Err(StoreError::Stale)), "{stale:?}");
+    assert_eq!(store.delete_channel(&rest, second, &[], now).await.unwrap(), []);
+    let late = begin(clusters[1], second).await;
+    assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
+    store.save_channel(&channel, 0).await.unwrap();
+    for old in [first, second] {
+        let late = begin(clusters[1], old).await;
+        assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
+    }
+    begin(clusters[1], revision().await).await.unwrap();
 }
 
 /// However they meet: a node of a cluster restarts by a lease of the lock or by an upgrade of its cluster.
