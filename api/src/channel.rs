@@ -186,6 +186,19 @@ pub struct KeptRelease {
     pub reason: String,
 }
 
+/// A channel that is no more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct DeletedChannel {
+    /// The channel, as it was.
+    pub channel: Channel,
+    /// When a system asked last for its graph from one of its releases, to the hour, if one did within seven days: such
+    /// systems find none any more.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub last_asked_at: Option<OffsetDateTime>,
+}
+
 /// What a channel is to follow.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]

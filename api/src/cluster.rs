@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::MacAddr;
+use crate::update::MaxUnavailable;
 
 /// `apiVersion` of everything in this file.
 pub const API_VERSION: &str = "nkd.io/v1alpha1";
@@ -428,8 +429,9 @@ contract! {
         /// own registry as `housekeeper:VERSION`.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub image: Option<String>,
-        /// Nodes that may be away at the same time.
-        pub max_unavailable: u32,
+        /// Nodes that may be away at the same time, a number or a share such as `10%`.
+        #[cfg_attr(feature = "schema", schemars(schema_with = "crate::update::count_or_share"))]
+        pub max_unavailable: MaxUnavailable,
         /// When nodes may begin to upgrade, in UTC, `22:30+4h` or `sat,sun 22:30+4h`. Not given: at any time.
         #[serde(skip_serializing_if = "Option::is_none")]
         pub window: Option<String>,
@@ -438,7 +440,7 @@ contract! {
 
 impl Default for Housekeeper {
     fn default() -> Self {
-        Self { enabled: false, image: None, max_unavailable: 1, window: None }
+        Self { enabled: false, image: None, max_unavailable: MaxUnavailable::Count(1), window: None }
     }
 }
 

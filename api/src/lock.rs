@@ -1,5 +1,7 @@
 //! Who may restart: leases that nodes take by the FleetLock protocol.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -12,6 +14,10 @@ pub struct Lease {
     pub group: String,
     /// The node, as it calls itself.
     pub id: String,
+    /// Where it asked from last; not given for leases that are older than this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub address: Option<IpAddr>,
     /// Grows from one lease to the next, in all groups together; the lease of a node that asks again keeps it.
     pub fencing: u64,
     /// When it was given.

@@ -658,6 +658,25 @@ impl fmt::Display for MaxUnavailable {
     }
 }
 
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for MaxUnavailable {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Type};
+        let of = |kind| ObjectBuilder::new().schema_type(kind);
+        let about = "How many nodes may be away: a number such as 2, or a share such as 10%.";
+        OneOfBuilder::new().item(of(Type::Integer)).item(of(Type::String)).description(Some(about)).into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for MaxUnavailable {}
+
+/// The schema of a [`MaxUnavailable`] in a cluster file, which is checked by its types and formats.
+#[cfg(feature = "schema")]
+pub(crate) fn count_or_share(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": ["integer", "string"], "format": "count-or-share", "minimum": 0})
+}
+
 #[cfg(feature = "schema")]
 impl schemars::JsonSchema for MaxUnavailable {
     fn schema_name() -> std::borrow::Cow<'static, str> {

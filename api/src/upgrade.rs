@@ -35,7 +35,6 @@ pub struct UpgradeOrder {
     pub part: Part,
     /// Nodes that may be away at the same time, a number or a share such as `10%`; not given: what the cluster's file says.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub max_unavailable: Option<MaxUnavailable>,
     /// How long the pods of a node may take to leave, in seconds; not given: 600.
     #[serde(skip_serializing_if = "Option::is_none")]

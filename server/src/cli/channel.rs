@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use nkd_api::channel::{
-    Channel, Explained, ExplainedRelease, MarkOrder, PromoteOrder, PruneOrder, Pruned, PublishOrder, PublishUpdate,
-    Release, UnknownRelease,
+    Channel, DeletedChannel, Explained, ExplainedRelease, MarkOrder, PromoteOrder, PruneOrder, Pruned, PublishOrder,
+    PublishUpdate, Release, UnknownRelease,
 };
 use reqwest::Method;
 use time::OffsetDateTime;
@@ -36,6 +36,13 @@ pub(super) enum ChannelCommand {
         /// Only say what would go
         #[arg(long)]
         dry_run: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Delete a channel with all its releases, unless a cluster, an upgrade or a mirror needs it
+    Delete {
+        /// Channel
+        name: String,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -212,6 +219,23 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
                     rows.iter().map(|(number, version, what)| format!("{name}: release {number}, {version}: {what}"));
                 let lines: Vec<String> = lines.collect();
                 if lines.is_empty() { format!("{name}: nothing is older than that") } else { lines.join("\n") }
+            });
+        }
+        ChannelCommand::Delete { name, output } => {
+            let path = format!("/api/v1/channels/{}", segment(&name));
+            let deleted: DeletedChannel = client.call(Method::DELETE, &path, None::<&()>).await?;
+            output.print(&deleted, |deleted| {
+                let count = deleted.channel.releases.len();
+                let gone =
+                    format!("{name}: deleted with its {count} releases; their objects go when nobody reads them");
+                match deleted.last_asked_at {
+                    None => gone,
+                    Some(at) => {
+                        let ago = age(at, OffsetDateTime::now_utc());
+                        let asked = format!("its graph was asked for, last {ago} ago or later");
+                        format!("{gone}\n{asked}: such systems find no graph there any more")
+                    }
+                }
             });
         }
         ChannelCommand::Mark(args) => {

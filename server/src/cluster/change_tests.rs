@@ -1,6 +1,7 @@
 //! Files that are applied to a cluster that is there.
 
 use nkd_api::cluster::{Pool, Role, Runtime};
+use nkd_api::update::MaxUnavailable;
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -142,7 +143,7 @@ fn the_operator_is_deployed_when_it_is_asked_for_and_again_with_another_image() 
         let warned: Vec<String> = changed.warnings.into_iter().map(|w| w.path).collect();
         (!changed.record.applied.iter().any(|addon| housekeeper::is_addon(addon)), warned)
     };
-    new.spec.housekeeper.max_unavailable = 2;
+    new.spec.housekeeper.max_unavailable = MaxUnavailable::Count(2);
     assert_eq!(missing(new.clone()), (false, Vec::new()), "that is for upgrades");
     new.spec.housekeeper.image = Some("registry.example/housekeeper:1".into());
     assert_eq!(missing(new.clone()), (true, Vec::new()));

@@ -1,9 +1,13 @@
 //! Who may restart (pure): leases of slots in groups, as the FleetLock protocol asks for them.
 //!
 //! What always holds: a group has no more leases that last than it has slots; a node that asks again keeps its lease and
-//! its fencing number; a new lease has a greater number than any before it; a lease that has ended keeps nobody out.
+//! its fencing number; a new lease has a greater number than any before it; a lease that has ended keeps nobody out; no
+//! node of a cluster gets one while an upgrade of that cluster has not ended.
+
+use std::net::IpAddr;
 
 use nkd_api::lock::Lease;
+use nkd_api::upgrade::UpgradeState;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
@@ -29,6 +33,66 @@ pub struct Locks {
     leases: Vec<Lease>,
 }
 
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'a> {
+    /// Its group.
+    pub group: &'a str,
+    /// What it calls itself.
+    pub id: &'a str,
+    /// Where it asks from.
+    pub address: IpAddr,
+}
+
+/// A node of a cluster, as far as a client of the lock can be told to be it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its name in the cluster.
+    pub hostname: String,
+    /// Where it is seen.
+    pub addresses: Vec<IpAddr>,
+    /// What it calls itself where it asks for the update graph from there: zincati asks for the lock by the same name.
+    pub asks_as: Vec<String>,
+}
+
+impl Node {
+    /// Whether it is the client that calls itself so and asks from there.
+    #[must_use]
+    pub fn is(&self, id: &str, address: Option<IpAddr>) -> bool {
+        let address = address.map(|address| address.to_canonical());
+        self.addresses.iter().any(|own| Some(own.to_canonical()) == address)
+            || self.asks_as.iter().any(|name| plain(name).next().is_some() && plain(name).eq(plain(id)))
+    }
+}
+
+/// One name may be written with dashes or without.
+fn plain(name: &str) -> impl Iterator<Item = char> {
+    name.chars().filter(|c| *c != '-').map(|c| c.to_ascii_lowercase())
+}
+
+/// An upgrade that has not ended: the operator in its cluster says when a node restarts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rollout {
+    /// The cluster.
+    pub cluster: String,
+    /// Its number there.
+    pub number: u32,
+    /// How far it is.
+    pub state: UpgradeState,
+    /// All nodes of the cluster.
+    pub nodes: Vec<Node>,
+}
+
+/// The nodes that hold a lease which lasts, each with that.
+#[must_use]
+pub fn held<'a>(nodes: &'a [Node], locks: &'a Locks, now: OffsetDateTime) -> Vec<(&'a str, &'a Lease)> {
+    let holder = |lease: &'a Lease| {
+        let node = nodes.iter().find(|node| node.is(&lease.id, lease.address))?;
+        Some((node.hostname.as_str(), lease))
+    };
+    locks.lasting(now).filter_map(holder).collect()
+}
+
 /// Why a node may not restart now.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
@@ -41,6 +105,21 @@ pub enum Refused {
         slots: usize,
         /// By these.
         held: Vec<Lease>,
+    },
+    /// The operator in its cluster says when it restarts.
+    #[error(
+        "{node} is a node of {cluster}, whose upgrade {number} is {}: until that has ended, housekeeper alone says when it restarts; `nkd upgrade status {cluster}` shows how far it is, `nkd upgrade abort {cluster}` ends it",
+        state.as_str()
+    )]
+    Rollout {
+        /// Its name in the cluster.
+        node: String,
+        /// The cluster.
+        cluster: String,
+        /// Number of the upgrade.
+        number: u32,
+        /// How far that is.
+        state: UpgradeState,
     },
     /// There are too many leases.
     #[error("{MOST} leases are held in all groups together: `nkd lock list` shows them")]
@@ -59,17 +138,38 @@ fn whole(time: OffsetDateTime) -> String {
 }
 
 impl Locks {
-    /// A node asks for a lease, or for its lease to last longer.
+    /// Whether a node holds a lease that lasts.
+    #[must_use]
+    pub fn holds(&self, group: &str, id: &str, now: OffsetDateTime) -> bool {
+        self.lasting(now).any(|lease| lease.group == group && lease.id == id)
+    }
+
+    /// A node asks for a lease, or for its lease to last longer. Only the former is held against the upgrades that have not
+    /// ended.
     ///
     /// # Errors
     /// [`Refused`]; nothing has changed then.
-    pub fn lock(&mut self, group: &str, id: &str, rules: &Rules, now: OffsetDateTime) -> Result<Lease, Refused> {
+    pub fn lock(
+        &mut self,
+        asker: &Asker<'_>,
+        rollouts: &[Rollout],
+        rules: &Rules,
+        now: OffsetDateTime,
+    ) -> Result<Lease, Refused> {
+        let (Asker { group, id, .. }, address) = (*asker, asker.address.to_canonical());
         let expires = now.saturating_add(rules.lease);
         let of = |lease: &Lease| lease.group == group && lease.expires > now;
         if let Some(own) = self.leases.iter_mut().find(|lease| of(lease) && lease.id == id) {
             // A clock that went back takes nothing away.
             own.expires = own.expires.max(expires);
+            own.address = Some(address);
             return Ok(own.clone());
+        }
+        for Rollout { cluster, number, state, nodes } in rollouts {
+            if let Some(node) = nodes.iter().find(|node| node.is(id, Some(address))) {
+                let (node, cluster) = (node.hostname.clone(), cluster.clone());
+                return Err(Refused::Rollout { node, cluster, number: *number, state: *state });
+            }
         }
         let held: Vec<Lease> = self.leases.iter().filter(|lease| of(lease)).cloned().collect();
         if held.len() >= rules.slots {
@@ -82,7 +182,8 @@ impl Locks {
         // Milliseconds: a backup that is put back knows nothing of the numbers that were given after it was made.
         let clock = u64::try_from(now.unix_timestamp_nanos() / 1_000_000).unwrap_or(0);
         self.fencing = clock.max(self.fencing.saturating_add(1));
-        let lease = Lease { group: group.into(), id: id.into(), fencing: self.fencing, since: now, expires };
+        let (fencing, address) = (self.fencing, Some(address));
+        let lease = Lease { group: group.into(), id: id.into(), address, fencing, since: now, expires };
         self.leases.retain(|lease| lease.expires > now);
         self.leases.push(lease.clone());
         Ok(lease)
@@ -109,6 +210,10 @@ mod tests {
     use super::*;
 
     const RULES: Rules = Rules { slots: 2, lease: Duration::minutes(60) };
+
+    fn asker<'a>(group: &'a str, id: &'a str) -> Asker<'a> {
+        Asker { group, id, address: [192, 0, 2, 9].into() }
+    }
 
     #[derive(Debug, Clone)]
     enum Event {
@@ -143,7 +248,7 @@ mod tests {
                         let own = locks.lasting(now).find(|l| l.group == group && l.id == id).cloned();
                         let others = locks.lasting(now).filter(|l| l.group == group && l.id != id).count();
                         let before = locks.clone();
-                        match locks.lock(&group, &id, &RULES, now) {
+                        match locks.lock(&asker(&group, &id), &[], &RULES, now) {
                             Ok(lease) => {
                                 prop_assert!(lease.expires >= now + RULES.lease);
                                 match own {
@@ -173,33 +278,80 @@ mod tests {
     fn a_holder_that_died_makes_room_and_the_others_are_told_who_holds() {
         let (mut locks, now) = (Locks::default(), datetime!(2026-01-01 12:00 UTC));
         let rules = Rules { slots: 1, ..RULES };
-        let first = locks.lock("rack", "a", &rules, now).unwrap();
-        let told = locks.lock("rack", "b", &rules, now + Duration::minutes(1)).unwrap_err().to_string();
+        let first = locks.lock(&asker("rack", "a"), &[], &rules, now).unwrap();
+        let told = locks.lock(&asker("rack", "b"), &[], &rules, now + Duration::minutes(1)).unwrap_err().to_string();
         let expected =
             "1 of 1 slots of the group `rack` are taken: a since 2026-01-01T12:00:00Z until 2026-01-01T13:00:00Z";
         assert_eq!(told, expected);
-        let second = locks.lock("rack", "b", &rules, now + rules.lease).unwrap();
+        let second = locks.lock(&asker("rack", "b"), &[], &rules, now + rules.lease).unwrap();
         assert!(second.fencing > first.fencing);
-        assert!(locks.lock("rack", "a", &rules, now + rules.lease).is_err(), "it comes too late");
+        assert!(locks.lock(&asker("rack", "a"), &[], &rules, now + rules.lease).is_err(), "it comes too late");
         assert!(locks.unlock("rack", "b") && !locks.unlock("rack", "b"));
+    }
+
+    #[test]
+    fn a_node_of_a_cluster_that_is_upgraded_keeps_what_it_has_and_gets_nothing_new() {
+        let (mut locks, now) = (Locks::default(), datetime!(2026-01-01 12:00 UTC));
+        let rules = Rules { slots: 9, ..RULES };
+        let node = |name: &str, ip: [u8; 4], asks_as: &[&str]| Node {
+            hostname: name.into(),
+            addresses: vec![ip.into()],
+            asks_as: asks_as.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let nodes = vec![node("w1", [192, 0, 2, 1], &[]), node("w2", [192, 0, 2, 2], &["0A0B-0C"])];
+        let rollout = Rollout { cluster: "rack7".into(), number: 3, state: UpgradeState::Paused, nodes };
+        let rollouts = std::slice::from_ref(&rollout);
+        let from = |id, ip: &str| Asker { group: "rack", id, address: ip.parse().unwrap() };
+
+        // It has had it since before the upgrade began.
+        let first = locks.lock(&from("a", "192.0.2.1"), &[], &rules, now).unwrap();
+        let again = locks.lock(&from("a", "192.0.2.1"), rollouts, &rules, now + Duration::MINUTE).unwrap();
+        assert_eq!((again.fencing, again.expires), (first.fencing, first.expires + Duration::MINUTE));
+        assert_eq!(held(&rollout.nodes, &locks, now), [("w1", &again)]);
+        assert!(locks.unlock("rack", "a"));
+        // By its address, however that is written, and by the name that zincati has.
+        for (id, ip, name) in [
+            ("a", "192.0.2.1", "w1"),
+            ("new", "::ffff:192.0.2.1", "w1"),
+            ("0a0b0c", "192.0.2.77", "w2"),
+            ("0a0b-0c", "2001:db8::1", "w2"),
+        ] {
+            let before = locks.clone();
+            let refused = locks.lock(&from(id, ip), rollouts, &rules, now).unwrap_err();
+            assert_eq!(locks, before);
+            let told = refused.to_string();
+            let start = format!("{name} is a node of rack7, whose upgrade 3 is paused: ");
+            assert!(told.starts_with(&start) && told.contains("`nkd upgrade abort rack7`"), "{told}");
+        }
+        for (id, ip) in [("a", "192.0.2.3"), ("0a0b0", "192.0.2.77")] {
+            locks.lock(&from(id, ip), rollouts, &rules, now).unwrap();
+        }
+        assert_eq!(held(&rollout.nodes, &locks, now), [], "they are nobody's");
+        locks.lock(&from("0a0b0c", "192.0.2.78"), &[], &rules, now).unwrap();
+        let holds = |at| held(&rollout.nodes, &locks, at).into_iter().map(|(node, _)| node).collect::<Vec<_>>();
+        assert_eq!((holds(now), holds(now + rules.lease)), (vec!["w2"], vec![]), "until its lease ends");
     }
 
     #[test]
     fn a_backup_that_is_put_back_gives_no_number_twice() {
         let (mut locks, now) = (Locks::default(), datetime!(2026-01-01 12:00 UTC));
         let backup = locks.clone();
-        let given = (0..100).map(|n| locks.lock(&n.to_string(), "a", &RULES, now).unwrap().fencing).max().unwrap();
+        let given =
+            (0..100).map(|n| locks.lock(&asker(&n.to_string(), "a"), &[], &RULES, now).unwrap().fencing).max().unwrap();
         locks = backup;
-        assert!(locks.lock("0", "a", &RULES, now + Duration::SECOND).unwrap().fencing > given);
+        assert!(locks.lock(&asker("0", "a"), &[], &RULES, now + Duration::SECOND).unwrap().fencing > given);
     }
 
     #[test]
     fn there_is_an_end_to_what_strangers_may_fill() {
         let (mut locks, now) = (Locks::default(), datetime!(2026-01-01 12:00 UTC));
         locks.leases = (0..MOST)
-            .map(|n| Lease { group: n.to_string(), id: "a".into(), fencing: 1, since: now, expires: now + RULES.lease })
+            .map(|n| {
+                let (group, expires) = (n.to_string(), now + RULES.lease);
+                Lease { group, id: "a".into(), address: None, fencing: 1, since: now, expires }
+            })
             .collect();
-        assert_eq!(locks.lock("new", "a", &RULES, now), Err(Refused::Full));
-        assert!(locks.lock("new", "a", &RULES, now + RULES.lease).is_ok());
+        assert_eq!(locks.lock(&asker("new", "a"), &[], &RULES, now), Err(Refused::Full));
+        assert!(locks.lock(&asker("new", "a"), &[], &RULES, now + RULES.lease).is_ok());
     }
 }

@@ -11,7 +11,8 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt as _;
 use nkd_api::ErrorBody;
 use nkd_api::channel::{
-    Channel, MarkOrder, PromoteOrder, PruneOrder, Pruned, PublishOrder, PublishUpdate, Release, UnknownRelease,
+    Channel, DeletedChannel, MarkOrder, PromoteOrder, PruneOrder, Pruned, PublishOrder, PublishUpdate, Release,
+    UnknownRelease,
 };
 use nkd_api::user::Role;
 use time::OffsetDateTime;
@@ -194,6 +195,29 @@ pub(super) async fn prune(
         Err(error @ ChannelError::NoChannel(_)) => Err(ApiError::not_found(error.to_string())),
         Err(error @ ChannelError::Stopped) => Err(ApiError::unavailable(error.to_string())),
         Err(error) => Err(ApiError::invalid(chain(&error))),
+    }
+}
+
+/// Deletes a channel with all its releases, unless somebody needs it. Their objects go later, when nobody reads them any more.
+#[utoipa::path(delete, path = "/api/v1/channels/{channel}", tag = "channels", responses((status = 200, body = DeletedChannel), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn delete(
+    State(service): App,
+    caller: Caller,
+    Path(name): Path<String>,
+) -> Result<Json<DeletedChannel>> {
+    caller.require(Role::Operator)?;
+    caller.audit(&service, "channel.delete", &name, "").await?;
+    let channels = Arc::clone(&service.channels);
+    // It goes on if the caller leaves.
+    let deleting = service
+        .channels
+        .carry_out(async move { channels.delete(&name, &caller.0.name, OffsetDateTime::now_utc()).await });
+    match joined(deleting).await {
+        Ok(deleted) => Ok(Json(deleted)),
+        Err(ChannelError::Store(error)) => Err(error.into()),
+        Err(error @ ChannelError::NoChannel(_)) => Err(ApiError::not_found(error.to_string())),
+        Err(error @ ChannelError::Held { .. }) => Err(ApiError::conflict(error.to_string())),
+        Err(error) => Err(ApiError::unavailable(chain(&error))),
     }
 }
 

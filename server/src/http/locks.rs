@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::rejection::BytesRejection;
@@ -14,11 +15,11 @@ use nkd_api::user::Role;
 use serde::Deserialize;
 use time::OffsetDateTime;
 
-use super::ApiError;
 use super::auth::Caller;
 use super::error::kind_and_value;
 use super::extract::{Json, Path};
-use crate::fleet::lock::LONGEST;
+use super::{ApiError, Connection};
+use crate::fleet::lock::{Asker, LONGEST};
 use crate::service::Service;
 use crate::store::StoreError;
 
@@ -45,12 +46,19 @@ struct Client {
 }
 
 /// A node wants to restart. 200: it may. It asks again until it has restarted, and holds what it has.
-pub(super) async fn pre_reboot(State(service): App, headers: HeaderMap, body: Sent) -> Response {
+/// A node of a cluster that is being upgraded may not, if it is known for one.
+pub(super) async fn pre_reboot(
+    State(service): App,
+    Extension(connection): Extension<Connection>,
+    headers: HeaderMap,
+    body: Sent,
+) -> Response {
     let Client { id, group } = match asked(&headers, body) {
         Ok(client) => client,
         Err(refused) => return *refused,
     };
-    match service.reboots.lock(&group, &id, OffsetDateTime::now_utc()).await {
+    let asker = Asker { group: &group, id: &id, address: connection.peer.ip() };
+    match service.reboots.lock(&asker, &service.channels, OffsetDateTime::now_utc()).await {
         Ok(Ok(lease)) => {
             tracing::info!(group, node = id, fencing = lease.fencing, "may restart");
             axum::Json(lease).into_response()

@@ -86,7 +86,7 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(images::collect_garbage))
         .routes(routes!(images::profiles))
         .routes(routes!(channels::list))
-        .routes(routes!(channels::show))
+        .routes(routes!(channels::show, channels::delete))
         .routes(routes!(channels::unknown))
         .routes(routes!(channels::publish))
         .routes(routes!(channels::promote))

@@ -2,11 +2,13 @@
 
 use nkd_api::channel::Channel;
 use nkd_api::user::AuditEntry;
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
+use sqlx::query::Query;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{Row, Sqlite, SqliteExecutor};
 use time::OffsetDateTime;
 
 use super::{Store, StoreError, conflict, from_millis, millis};
+use crate::content::channel::hold::{Hold, holds};
 use crate::content::channel::retire::Retired;
 use crate::content::channel::{Polled, mirror};
 
@@ -28,7 +30,9 @@ impl Store {
     pub async fn save_channel(&self, channel: &Channel, revision: i64) -> Result<(), StoreError> {
         let doc = self.seal.encode("channel", channel)?;
         if revision == 0 {
-            let insert = sqlx::query("INSERT INTO channel (name, doc, revision) VALUES (?, ?, 1)");
+            // No channel has had it, not one of this name that was deleted either: whoever read that one is not to take this
+            // one for it.
+            let insert = sqlx::query("INSERT INTO channel (name, doc, revision) VALUES (?, ?, abs(random() / 4) + 1)");
             let done = insert.bind(&channel.name).bind(doc).execute(&self.write).await;
             done.map_err(|error| conflict(error, || format!("there is a channel `{}` already", channel.name)))?;
             return Ok(());
@@ -46,8 +50,17 @@ impl Store {
 
     /// The mirror of a channel.
     pub async fn mirror(&self, name: &str) -> Result<Option<(mirror::Record, i64)>, StoreError> {
+        self.mirror_by(name, &self.read).await
+    }
+
+    /// The same by this connection.
+    async fn mirror_by(
+        &self,
+        name: &str,
+        by: impl SqliteExecutor<'_>,
+    ) -> Result<Option<(mirror::Record, i64)>, StoreError> {
         let row = sqlx::query("SELECT doc, revision FROM channel_mirror WHERE name = ?").bind(name);
-        let row = row.fetch_optional(&self.read).await?;
+        let row = row.fetch_optional(by).await?;
         row.map(|row| Ok((self.seal.decode("channel_mirror", row.get(0))?, row.get(1)))).transpose()
     }
 
@@ -92,10 +105,7 @@ impl Store {
             return Err(StoreError::Stale);
         }
         for commit in commits {
-            let insert = "INSERT INTO channel_retired (profile, commit_id, retired_at) VALUES (?, ?, ?)
-                 ON CONFLICT (profile, commit_id) DO UPDATE SET retired_at = excluded.retired_at";
-            let insert = sqlx::query(insert).bind(&channel.profile).bind(*commit).bind(millis(now));
-            insert.execute(&mut *tx).await?;
+            retired(&channel.profile, commit, now).execute(&mut *tx).await?;
             let delete = sqlx::query("DELETE FROM channel_polled WHERE channel = ? AND commit_id = ?");
             delete.bind(&channel.name).bind(*commit).execute(&mut *tx).await?;
         }
@@ -104,6 +114,44 @@ impl Store {
         }
         tx.commit().await?;
         Ok(())
+    }
+
+    /// Forgets a channel, all in one: the list without it, its commits as retired, the audit trail. Who needs it, in which case
+    /// nothing has changed.
+    pub async fn delete_channel(
+        &self,
+        channel: &Channel,
+        revision: i64,
+        trail: &[AuditEntry],
+        now: OffsetDateTime,
+    ) -> Result<Vec<Hold>, StoreError> {
+        let (name, mut tx) = (&channel.name, self.write.begin().await?);
+        let delete = sqlx::query("DELETE FROM channel WHERE name = ? AND revision = ?").bind(name).bind(revision);
+        if delete.execute(&mut *tx).await?.rows_affected() != 1 {
+            return Err(StoreError::Stale);
+        }
+        // All within this write: nothing begins while it is looked for.
+        let clusters = self.clusters_by(&mut *tx).await?;
+        let mirror = self.mirror_by(name, &mut *tx).await?;
+        let upgrades = self.under_way(&mut *tx).await?;
+        let holds = holds(
+            name,
+            clusters.iter().map(|(record, _)| record),
+            &upgrades,
+            mirror.as_ref().map(|(record, _)| record),
+        );
+        if !holds.is_empty() {
+            return Ok(holds);
+        }
+        for release in &channel.releases {
+            retired(&channel.profile, &release.commit, now).execute(&mut *tx).await?;
+        }
+        sqlx::query("DELETE FROM channel_polled WHERE channel = ?").bind(name).execute(&mut *tx).await?;
+        for entry in trail {
+            super::access::audit(entry).execute(&mut *tx).await?;
+        }
+        tx.commit().await?;
+        Ok(Vec::new())
     }
 
     /// Writes down that a system which asks for the graph runs a release.
@@ -143,4 +191,11 @@ impl Store {
         tx.commit().await?;
         Ok(())
     }
+}
+
+/// A commit has left its channel.
+fn retired<'a>(profile: &'a str, commit: &'a str, now: OffsetDateTime) -> Query<'a, Sqlite, SqliteArguments> {
+    let insert = "INSERT INTO channel_retired (profile, commit_id, retired_at) VALUES (?, ?, ?)
+         ON CONFLICT (profile, commit_id) DO UPDATE SET retired_at = excluded.retired_at";
+    sqlx::query(insert).bind(profile).bind(commit).bind(millis(now))
 }

@@ -100,7 +100,15 @@ impl Store {
 
     /// All clusters, by name.
     pub async fn clusters(&self) -> Result<Vec<(Record, i64)>, StoreError> {
-        let rows = sqlx::query("SELECT doc, revision FROM cluster ORDER BY name").fetch_all(&self.read).await?;
+        self.clusters_by(&self.read).await
+    }
+
+    /// The same by this connection.
+    pub(super) async fn clusters_by(
+        &self,
+        by: impl sqlx::SqliteExecutor<'_>,
+    ) -> Result<Vec<(Record, i64)>, StoreError> {
+        let rows = sqlx::query("SELECT doc, revision FROM cluster ORDER BY name").fetch_all(by).await?;
         rows.iter().map(|row| self.cluster_row(row)).collect()
     }
 

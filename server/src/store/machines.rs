@@ -127,6 +127,13 @@ impl Store {
             .collect()
     }
 
+    /// Those of these machines that there are.
+    pub async fn machines_of(&self, ids: &[Uuid]) -> Result<Vec<Machine>, StoreError> {
+        let select = "SELECT doc, revision FROM machine WHERE id IN (SELECT value FROM json_each(?))";
+        let rows = sqlx::query(select).bind(super::encode("list of machines", &ids)?).fetch_all(&self.read).await?;
+        rows.iter().map(|row| self.machine_row(row).map(|(machine, _)| machine)).collect()
+    }
+
     /// How many machines nobody has accepted.
     pub async fn count_unknown(&self) -> Result<usize, StoreError> {
         let row =

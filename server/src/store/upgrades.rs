@@ -5,6 +5,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use super::{Store, StoreError, conflict};
+use crate::fleet::lock::Locks;
 
 impl Store {
     /// The upgrades of a cluster, the newest first.
@@ -37,16 +38,21 @@ impl Store {
     }
 
     /// Writes a new upgrade to a release of a channel, which is as it was read with this revision: no release of it was
-    /// retired or marked since. Otherwise [`StoreError::Stale`].
+    /// retired or marked since. Nor is there a lease of the right to restart that it must not begin beside, as `free` has
+    /// it. Otherwise [`StoreError::Stale`].
     pub async fn begin_upgrade(
         &self,
         cluster: Uuid,
         upgrade: &Upgrade,
         (channel, revision): (&str, i64),
+        free: impl FnOnce(&Locks) -> bool + Send,
     ) -> Result<(), StoreError> {
         let mut tx = self.write.begin().await?;
         let same = sqlx::query("SELECT 1 FROM channel WHERE name = ? AND revision = ?").bind(channel).bind(revision);
         if same.fetch_optional(&mut *tx).await?.is_none() {
+            return Err(StoreError::Stale);
+        }
+        if !free(&self.locks_by(&mut *tx).await?) {
             return Err(StoreError::Stale);
         }
         let insert = sqlx::query("INSERT INTO upgrade (cluster, number, doc, revision) VALUES (?, ?, ?, 1)");

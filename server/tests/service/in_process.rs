@@ -13,10 +13,12 @@ use nkd_server::cluster::record::Record;
 use nkd_server::cluster::snapshot::take::Snapshots;
 use nkd_server::cluster::snapshot::vault::Vault;
 use nkd_server::cluster::upgrade::follow;
+use nkd_server::content::channel::hold::Hold;
 use nkd_server::content::image::ImageStore;
 use nkd_server::content::registry::OciRegistry;
+use nkd_server::fleet::lock::{self, Asker, Locks, Refused, Rules};
 use nkd_server::fleet::pki::Pki;
-use nkd_server::fleet::secret;
+use nkd_server::fleet::{reboots, secret};
 use nkd_server::http::{Connection, FirstToken, router};
 use nkd_server::ignition::TemplateSet;
 use nkd_server::machine::lifecycle::Input;
@@ -284,7 +286,7 @@ async fn an_upgrade_and_what_takes_its_release_away_exclude_each_other() {
         json!({"name": "stable", "profile": "lab", "architecture": "x86_64", "releases": [release(1), release(2)]});
     let channel: Channel = serde_json::from_value(channel).unwrap();
     store.save_channel(&channel, 0).await.unwrap();
-    let upgrade = json!({"cluster": "rack7", "number": 1, "order": {}, "version": "1", "commit": "1".repeat(64),
+    let upgrade = json!({"cluster": "rack7", "number": 1, "order": {"channel": "stable"}, "version": "1", "commit": "1".repeat(64),
         "fromKubernetes": "v1.20.2", "state": "running", "paused": false, "aborted": false, "retry": 0, "by": "test",
         "startedAt": "2026-01-01T00:00:00Z", "nodes": []});
     let upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
@@ -297,18 +299,108 @@ async fn an_upgrade_and_what_takes_its_release_away_exclude_each_other() {
         clusters.push(record.id);
     }
     let rest = Channel { releases: channel.releases[1..].to_vec(), ..channel.clone() };
+    let revision = async || store.channel("stable").await.unwrap().map_or(0, |(_, revision)| revision);
     let retire = async |revision| store.retire(&rest, revision, &[&commit], &[], now).await;
+    let begin = async |cluster, revision| store.begin_upgrade(cluster, &upgrade, ("stable", revision), |_| true).await;
 
-    store.begin_upgrade(clusters[0], &upgrade, ("stable", 1)).await.unwrap();
-    assert!(matches!(retire(1).await, Err(StoreError::Stale)));
-    assert_eq!(store.channel("stable").await.unwrap().unwrap(), (channel, 1));
+    let first = revision().await;
+    begin(clusters[0], first).await.unwrap();
+    assert!(matches!(retire(first).await, Err(StoreError::Stale)));
+    let (there, holds) = (store.channel("stable").await, store.delete_channel(&channel, first, &[], now).await);
+    assert_eq!(there.unwrap().unwrap(), (channel.clone(), first));
+    let goes = Hold::Upgrade { cluster: "rack7".into(), number: 1, state: UpgradeState::Running };
+    assert_eq!(holds.unwrap(), [goes]);
+    assert_eq!(revision().await, first, "it is there still");
     let mut over = upgrade.clone();
     over.state = UpgradeState::Complete;
     store.save_upgrade(clusters[0], &over, 1).await.unwrap();
-    retire(1).await.unwrap();
-    let late = store.begin_upgrade(clusters[1], &upgrade, ("stable", 1)).await;
+    retire(first).await.unwrap();
+    let late = begin(clusters[1], first).await;
     assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
-    store.begin_upgrade(clusters[1], &upgrade, ("stable", 2)).await.unwrap();
+
+    // The whole channel; and one that was made anew is not the one that was looked at.
+    let second = revision().await;
+    let stale = store.delete_channel(&channel, first, &[], now).await;
+    assert!(matches!(stale, Err(StoreError::Stale)), "{stale:?}");
+    assert_eq!(store.delete_channel(&rest, second, &[], now).await.unwrap(), []);
+    let late = begin(clusters[1], second).await;
+    assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
+    store.save_channel(&channel, 0).await.unwrap();
+    for old in [first, second] {
+        let late = begin(clusters[1], old).await;
+        assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
+    }
+    begin(clusters[1], revision().await).await.unwrap();
+}
+
+/// However they meet: a node of a cluster restarts by a lease of the lock or by an upgrade of its cluster.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_and_an_upgrade_of_its_cluster_exclude_each_other() {
+    let bench = bench().await;
+    let (store, now) = (bench.service.registry.store(), OffsetDateTime::now_utc());
+    let cluster = json!({"apiVersion": "nkd.io/v1alpha1", "kind": "Cluster", "metadata": {"name": "rack7"},
+        "spec": {"kubernetes": {"version": "v1.20.2"}, "pools": [{"name": "cp", "role": "control-plane",
+            "machines": [{"mac": "52:54:00:aa:09:02", "hostname": "cp1", "ip": "192.0.2.11/24"}]}]}});
+    let record = Record::new(Uuid::new_v4(), serde_json::from_value(cluster).unwrap(), now);
+    store.save_cluster(&record, 0, &[], "test", now).await.unwrap();
+    let channel = json!({"name": "stable", "profile": "lab", "architecture": "x86_64", "releases": []});
+    store.save_channel(&serde_json::from_value(channel).unwrap(), 0).await.unwrap();
+    let (_, revision) = store.channel("stable").await.unwrap().unwrap();
+    let nodes = reboots::nodes(store, &bench.service.channels, &record).await.unwrap();
+    let asker = Asker { group: "rack", id: "0a0b", address: "192.0.2.11".parse().unwrap() };
+
+    let mut won = [0, 0];
+    for number in 1..=40_u32 {
+        let upgrade = json!({"cluster": "rack7", "number": number, "order": {}, "version": "1",
+            "fromKubernetes": "v1.20.2", "state": "preparing", "paused": false, "aborted": false, "retry": 0,
+            "by": "test", "startedAt": "2026-01-01T00:00:00Z", "nodes": []});
+        let mut upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
+        let begin = async || {
+            let free = |locks: &Locks| lock::held(&nodes, locks, now).is_empty();
+            store.begin_upgrade(record.id, &upgrade, ("stable", revision), free).await
+        };
+        let ask = async || bench.service.reboots.lock(&asker, &bench.service.channels, now).await.unwrap();
+        let (leased, begun) = match number % 3 {
+            0 => {
+                let leased = ask().await;
+                (leased, begin().await)
+            }
+            1 => {
+                let begun = begin().await;
+                (ask().await, begun)
+            }
+            _ => tokio::join!(ask(), begin()),
+        };
+        match (leased, begun) {
+            (Ok(_), Err(StoreError::Stale)) => {
+                won[0] += 1;
+                assert!(bench.service.reboots.unlock("rack", "0a0b").await.unwrap());
+            }
+            (Err(why @ Refused::Rollout { .. }), Ok(())) => {
+                won[1] += 1;
+                assert!(why.to_string().contains(&format!("whose upgrade {number} is preparing")), "{why}");
+                upgrade.state = UpgradeState::Complete;
+                store.save_upgrade(record.id, &upgrade, 1).await.unwrap();
+            }
+            both => panic!("{number}: {both:?}"),
+        }
+    }
+    assert!(won[0] > 12 && won[1] > 12, "both came first: {won:?}");
+
+    // What was decided before the other had begun is not written after that.
+    let upgrade = json!({"cluster": "rack7", "number": 99, "order": {}, "version": "1", "fromKubernetes": "v1.20.2",
+        "state": "paused", "paused": true, "aborted": false, "retry": 0, "by": "test",
+        "startedAt": "2026-01-01T00:00:00Z", "nodes": []});
+    let upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
+    let mut locks = store.locks().await.unwrap();
+    let rules = Rules { slots: 1, lease: Duration::HOUR };
+    locks.lock(&asker, &[], &rules, now).unwrap();
+    let taken = store.begin_upgrade(record.id, &upgrade, ("stable", revision), |_| false).await;
+    assert!(matches!(taken, Err(StoreError::Stale)), "{taken:?}");
+    store.begin_upgrade(record.id, &upgrade, ("stable", revision), |_| true).await.unwrap();
+    let late = store.save_locks(&locks, Some(&[])).await;
+    assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
+    assert_eq!(store.locks().await.unwrap().lasting(now).count(), 0);
 }
 
 /// Two that begin at once get one number, and one of them is refused; while the cluster's API does not answer, that is said.

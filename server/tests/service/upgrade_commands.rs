@@ -199,6 +199,50 @@ async fn a_rehearsal_says_the_plan_and_what_stands_in_its_way_and_begins_nothing
     assert_eq!(scene.cluster.update("nkd-1"), None);
 }
 
+/// As zincati does, from this address.
+async fn ask(scene: &Scene, verb: &str, id: &str, from: IpAddr) -> (u16, Value) {
+    let client = scene.place.https().local_address(from).build().unwrap();
+    let body = json!({"client_params": {"id": id, "group": "rack"}}).to_string();
+    let request = client.post(scene.place.api_url(&format!("/v1/{verb}"))).header("fleet-lock-protocol", "true");
+    let answer = request.body(body).send().await.unwrap();
+    let status = answer.status().as_u16();
+    (status, serde_json::from_str(&answer.text().await.unwrap()).unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_restarts_by_the_lock_or_by_an_upgrade() {
+    let scene = Scene::new(false).await;
+    let (node, stranger) = (scene.record.members[0].address.unwrap(), IpAddr::from([127, 0, 0, 1]));
+    assert_eq!(ask(&scene, "pre-reboot", "0a0b", node).await.0, 200);
+    let why = scene.refused("start", &ORDER);
+    assert!(why.contains("was not begun: cp1 may restart by a lease of the group `rack` until "), "{why}");
+    assert!(why.contains("`nkd lock release rack 0a0b`"), "{why}");
+    let said = scene.nkd("start", &[&ORDER[..], &["--dry-run"]].concat());
+    assert!(said.out.contains("\nin the way: cp1 may restart by a lease"), "{}", said.out);
+    let released = scene.place.cli_as(TOKEN, &["lock", "release", "rack", "0a0b"]);
+    assert!(released.status.success(), "{}", text(&released.stderr));
+
+    scene.ok("start", &ORDER);
+    scene.until(UpgradeState::Running).await;
+    let (code, told) = ask(&scene, "pre-reboot", "0a0b", node).await;
+    assert_eq!((code, &told["kind"]), (409, &json!("failed_lock")), "{told}");
+    let value = told["value"].as_str().unwrap();
+    assert!(value.starts_with("cp1 is a node of rack7, whose upgrade 1 is running: "), "{value}");
+    assert!(value.contains("`nkd upgrade status rack7`") && value.contains("`nkd upgrade abort rack7`"), "{value}");
+    assert_eq!(ask(&scene, "steady-state", "0a0b", node).await.0, 200);
+    // Who is no node of the cluster, as far as can be told, restarts as before, and goes on to.
+    for _ in 0..2 {
+        assert_eq!(ask(&scene, "pre-reboot", "0a0b", stranger).await.0, 200);
+    }
+    assert_eq!(ask(&scene, "steady-state", "0a0b", stranger).await.0, 200);
+
+    scene.spec("nkd-1", "the cluster is told", |_| true).await;
+    let done = [("cp1", NodeState::Done, ""), ("w1", NodeState::Done, "")];
+    scene.cluster.say("nkd-1", status(Phase::Complete, "2 of 2 nodes are done, 0 at work", &done));
+    scene.until(UpgradeState::Complete).await;
+    assert_eq!(ask(&scene, "pre-reboot", "0a0b", node).await.0, 200);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgrade_is_begun_paused_resumed_and_tried_again() {
     let scene = Scene::new(false).await;

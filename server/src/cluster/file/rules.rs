@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use nkd_api::Problem;
 use nkd_api::cluster::{API_VERSION, Cluster, ClusterSpec, Os, Proxy, Source};
-use nkd_api::update::Window;
+use nkd_api::update::{MaxUnavailable, Window};
 
 use super::syntax::{self, field, shown};
 use super::{Paths, certificates, kubernetes, machines};
@@ -231,7 +231,7 @@ fn around(spec: &ClusterSpec, found: &mut Findings<'_>) {
         }
     }
     let housekeeper = &spec.housekeeper;
-    if housekeeper.max_unavailable == 0 {
+    if housekeeper.max_unavailable == MaxUnavailable::Count(0) {
         found.problem("spec.housekeeper.maxUnavailable", "with 0 no node is ever upgraded: write 1 or more");
     }
     if let Some(Err(why)) = housekeeper.window.as_ref().map(|window| window.parse::<Window>()) {

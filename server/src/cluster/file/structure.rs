@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::sync::LazyLock;
 
 use nkd_api::cluster::Cluster;
+use nkd_api::update::MaxUnavailable;
 use nkd_api::{MacAddr, Problem};
 use serde_json::{Map, Value, json};
 
@@ -128,6 +129,9 @@ impl Shape {
             },
             Some("ip") if text.parse::<IpAddr>().is_err() => {
                 self.problem(path, format!("{} is not an IP address: write it as 10.0.0.1 or fd00::1", shown(text)))
+            }
+            Some("count-or-share") if text.parse::<MaxUnavailable>().is_err() => {
+                self.problem(path, format!("{} is no number such as 2, and no share such as 10%", shown(text)))
             }
             _ => true,
         }

@@ -1,5 +1,6 @@
 //! Tests of reading a cluster file.
 
+use nkd_api::update::MaxUnavailable;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -323,6 +324,10 @@ fn mutations() -> Vec<(&'static str, Value, &'static str)> {
         ("/spec/hooks/before/0", json!("./before.sh"), "spec.hooks.before[0]"),
         ("/spec/hooks/after/0", json!({"inline": " "}), "spec.hooks.after[0]"),
         ("/spec/housekeeper/maxUnavailable", json!(0), "spec.housekeeper.maxUnavailable"),
+        ("/spec/housekeeper/maxUnavailable", json!("0%"), "spec.housekeeper.maxUnavailable"),
+        ("/spec/housekeeper/maxUnavailable", json!("101%"), "spec.housekeeper.maxUnavailable"),
+        ("/spec/housekeeper/maxUnavailable", json!("some"), "spec.housekeeper.maxUnavailable"),
+        ("/spec/housekeeper/maxUnavailable", json!(1.5), "spec.housekeeper.maxUnavailable"),
         ("/spec/housekeeper/window", json!("22:30"), "spec.housekeeper.window"),
         ("/spec/housekeeper/window", json!("caturday 22:30+4h"), "spec.housekeeper.window"),
         ("/spec/certificates/cluster", json!({"certificate": {"inline": ca().0}}), "spec.certificates.cluster.key"),
@@ -359,6 +364,21 @@ fn every_wrong_value_is_named_by_its_path_and_nothing_else() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn how_many_nodes_may_be_away_is_a_number_or_a_share() {
+    for (written, read) in [
+        (json!(3), MaxUnavailable::Count(3)),
+        (json!("3"), MaxUnavailable::Count(3)),
+        (json!("10%"), MaxUnavailable::Percent(10)),
+    ] {
+        let mut document = full();
+        change(&mut document, "/spec/housekeeper/maxUnavailable", written.clone());
+        let found = checked(document);
+        assert!(found.problems.is_empty(), "{written}: {:?}", said(&found.problems));
+        assert_eq!(found.cluster.unwrap().spec.housekeeper.max_unavailable, read, "{written}");
+    }
 }
 
 #[test]

@@ -21,6 +21,8 @@ use crate::cluster::order::pki;
 use crate::cluster::record::Record;
 use crate::cluster::snapshot::take;
 use crate::cluster::{kubeadm, reach};
+use crate::fleet::lock::{self, Locks};
+use crate::fleet::reboots;
 use crate::machine::Selector;
 use crate::service::Service;
 use crate::store::StoreError;
@@ -162,11 +164,16 @@ pub async fn start(
     let wanted = release.kubernetes.clone();
     // What is looked for is looked for this release; one that is published in the meantime is for the next upgrade.
     let order = &UpgradeOrder { release: Some(release.number), ..order.clone() };
-    let seen = look(service, record, wanted.as_deref()).await?;
+    let mut seen = look(service, record, wanted.as_deref()).await?;
+    let nodes = reboots::nodes(store, &service.channels, record).await?;
     let number = before.as_ref().map_or(1, |before| before.number + 1);
     loop {
         let (releases, revision) = &channel;
-        let planned = preflight::plan(record, releases, order, &seen, number, by, OffsetDateTime::now_utc())?;
+        let now = OffsetDateTime::now_utc();
+        let locks = store.locks().await?;
+        let held = lock::held(&nodes, &locks, now).into_iter();
+        seen.leases = held.map(|(node, lease)| (node.to_owned(), lease.clone())).collect();
+        let planned = preflight::plan(record, releases, order, &seen, number, by, now)?;
         if order.dry_run {
             return Ok(planned);
         }
@@ -177,12 +184,14 @@ pub async fn start(
             let refused = planned.findings.into_iter().filter(|finding| finding.refused);
             return Err(UpgradeError::Refused { cluster, reasons: refused.map(|finding| finding.message).collect() });
         }
-        match store.begin_upgrade(record.id, &planned.upgrade, (&name, *revision)).await {
+        let free = |locks: &Locks| lock::held(&nodes, locks, now).is_empty();
+        match store.begin_upgrade(record.id, &planned.upgrade, (&name, *revision), free).await {
             Ok(()) => {
                 service.upgrades.notify_one();
                 return Ok(planned);
             }
-            // The looking around has taken its time: releases were marked or retired, and it may be this one.
+            // The looking around has taken its time: releases were marked or retired, and it may be this one; or one of its
+            // nodes may restart by now.
             Err(StoreError::Stale) => channel = store.channel(&name).await?.ok_or_else(none)?,
             Err(error) => return Err(error.into()),
         }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use nkd_api::channel::{Channel, Release};
 use nkd_api::cluster::{Health, MemberState, Role};
 use nkd_api::facts::Room;
+use nkd_api::lock::Lease;
 use nkd_api::upgrade::{Finding, Part, Planned, Upgrade, UpgradeOrder, UpgradeSnapshot, UpgradeState};
 use time::OffsetDateTime;
 
@@ -36,6 +37,8 @@ pub struct Seen {
     pub room: BTreeMap<String, Vec<Room>>,
     /// Pods that no drain could ever move.
     pub stuck: Vec<Stuck>,
+    /// Nodes that may restart now by a lease of the lock, each with that.
+    pub leases: Vec<(String, Lease)>,
     /// The operator runs.
     pub operator: bool,
 }
@@ -91,8 +94,7 @@ pub fn plan(
 ) -> Result<Planned, NotAsked> {
     let release = release(channel, order)?;
     let spec = &record.cluster.spec;
-    let max_unavailable =
-        order.max_unavailable.unwrap_or(nkd_api::update::MaxUnavailable::Count(spec.housekeeper.max_unavailable));
+    let max_unavailable = order.max_unavailable.unwrap_or(spec.housekeeper.max_unavailable);
     let order = UpgradeOrder {
         channel: Some(channel.name.clone()),
         release: Some(release.number),
@@ -167,6 +169,12 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
     } else if !seen.operator {
         say(true, format!("housekeeper does not run in {name}: `kubectl -n nkd-system get pods` says why"));
     }
+    for (node, Lease { group, id, expires, .. }) in &seen.leases {
+        let until = clock(*expires);
+        let next = "wait until it has given that back";
+        let lost = format!("`nkd lock release {group} {id}` if it does not come back");
+        say(true, format!("{node} may restart by a lease of the group `{group}` until {until}: {next}, or {lost}"));
+    }
     for why in &seen.etcd {
         say(true, format!("etcd: {why}"));
     }
@@ -219,6 +227,11 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
         say(false, format!("{name} has one control plane: {why}"));
     }
     found
+}
+
+fn clock(at: OffsetDateTime) -> String {
+    let at = at.to_offset(time::UtcOffset::UTC);
+    format!("{} {:02}:{:02} UTC", at.date(), at.hour(), at.minute())
 }
 
 /// What has to be free, in MiB: a second system beside the one that runs, its kernel, and the images of another Kubernetes.

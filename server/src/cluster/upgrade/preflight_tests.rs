@@ -1,5 +1,6 @@
 //! What stands in the way of an upgrade, and what does not.
 
+use nkd_api::update::MaxUnavailable;
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -86,6 +87,16 @@ fn a_healthy_cluster_goes_to_the_newest_release_control_planes_first() {
 }
 
 #[test]
+fn how_many_may_be_away_is_what_the_order_says_else_what_the_file_does() {
+    let mut scene = Scene::new();
+    let away = |scene: &Scene| scene.plan().upgrade.order.max_unavailable;
+    scene.record.cluster.spec.housekeeper.max_unavailable = MaxUnavailable::Percent(25);
+    assert_eq!(away(&scene), Some(MaxUnavailable::Percent(25)));
+    scene.order.max_unavailable = Some(MaxUnavailable::Count(2));
+    assert_eq!(away(&scene), Some(MaxUnavailable::Count(2)));
+}
+
+#[test]
 fn halves_of_a_release() {
     let mut scene = Scene::new();
     scene.order.part = Part::Kubernetes;
@@ -106,7 +117,7 @@ fn halves_of_a_release() {
 #[test]
 fn what_is_wrong_with_the_cluster_stands_in_the_way() {
     type Spoil = (&'static str, fn(&mut Scene));
-    let spoil: [Spoil; 9] = [
+    let spoil: [Spoil; 10] = [
         ("is being taken apart", |scene| scene.record.destroying = true),
         ("cp1 is not Ready", |scene| {
             scene.record.members.iter_mut().find(|m| m.hostname == "cp1").unwrap().state = MemberState::Joined;
@@ -117,6 +128,12 @@ fn what_is_wrong_with_the_cluster_stands_in_the_way() {
         ("has no housekeeper", |scene| scene.record.cluster.spec.housekeeper.enabled = false),
         ("housekeeper does not run", |scene| scene.seen.operator = false),
         ("etcd: cp2 has no leader", |scene| scene.seen.etcd = vec!["cp2 has no leader".into()]),
+        ("w1 may restart by a lease of the group `rack` until 1970-01-01 00:00 UTC", |scene| {
+            let (group, id) = ("rack".into(), "0a0b".into());
+            let lease = Lease { group, id, address: None, fencing: 1, since: NOW, expires: NOW };
+            scene.seen.leases = vec![("w1".into(), lease)];
+            scene.refused("or `nkd lock release rack 0a0b` if it does not come back");
+        }),
         ("is a dead end: it eats disks", |scene| {
             scene.order.release = Some(2);
             scene.channel.releases[1].dead_end = Some("it eats disks".into());

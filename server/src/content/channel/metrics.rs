@@ -59,6 +59,17 @@ impl Metrics {
         self.looked.get_or_create(&Looked { channel, result }).inc();
     }
 
+    /// A channel is no more: what was counted of it would stand there until the service ends.
+    pub(super) fn forget(&self, channel: &str) {
+        for payload in ["known", "unknown"] {
+            self.asked.remove(&Asked { channel: channel.to_owned(), payload });
+        }
+        for result in ["published", "same", "failed"] {
+            self.looked.remove(&Looked { channel: channel.to_owned(), result });
+        }
+        self.succeeded.remove(&Of { channel: channel.to_owned() });
+    }
+
     /// Whether this one is to be told: the first, and then every hundredth.
     pub(super) fn asked(&self, channel: &str, known: bool) -> bool {
         let payload = if known { "known" } else { "unknown" };

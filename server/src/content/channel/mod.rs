@@ -5,10 +5,12 @@
 //! again at every start. The ref `nkd/<channel>/<number>` stands for each release; the ref that it came from stands for
 //! the newest one that was published from there.
 
+mod delete;
 pub mod delta;
 mod detached;
 mod ed25519;
 mod gpg_agent;
+pub mod hold;
 mod key_folder;
 pub mod metrics;
 pub mod mirror;
@@ -38,6 +40,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::hold::Hold;
 use self::metrics::Metrics;
 use self::polled::Noted;
 pub use self::polled::{LastPoll, Polled};
@@ -94,6 +97,14 @@ pub enum ChannelError {
     /// There is no such channel.
     #[error("there is no channel `{0}`: `nkd channel list` shows those there are")]
     NoChannel(String),
+    /// Somebody needs it.
+    #[error("the channel `{channel}` is not deleted: {}", .holds.iter().map(Hold::to_string).collect::<Vec<_>>().join("; "))]
+    Held {
+        /// The channel.
+        channel: String,
+        /// Who.
+        holds: Vec<Hold>,
+    },
     /// The channel follows nothing.
     #[error(
         "the channel `{0}` follows no upstream: `nkd channel mirror {0} --from ADDRESS --ref REF` makes it follow one"
@@ -430,7 +441,8 @@ impl Channels {
         let _ = tidied.await;
     }
 
-    /// Makes refs and summaries say what the list of releases says: a service that was killed may not have come so far.
+    /// Makes refs and summaries say what the list of releases says: a service that was killed may not have come so far. So in a
+    /// repository of which only retired commits are left: its last channel was deleted.
     ///
     /// # Errors
     /// [`ChannelError`]; nodes that pull by commit are served all the same.
@@ -438,11 +450,18 @@ impl Channels {
         let _writing = self.turn().await?;
         let channels = self.store.channels().await?;
         let profiles: BTreeSet<&str> = channels.iter().map(|c| c.profile.as_str()).collect();
-        for profile in profiles {
+        for profile in &profiles {
             let signer = self.signer().await?;
             let (repository, channels) = (self.folder().join(profile), channels.clone());
-            let profile = profile.to_owned();
+            let profile = (*profile).to_owned();
             blocking(move || settle(&Repository::open(&repository)?, &channels, &profile, &signer)).await?;
+        }
+        let left: BTreeSet<String> = self.store.retired().await?.into_iter().map(|retired| retired.profile).collect();
+        for profile in left.iter().filter(|profile| !profiles.contains(profile.as_str())) {
+            // After a backup was restored, there may be no repository.
+            if Repository::at(&self.folder().join(profile)).is_ok() {
+                self.settle_profile(profile).await?;
+            }
         }
         Ok(())
     }

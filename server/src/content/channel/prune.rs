@@ -96,7 +96,9 @@ fn needed(channel: &Channel, release: &Release, all: &[Channel], users: &Users) 
     for other in all.iter().filter(|other| other.name != channel.name) {
         let is_it = |there: &&Release| {
             let from = there.promoted_from.as_ref();
-            from.is_some_and(|from| from.channel == channel.name && from.release == release.number)
+            // The channel may have been deleted since, and made anew.
+            let is_same = there.commit == release.commit;
+            is_same && from.is_some_and(|from| from.channel == channel.name && from.release == release.number)
         };
         if let Some(there) = other.releases.iter().find(is_it) {
             return Some(Needed::Promoted(other.name.clone(), there.number));

@@ -146,7 +146,7 @@ impl Channels {
     }
 
     /// Refs and summary of a repository, as the list of releases has them.
-    async fn settle_profile(&self, profile: &str) -> Result<(), ChannelError> {
+    pub(super) async fn settle_profile(&self, profile: &str) -> Result<(), ChannelError> {
         let (channels, signer) = (self.store.channels().await?, self.signer().await?);
         let (folder, profile) = (self.folder().join(profile), profile.to_owned());
         blocking(move || settle(&Repository::at(&folder)?, &channels, &profile, &signer)).await

@@ -39,6 +39,11 @@ impl Unknown {
         seen.node = node.map(node_name);
     }
 
+    /// Forgets those of a channel that is no more.
+    pub fn forget(&mut self, channel: &str) {
+        self.seen.retain(|(name, _), _| name != channel);
+    }
+
     /// Those of a channel, who asked last first.
     #[must_use]
     pub fn of(&self, channel: &str) -> Vec<UnknownRelease> {
@@ -82,6 +87,8 @@ mod tests {
         unknown.asked("edge", "c", None, at(4));
         let of: Vec<_> = unknown.of("stable").into_iter().map(|u| (u.payload, u.times, u.node, u.first_at)).collect();
         assert_eq!(of, [("a[1m".into(), 2, Some("n2".into()), at(1)), ("b".into(), 1, None, at(2))]);
+        unknown.forget("stable");
+        assert_eq!((unknown.of("stable").len(), unknown.of("edge").len()), (0, 1));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Channels, with the real ostree as builder and as client.
 
+mod delete;
 mod deltas;
 mod mirror;
 mod promote;

@@ -25,11 +25,11 @@ fn served(place: &Place) -> PathBuf {
     place.state().join("ostree/lab")
 }
 
-fn has(place: &Place, commit: &str) -> bool {
+pub(super) fn has(place: &Place, commit: &str) -> bool {
     served(place).join(format!("objects/{}/{}.commit", &commit[..2], &commit[2..])).exists()
 }
 
-fn repo(place: &Place) -> String {
+pub(super) fn repo(place: &Place) -> String {
     format!("--repo={}", served(place).display())
 }
 
