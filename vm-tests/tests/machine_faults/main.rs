@@ -87,8 +87,8 @@ fn what_cannot_be_staged_touches_nothing_and_is_staged_when_it_was_put_right() -
 fn unstageable(scene: &mut Scene) -> Result {
     let first = scene.first.clone();
     let repository = scene.lab.nkd.state().join("ostree/lab");
-    // The disk is full.
-    let fourth = scene.publish("fourth", &[])?;
+    // The disk is full: what is left of it does not hold a file of the release, which is next to nothing on its way.
+    let fourth = scene.publish("fourth", &[("usr/share/nkd-ballast", &"ballast\n".repeat(8 << 20))])?;
     let fill = |scene: &Scene| {
         let fill = "fallocate -l $(($(df --output=avail -B1 /var | tail -n 1) - 41943040)) /var/filler; sync";
         scene.shells[1].run(fill, within(120)).map(drop)
