@@ -294,7 +294,9 @@ impl World {
         }
         let next = match (state, desired.go, luck) {
             (Some(state), _, _) if state.is_end() => return,
-            (None, _, _) => ReportedState::Staging,
+            // It has lost its journal, or the cluster its memory: it was told to stage nothing.
+            (None, true, _) => ReportedState::RolledBack,
+            (None, false, _) => ReportedState::Staging,
             (Some(ReportedState::Staging), false, 0) => ReportedState::Failed,
             (Some(_), false, _) if beneath.runs == wanted => ReportedState::Healthy,
             (Some(_), false, _) => ReportedState::Staged,

@@ -326,3 +326,21 @@ fn a_control_plane_that_is_at_work_on_an_earlier_attempt_may_move() {
         assert_eq!((node.held(), node.may_move()), (moves, moves), "{state}");
     }
 }
+
+#[test]
+fn a_node_that_was_told_to_go_on_with_what_it_does_not_know_is_given_back_and_tried_again() {
+    let mut world = World::of(&["w1", "w2"]);
+    world.ask(UpdateSpec { strategy: Care { halt_after_failures: 1, ..Care::default() }, ..spec(1, 1) });
+    world.settle_until(|world| world.get("w1").report().is_some_and(|said| said.state == ReportedState::Upgrading));
+    // Its disk is another one, and its node is the same: it was told to go on, and has laid out nothing.
+    world.get_mut("w1").unwrap().reported = None;
+    world.settle();
+    assert_eq!((world.phase(0), world.told(0, "w1").state), (Phase::Halted, NodeState::Failed));
+    assert!(!world.get("w1").unschedulable && world.beneath["w1"].runs == 0);
+    world.edit(0, |spec| spec.retry += 1);
+    world.look(usize::MAX);
+    let desired = world.get("w1").desired.clone().unwrap();
+    assert_eq!((desired.attempt, desired.go), (2, false), "it is drained before");
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+}
