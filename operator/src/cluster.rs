@@ -395,7 +395,6 @@ fn patch(version: &str, change: &Change) -> Result<Value, serde_json::Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Mutex;
 
     use axum::extract::{Path as In, State};
@@ -446,7 +445,7 @@ mod tests {
         let has = Has::default();
         let cluster = stand_in(Arc::clone(&has));
         let (name, namespace, uid) = ("web-1".into(), "shop".into(), "u".into());
-        let pod = PodSeen { namespace, name, uid, labels: BTreeMap::new(), ending: false };
+        let pod = PodSeen { namespace, name, uid, ..PodSeen::default() };
         // 1.20; 1.21 to 1.24; 1.25; and back, to an API server that has not been upgraded yet.
         for (versions, takes) in [
             (&["v1beta1"][..], "v1beta1"),

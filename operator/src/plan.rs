@@ -17,6 +17,7 @@ use nkd_api::update::{
 };
 use time::{Duration, OffsetDateTime};
 
+use crate::budget::PodSeen;
 use crate::seen::{NodeSeen, Seen};
 use crate::step::{Change, Step, Why, write};
 use crate::tell;
@@ -24,6 +25,10 @@ use crate::wish::{Wish, version_of};
 
 /// A node that upgrades may be silent for so many times as long as one that was told to stage: its gate takes its time.
 const GOING: i32 = 3;
+/// A node that is healthy by its agent may be without Ready for so long where no agent is ever given up for its silence.
+const NOT_READY: Duration = Duration::minutes(45);
+/// A pod that should have ended for so long is held up by what a longer wait does not help against.
+const OVERDUE: Duration = Duration::minutes(10);
 
 /// What to do for an update.
 #[must_use]
@@ -272,29 +277,39 @@ impl<'a> Planner<'a> {
         };
         let since = node.waited;
         let limit = Duration::seconds(drain.timeout_seconds.into());
-        let staying = || pods.leaving.iter().filter(|pod| !pod.ending).cloned().collect::<Vec<_>>();
-        if pods.leaving.is_empty() {
+        // What has come since, though the node is closed, would come again: it goes with the node, like a daemon set's.
+        let came_since = |pod: &&PodSeen| pod.comes_back && pod.made.is_some_and(|made| made > note.since);
+        let leaving: Vec<&PodSeen> = pods.leaving.iter().filter(|pod| !came_since(pod)).collect();
+        let those = |fits: &dyn Fn(&PodSeen) -> bool| -> Vec<PodSeen> {
+            leaving.iter().filter(|pod| fits(pod)).map(|pod| PodSeen::clone(pod)).collect()
+        };
+        let staying = those(&|pod| pod.ends.is_none());
+        if leaving.is_empty() {
             match self.others_hold(node) {
                 Some(text) => self.say(node, NodeState::Draining, text),
                 None => self.go(node, desired),
             }
         } else if since < limit {
-            let pods = staying();
-            if !pods.is_empty() {
-                self.steps.push(Step::Evict { node: node.name.clone(), pods });
+            if !staying.is_empty() {
+                self.steps.push(Step::Evict { node: node.name.clone(), pods: staying });
             }
         } else if drain.policy == DrainPolicy::Evict {
-            let names: Vec<String> = pods.leaving.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+            let names: Vec<String> = leaving.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
             let [some, rest] = [&names[..names.len().min(3)], &names[names.len().min(3)..]];
             let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
             let seconds = drain.timeout_seconds;
             let text = format!("{}{more} did not leave within {seconds} s; {}", some.join(", "), node.said);
             self.fail(node, note.attempt, text.trim_end_matches("; "), true);
         } else {
-            let at_once = since >= limit * 2;
-            let pods = if at_once { pods.leaving.clone() } else { staying() };
-            if !pods.is_empty() {
-                self.steps.push(Step::Delete { node: node.name.clone(), pods, at_once });
+            // A kubelet that answers gives each pod its time to end; without one nobody would ever say that they have ended.
+            let lost = !node.ready && since >= limit * 2;
+            let overdue = |pod: &PodSeen| pod.ends.is_some_and(|ends| self.now >= ends + OVERDUE);
+            let at_once = those(&|pod| lost || overdue(pod));
+            let in_time = if lost { Vec::new() } else { staying };
+            for (pods, at_once) in [(at_once, true), (in_time, false)] {
+                if !pods.is_empty() {
+                    self.steps.push(Step::Delete { node: node.name.clone(), pods, at_once });
+                }
             }
         }
     }
@@ -521,6 +536,20 @@ impl<'a> Planner<'a> {
         let other = self.planes.iter().find(behind)?;
         let text = format!("the control plane {} runs {}: a worker may not be newer", other.name, other.kubelet);
         why("ControlPlanes", text)
+    }
+
+    /// The node that this operator runs on begins after all others of its role, also those that are not staged yet.
+    fn is_last(&self, node: &NodeSeen) -> Option<Why> {
+        if self.seen.own_node.as_ref() != Some(&node.name) {
+            return None;
+        }
+        let comes = |other: &&NodeSeen| {
+            let same = other.control_plane == node.control_plane && other.name != node.name;
+            same && self.chosen(other) && matches!(self.place(other), Place::Out | Place::Staging(_))
+        };
+        let other = self.seen.nodes.iter().find(comes)?;
+        let text = format!("the operator runs on {}: {} comes first, and is not staged yet", node.name, other.name);
+        Some(Why { code: "OwnNode", text })
     }
 
     /// A worker that had failed, in this update or in one that was called off, opens as long as control planes keep it

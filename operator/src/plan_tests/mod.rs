@@ -50,7 +50,7 @@ fn node(name: &str) -> NodeSeen {
 
 fn pod(name: &str) -> PodSeen {
     let name = name.to_owned();
-    PodSeen { namespace: "default".into(), uid: name.clone(), name, labels: BTreeMap::new(), ending: false }
+    PodSeen { namespace: "default".into(), uid: name.clone(), name, ..PodSeen::default() }
 }
 
 /// What an administrator has done, and what only the machine knows.
@@ -182,14 +182,21 @@ impl World {
             Step::Tell(status) => self.wishes.iter_mut().find(|wish| wish.uid == uid).unwrap().status = *status,
             Step::Evict { node, pods } => {
                 let beneath = self.beneath.get_mut(&node).unwrap();
-                assert!(pods.iter().all(|pod| !pod.ending), "asked once");
+                assert!(pods.iter().all(|pod| pod.ends.is_none()), "asked once");
                 if beneath.obstacles.is_empty() {
-                    beneath.pods.iter_mut().for_each(|pod| pod.ending = true);
+                    beneath.pods.iter_mut().for_each(|pod| pod.ends = Some(self.now));
                 }
             }
-            Step::Delete { node, at_once, .. } => {
-                let pods = &mut self.beneath.get_mut(&node).unwrap().pods;
-                if at_once { pods.clear() } else { pods.iter_mut().for_each(|pod| pod.ending = true) }
+            Step::Delete { node, pods, at_once } => {
+                let overdue = |pod: &PodSeen| pod.ends.is_some_and(|ends| self.now >= ends + OVERDUE);
+                let may = !self.get(&node).ready || pods.iter().all(overdue);
+                assert!(!at_once || may, "{node}: no time to end, and its kubelet answers");
+                let there = &mut self.beneath.get_mut(&node).unwrap().pods;
+                if at_once {
+                    there.retain(|pod| pods.iter().all(|gone| gone.uid != pod.uid));
+                } else {
+                    there.iter_mut().for_each(|pod| pod.ends = Some(self.now));
+                }
             }
             Step::Write { node, change, reason, .. } => self.write(uid, &node, *change, reason),
         }
@@ -324,7 +331,7 @@ impl World {
     }
 
     fn pods_end(&mut self) {
-        self.beneath.values_mut().for_each(|beneath| beneath.pods.retain(|pod| !pod.ending));
+        self.beneath.values_mut().for_each(|beneath| beneath.pods.retain(|pod| pod.ends.is_none()));
     }
 
     /// Looks and moves until nothing changes any more.

@@ -344,3 +344,52 @@ fn a_node_that_was_told_to_go_on_with_what_it_does_not_know_is_given_back_and_tr
     world.settle();
     assert_eq!(world.phase(0), Phase::Complete);
 }
+
+#[test]
+fn a_drain_by_force_takes_no_pods_time_while_its_kubelet_answers() {
+    let pods = |ends: Option<OffsetDateTime>| {
+        Some(PodsSeen { leaving: vec![PodSeen { ends, ..pod("web") }], obstacles: vec![] })
+    };
+    let mut world = World::of(&["w1"]);
+    let drain = Drain { timeout_seconds: 60, policy: DrainPolicy::Force };
+    world.ask(UpdateSpec { strategy: Care { drain, ..Care::default() }, ..spec(1, 1) });
+    world.settle_until(|world| world.began() == ["w1"]);
+    let deletes = |ready: bool, seconds: i64, ends: Option<OffsetDateTime>| {
+        let since = world.get("w1").note.as_ref().unwrap().since;
+        let mut node = world.get("w1").clone();
+        (node.ready, node.waited, node.pods) = (ready, Duration::seconds(seconds), pods(ends));
+        let seen = Seen { nodes: vec![node], ..Seen::default() };
+        let steps = plan(&world.wishes[0], &seen, since + Duration::seconds(seconds));
+        steps
+            .into_iter()
+            .filter_map(|step| if let Step::Delete { at_once, .. } = step { Some(at_once) } else { None })
+            .collect::<Vec<_>>()
+    };
+    let since = world.get("w1").note.as_ref().unwrap().since;
+    assert_eq!(deletes(true, 59, None), [false; 0]);
+    assert_eq!(deletes(true, 60, None), [false]);
+    assert_eq!(deletes(true, 3600, None), [false], "its kubelet gives it its time");
+    assert_eq!(deletes(false, 119, None), [false]);
+    assert_eq!(deletes(false, 120, None), [true]);
+    assert_eq!(deletes(true, 120, Some(since + Duration::seconds(90))), [false; 0], "it ends");
+    assert_eq!(deletes(true, 700, Some(since + Duration::seconds(90))), [true], "it should have ended long ago");
+}
+
+#[test]
+fn a_pod_that_comes_to_closed_nodes_is_asked_once_and_holds_up_no_drain() {
+    let mut world = World::of(&["w1"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.began() == ["w1"]);
+    let since = world.get("w1").note.as_ref().unwrap().since;
+    let there = |world: &mut World, made: OffsetDateTime, comes_back: bool| {
+        world.beneath.get_mut("w1").unwrap().pods = vec![PodSeen { made: Some(made), comes_back, ..pod("agent") }];
+        let mut node = world.get("w1").clone();
+        node.pods = Some(PodsSeen { leaving: world.beneath["w1"].pods.clone(), obstacles: vec![] });
+        let steps = plan(&world.wishes[0], &Seen { nodes: vec![node], ..Seen::default() }, since + Duration::MINUTE);
+        steps.iter().any(|step| matches!(step, Step::Evict { .. }))
+    };
+    assert!(there(&mut world, since - Duration::HOUR, true), "it was there before");
+    assert!(there(&mut world, since, true));
+    assert!(there(&mut world, since + Duration::SECOND, false), "somebody has put it there by hand");
+    assert!(!there(&mut world, since + Duration::SECOND, true));
+}
