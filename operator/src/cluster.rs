@@ -60,7 +60,7 @@ impl ClusterError {
         self.code() == Some(409)
     }
 
-    /// The API server has answered, and does not do it.
+    /// No answer came in time.
     #[must_use]
     pub fn is_late(&self) -> bool {
         matches!(self, Self::Late(_))
@@ -196,6 +196,16 @@ impl Cluster {
         let pods: Api<Pod> = Api::all(self.client());
         let here = ListParams::default().fields(&format!("spec.nodeName={node}"));
         Ok(ask(format!("list the pods of {node}"), pods.list(&here)).await?.items)
+    }
+
+    /// The static pods of control planes that kubeadm makes, etcd and the API server.
+    ///
+    /// # Errors
+    /// The API server says no, or nothing.
+    pub async fn plane_pods(&self) -> Result<Vec<Pod>, ClusterError> {
+        let pods: Api<Pod> = Api::namespaced(self.client(), "kube-system");
+        let of = ListParams::default().labels("tier=control-plane,component in (etcd,kube-apiserver)");
+        Ok(ask("list the pods of the control planes", pods.list(&of)).await?.items)
     }
 
     /// All disruption budgets.

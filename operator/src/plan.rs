@@ -46,6 +46,15 @@ pub fn plan(wish: &Wish, seen: &Seen, now: OffsetDateTime) -> Vec<Step> {
     planner.steps
 }
 
+/// A control plane has its turn next, or waits for the others before it goes: what they run has to be looked at.
+#[must_use]
+pub fn asks_for_planes(wish: &Wish, seen: &Seen) -> bool {
+    let before_going =
+        |node: &NodeSeen| node.desired.as_ref().is_some_and(|desired| desired.uid == wish.uid && !desired.go);
+    let mut planes = seen.nodes.iter().filter(|node| node.control_plane);
+    planes.clone().count() > 1 && planes.any(before_going)
+}
+
 /// Where a node is on its way.
 enum Place<'a> {
     /// Another update is at work on it.
@@ -319,8 +328,13 @@ impl<'a> Planner<'a> {
         // One that has failed before may be tried again while it is closed; no other one may join it there.
         let at_work = |other: &NodeSeen| if node.held() { other.may_move() } else { other.held() };
         let mut others = self.planes.iter().filter(|other| other.name != node.name);
-        let other = others.find(|other| node.control_plane && (!other.ready || at_work(other)))?;
-        let what = if other.ready { "is away for its upgrade" } else { "is not Ready" };
+        let ill = |other: &NodeSeen| !other.ready || at_work(other) || other.ill.is_some();
+        let other = others.find(|other| node.control_plane && ill(other))?;
+        let what = match &other.ill {
+            _ if !other.ready => "is not Ready".to_owned(),
+            Some(ill) if !at_work(other) => format!("does not hold ({ill})"),
+            _ => "is away for its upgrade".to_owned(),
+        };
         Some(format!("the control plane {} {what}: etcd would be without its majority", other.name))
     }
 

@@ -12,10 +12,10 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::budget::{BudgetSeen, PodSeen, leaving, obstacles};
+use crate::budget::{BudgetSeen, PodSeen, ill_planes, leaving, obstacles};
 use crate::cluster::{Cluster, ClusterError, chain};
 use crate::lease::Tenure;
-use crate::plan::plan;
+use crate::plan::{asks_for_planes, plan};
 use crate::seen::{NodeSeen, PodsSeen, Seen};
 use crate::serve::Metrics;
 use crate::step::{Change, Step};
@@ -184,6 +184,13 @@ impl Operator {
     async fn serve(&mut self, wish: &Wish, ahead: Option<String>) -> Result<(), StopReason> {
         let (nodes, seen) = self.nodes();
         let mut seen = Seen { nodes: seen, own_node: self.own.node.clone(), ahead };
+        if asks_for_planes(wish, &seen) {
+            let pods = self.cluster.plane_pods().await?;
+            let planes: Vec<&str> =
+                seen.nodes.iter().filter(|node| node.control_plane).map(|n| n.name.as_str()).collect();
+            let mut ill = ill_planes(&pods, &planes);
+            seen.nodes.iter_mut().for_each(|node| node.ill = ill.remove(&node.name));
+        }
         let mut budgets: Option<Vec<BudgetSeen>> = None;
         let mut steps = Vec::new();
         for _ in 0..ROUNDS {

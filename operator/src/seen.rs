@@ -33,6 +33,8 @@ pub struct NodeSeen {
     pub control_plane: bool,
     /// Its kubelet says so, and the cluster believes it.
     pub ready: bool,
+    /// Why its etcd or its API server cannot be counted on, as far as somebody has looked.
+    pub ill: Option<String>,
     /// It takes no new pods.
     pub unschedulable: bool,
     /// Its kubelet's version.
@@ -75,6 +77,7 @@ impl NodeSeen {
             control_plane: ROLES.iter().any(|role| labels.contains_key(*role)),
             labels,
             ready: conditions.clone().any(|one| one.type_ == "Ready" && one.status == "True"),
+            ill: None,
             unschedulable: node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or_default(),
             kubelet: kubelet.map(|info| info.kubelet_version.clone()).unwrap_or_default(),
             cordoned_by: annotations.get(CORDONED_BY).cloned(),

@@ -393,3 +393,44 @@ fn a_pod_that_comes_to_closed_nodes_is_asked_once_and_holds_up_no_drain() {
     assert!(there(&mut world, since + Duration::SECOND, false), "somebody has put it there by hand");
     assert!(!there(&mut world, since + Duration::SECOND, true));
 }
+
+#[test]
+fn a_control_plane_waits_while_the_etcd_of_another_one_does_not_hold() {
+    let mut world = World::of(&["cp1", "cp2", "cp3", "w1"]);
+    world.get_mut("cp3").unwrap().ill = Some("etcd-cp3 is not Ready".into());
+    world.ask(spec(1, 1));
+    world.settle();
+    // Its own is no reason: an upgrade may be what it needs. It is ready, so that nothing else holds anybody.
+    assert_eq!(world.began(), ["cp3"]);
+    world.settle_until(|world| world.told(0, "cp3").state == NodeState::Done);
+    let reason = &world.told(0, "cp1").reason;
+    assert!(reason.contains("cp3 does not hold (etcd-cp3 is not Ready)"), "{reason}");
+    world.get_mut("cp3").unwrap().ill = None;
+    world.settle_until(|world| world.told(0, "cp1").state == NodeState::Draining);
+    // Another one breaks while the pods of this one leave: it does not go.
+    world.get_mut("cp2").unwrap().ill = Some("kube-apiserver-cp2 is missing".into());
+    world.settle();
+    let cp1 = world.told(0, "cp1");
+    assert!(cp1.state == NodeState::Draining && cp1.reason.contains("kube-apiserver-cp2"), "{cp1:?}");
+    assert!(!world.get("cp1").desired.as_ref().unwrap().go);
+    world.get_mut("cp2").unwrap().ill = None;
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+}
+
+#[test]
+fn static_pods_are_looked_at_while_a_control_plane_may_begin_or_go() {
+    let mut world = World::of(&["cp1", "cp2", "w1"]);
+    world.ask(spec(1, 1));
+    let asks =
+        |world: &World| asks_for_planes(&world.wishes[0], &Seen { nodes: world.nodes.clone(), ..Seen::default() });
+    assert!(!asks(&world), "nothing was staged");
+    world.settle_until(|world| world.began() == ["cp1"]);
+    assert!(asks(&world));
+    world.settle();
+    assert!(!asks(&world), "all have gone");
+    let mut world = World::of(&["cp1", "w1"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.began() == ["cp1"]);
+    assert!(!asks(&world), "there are no others");
+}
