@@ -539,7 +539,12 @@ impl<'a> Planner<'a> {
                 first && !matches!(self.place(other), Place::Done)
             };
             let began = planes().find(began).map(|other| format!("{} begins again before others", other.name));
-            return self.others_hold(node).or(began).and_then(|text| why("ControlPlanes", text));
+            // One that was deleted on its way and has registered again may be at work on what it was told before.
+            let is_new = |other: &&&NodeSeen| {
+                other.report().is_none() && matches!(self.place(other), Place::Out | Place::Staging(_))
+            };
+            let unheard = || planes().find(is_new).map(|other| format!("the agent of {} has not answered", other.name));
+            return self.others_hold(node).or(began).or_else(unheard).and_then(|text| why("ControlPlanes", text));
         }
         if let Some(other) = planes().find(|other| !matches!(self.place(other), Place::Done)) {
             return why("ControlPlanes", format!("the control plane {} comes before workers", other.name));

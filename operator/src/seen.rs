@@ -120,10 +120,11 @@ impl NodeSeen {
         self.cordoned_by.is_some() || self.busy_for().is_some() || self.is_lost() || self.is_at_earlier()
     }
 
-    /// Its agent is at work on an earlier attempt than the one that is desired, and has not come to its end.
+    /// Its agent is at work on another attempt than the one that is desired, or on one of the same number that it was told to begin
+    /// before its node was deleted and registered again, and has not come to its end.
     fn is_at_earlier(&self) -> bool {
         let (Some(desired), Some(said)) = (&self.desired, &self.reported) else { return false };
-        let earlier = said.uid == desired.uid && said.attempt < desired.attempt;
+        let earlier = said.uid == desired.uid && (said.attempt != desired.attempt || !desired.go);
         earlier && said.state > ReportedState::Staged && !said.state.is_end()
     }
 

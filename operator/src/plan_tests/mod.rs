@@ -62,6 +62,9 @@ struct Beneath {
     runs: u32,
     /// Its agent does nothing and says nothing.
     silent: bool,
+    /// What its agent is at, though its node was deleted meanwhile, and the release that it goes to.
+    at_work: Option<Reported>,
+    goes_to: u32,
 }
 
 /// A cluster with agents that do what they are told, or do not.
@@ -95,8 +98,29 @@ impl World {
     fn join(&mut self, name: &str) {
         if self.nodes.iter().all(|node| node.name != name) {
             self.nodes.push(node(name));
-            self.beneath.insert(name.into(), Beneath { pods: vec![pod(name)], ..Beneath::default() });
+            let Beneath { at_work, goes_to, runs, .. } = self.beneath.remove(name).unwrap_or_default();
+            let beneath = Beneath { pods: vec![pod(name)], at_work, goes_to, runs, ..Beneath::default() };
+            self.beneath.insert(name.into(), beneath);
         }
+    }
+
+    /// Its node is deleted: whatever its agent has begun goes on, and is heard of when it has registered again.
+    fn vanish(&mut self, name: &str) {
+        let Some(node) = self.nodes.iter().find(|node| node.name == name) else { return };
+        let begun = node.reported.clone().filter(|said| said.state > ReportedState::Staged && !said.state.is_end());
+        let goes_to = node.desired.as_ref().map(number_of).unwrap_or_default();
+        let beneath = self.beneath.get_mut(name).unwrap();
+        if beneath.at_work.is_none() {
+            (beneath.at_work, beneath.goes_to) = (begun, goes_to);
+        }
+        self.nodes.retain(|node| node.name != name);
+    }
+
+    /// Its agent is at work on what was told to the node before it was deleted, and has said so.
+    fn is_said_at_work(&self, node: &NodeSeen) -> bool {
+        let at_work = self.beneath.get(&node.name).and_then(|beneath| beneath.at_work.as_ref());
+        let same = |said: &&Reported| node.desired.as_ref().is_some_and(|desired| desired.uid == said.uid);
+        at_work.filter(same).is_some() && node.reported.as_ref() == at_work
     }
 
     fn ask(&mut self, spec: UpdateSpec) {
@@ -248,7 +272,8 @@ impl World {
         assert!(wish.hours.as_ref().is_none_or(|hours| hours.is_open(self.now)), "{}: began outside", before.name);
         let limit = spec.max_unavailable.of(self.chosen(wish).count());
         let chosen: Vec<&String> = self.chosen(wish).map(|node| &node.name).collect();
-        let away = self.nodes.iter().filter(|n| n.held() || (!n.ready && chosen.contains(&&n.name))).count();
+        let is_away = |n: &&NodeSeen| n.held() || self.is_said_at_work(n) || (!n.ready && chosen.contains(&&n.name));
+        let away = self.nodes.iter().filter(is_away).count();
         assert!(away <= limit || before.held(), "{away} nodes are away, and {limit} may be: {self:#?}");
         assert!(self.nodes.iter().filter(|node| node.busy_for().is_some()).count() <= limit.max(1));
         let gave_up = |node: &NodeSeen| {
@@ -264,7 +289,8 @@ impl World {
         assert!(self.wishes.iter().find(older).is_none(), "{}: an older update goes first", before.name);
         let mut planes = self.nodes.iter().filter(|node| node.control_plane && node.name != before.name);
         if before.control_plane {
-            assert!(planes.all(|n| n.ready && !n.may_move()), "{}: etcd's majority", before.name);
+            let holds = |n: &NodeSeen| n.ready && !n.may_move() && !self.is_said_at_work(n) && n.ill.is_none();
+            assert!(planes.all(holds), "{}: etcd's majority", before.name);
         } else {
             let mut planes = self.chosen(wish).filter(|node| node.control_plane);
             assert!(planes.all(|node| self.is_done(wish, node)), "{}: before a control plane", before.name);
@@ -275,7 +301,8 @@ impl World {
         let name = &before.name;
         assert!(self.beneath[name].pods.is_empty(), "{name}: upgrades with pods on it");
         let mut planes = self.nodes.iter().filter(|node| node.control_plane && node.name != *name);
-        assert!(!before.control_plane || planes.all(|n| n.ready && !n.may_move()), "{name}: etcd's majority");
+        let holds = |n: &NodeSeen| n.ready && !n.may_move() && !self.is_said_at_work(n) && n.ill.is_none();
+        assert!(!before.control_plane || planes.all(holds), "{name}: etcd's majority");
         let first = |node: &&NodeSeen| {
             node.desired.as_ref().is_some_and(|d| d.uid == wish.uid && d.os == wish.spec.release.os && d.first)
         };
@@ -292,12 +319,14 @@ impl World {
             return;
         };
         let (said, desired) = node;
-        let number = desired.os.as_ref().and_then(|os| os.commit.as_deref()?.strip_prefix("commit-")?.parse().ok());
-        let wanted = number.unwrap_or_default();
+        let wanted = number_of(&desired);
         let state = said.map(|said| said.state);
         let beneath = self.beneath.get_mut(name).unwrap();
         if beneath.silent {
             return;
+        }
+        if let Some(before) = beneath.at_work.clone() {
+            return self.go_on(name, before, luck);
         }
         let next = match (state, desired.go, luck) {
             (Some(state), _, _) if state.is_end() => return,
@@ -330,6 +359,27 @@ impl World {
         });
     }
 
+    /// The next move of an agent whose node was deleted when it was on its way.
+    fn go_on(&mut self, name: &str, before: Reported, luck: u8) {
+        let said = self.get(name).reported.clone();
+        let state = match before.state {
+            // First of all it says where it is.
+            state if said.as_ref() != Some(&before) => state,
+            ReportedState::Rebooting if luck == 1 => ReportedState::RolledBack,
+            ReportedState::Rebooting => ReportedState::Healthy,
+            _ => ReportedState::Rebooting,
+        };
+        let beneath = self.beneath.get_mut(name).unwrap();
+        if state == ReportedState::Healthy {
+            beneath.runs = beneath.goes_to;
+        }
+        let next = Reported { state, os: Some(format!("commit-{}", beneath.runs)), ..before };
+        beneath.at_work = Some(next.clone()).filter(|said| !said.state.is_end());
+        let node = self.get_mut(name).unwrap();
+        node.ready = state != ReportedState::Rebooting;
+        node.reported = Some(next);
+    }
+
     fn pods_end(&mut self) {
         self.beneath.values_mut().for_each(|beneath| beneath.pods.retain(|pod| pod.ends.is_none()));
     }
@@ -353,6 +403,12 @@ impl World {
     fn began(&self) -> Vec<&str> {
         self.written.iter().filter(|(_, reason)| *reason == "Draining").map(|(name, _)| name.as_str()).collect()
     }
+}
+
+/// The release that is desired.
+fn number_of(desired: &Desired) -> u32 {
+    let number = desired.os.as_ref().and_then(|os| os.commit.as_deref()?.strip_prefix("commit-")?.parse().ok());
+    number.unwrap_or_default()
 }
 
 fn status_text(status: &UpdateStatus) -> String {

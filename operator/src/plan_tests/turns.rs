@@ -434,3 +434,28 @@ fn static_pods_are_looked_at_while_a_control_plane_may_begin_or_go() {
     world.settle_until(|world| world.began() == ["cp1"]);
     assert!(!asks(&world), "there are no others");
 }
+
+#[test]
+fn a_node_that_was_deleted_on_its_way_and_registers_again_is_still_away() {
+    for state in [ReportedState::Upgrading, ReportedState::Rebooting] {
+        let mut world = World::of(&["cp1", "cp2", "cp3"]);
+        world.ask(spec(1, 1));
+        world.settle_until(|world| world.get("cp1").report().is_some_and(|said| said.state == state));
+        let said = world.get("cp1").report().cloned();
+        world.vanish("cp1");
+        world.join("cp1");
+        // It is told to stage before its agent, which is at work, says anything.
+        world.look(usize::MAX);
+        assert!(world.get("cp1").desired.as_ref().is_some_and(|desired| desired.attempt == 1 && !desired.go));
+        world.agent("cp1", 9);
+        assert_eq!(world.get("cp1").reported, said);
+        assert!(world.get("cp1").held() && world.get("cp1").may_move());
+        for name in ["cp2", "cp3"] {
+            (0..3).for_each(|_| world.agent(name, 9));
+        }
+        world.look(usize::MAX);
+        assert_eq!(world.began(), ["cp1"], "etcd would be without its majority");
+        world.settle();
+        assert_eq!(world.phase(0), Phase::Complete);
+    }
+}
