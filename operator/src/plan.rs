@@ -174,7 +174,7 @@ impl<'a> Planner<'a> {
                 Place::Staged => self.say(node, NodeState::Staged, ""),
                 Place::There(said) => match self.lie(said) {
                     Some(lie) => self.fail(node, said.attempt, &lie, false),
-                    None if !node.ready => self.say(node, NodeState::Staged, "healthy by its agent, and not Ready"),
+                    None if !node.ready => self.await_ready(node, said.attempt, NoteState::Staging, NodeState::Staged),
                     None => self.finish(node, said.attempt),
                 },
                 Place::StagingFailed(said) => self.fail(node, said.attempt, &failure(said), false),
@@ -377,7 +377,9 @@ impl<'a> Planner<'a> {
             ReportedState::RolledBack => self.fail(node, desired.attempt, &failure(said), true),
             ReportedState::Healthy => match self.lie(said).filter(|_| self.fits(desired)) {
                 Some(lie) => self.fail(node, desired.attempt, &lie, false),
-                None if !node.ready => self.say(node, NodeState::Upgrading, "healthy by its agent, and not Ready"),
+                None if !node.ready => {
+                    self.await_ready(node, desired.attempt, NoteState::Begun, NodeState::Upgrading);
+                }
                 None if self.wish.spec.strategy.soak_seconds == 0 => self.finish(node, desired.attempt),
                 None => {
                     let change =
@@ -391,13 +393,30 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Its agent has let it pass, and the cluster does not call it Ready: that may take a moment. When it takes long, its kubelet has
+    /// lost the cluster since, and nobody would hear of it.
+    fn await_ready(&mut self, node: &'a NodeSeen, attempt: u32, noted: NoteState, told: NodeState) {
+        let limit = self.limit(GOING).unwrap_or(NOT_READY);
+        let note = node.note.as_ref().filter(|note| self.is_mine(&note.uid));
+        if note.is_none_or(|note| note.state != noted || note.heard != Some(ReportedState::Healthy)) {
+            let change = Change { note: self.heard(node, attempt, noted, ""), ..Change::default() };
+            self.steps.push(write(node, change, "Heard", "its agent says: healthy".to_owned()));
+        } else if node.waited >= limit {
+            return self.fail(node, attempt, &never_ready(limit), false);
+        }
+        self.say(node, told, "healthy by its agent, and not Ready");
+    }
+
     fn soak(&mut self, node: &'a NodeSeen, note: &'a Note) {
-        let over = node.waited >= Duration::seconds(self.wish.spec.strategy.soak_seconds.into());
+        let soaks = Duration::seconds(self.wish.spec.strategy.soak_seconds.into());
+        let over = node.waited >= soaks;
+        let long = self.limit(GOING).unwrap_or(NOT_READY);
         match node.report().filter(|said| said.state.is_end()) {
             Some(said) if said.state == ReportedState::RolledBack => {
                 self.fail(node, note.attempt, &failure(said), true)
             }
             Some(said) if said.state == ReportedState::Failed => self.fail(node, note.attempt, &failure(said), false),
+            _ if !node.ready && node.waited >= soaks + long => self.fail(node, note.attempt, &never_ready(long), false),
             _ if !node.ready => self.say(node, NodeState::Soaking, "not Ready"),
             _ if over => self.finish(node, note.attempt),
             _ => self.say(node, NodeState::Soaking, ""),
@@ -599,6 +618,10 @@ impl<'a> Planner<'a> {
 /// It was told to stage, and has not begun.
 fn was_staging(node: &NodeSeen, note: &Note) -> bool {
     note.state == NoteState::Staging || (note.state == NoteState::Silent && !node.is_silent())
+}
+
+fn never_ready(long: Duration) -> String {
+    format!("healthy by its agent, and not Ready for {} minutes: see its kubelet and its network", long.whole_minutes())
 }
 
 fn failure(said: &Reported) -> String {

@@ -459,3 +459,42 @@ fn a_node_that_was_deleted_on_its_way_and_registers_again_is_still_away() {
         assert_eq!(world.phase(0), Phase::Complete);
     }
 }
+
+#[test]
+fn a_node_that_is_healthy_by_its_agent_and_never_ready_has_failed_in_the_end() {
+    for soak in [0, 60] {
+        let mut world = World::of(&["w1", "w2"]);
+        world.ask(UpdateSpec { strategy: Care { soak_seconds: soak, ..Care::default() }, ..spec(1, 1) });
+        world.settle_until(|world| world.get("w1").report().is_some_and(|said| said.state == ReportedState::Rebooting));
+        world.agent("w1", 9);
+        if soak > 0 {
+            world.look(usize::MAX);
+        }
+        world.get_mut("w1").unwrap().ready = false;
+        world.settle();
+        world.now += Duration::minutes(40);
+        world.edit(0, |spec| spec.abort = true);
+        world.settle();
+        assert_eq!(world.phase(0), Phase::Aborting, "it may come yet");
+        world.now += Duration::minutes(10);
+        world.settle();
+        let w1 = world.told(0, "w1");
+        assert!(w1.state == NodeState::Failed && w1.reason.contains("not Ready for 45 minutes"), "{w1:?}");
+        assert!(
+            world.phase(0) == Phase::Aborted && world.get("w1").unschedulable,
+            "nobody knows what is wrong with it"
+        );
+    }
+    // There was nothing to do for it.
+    let mut world = World::of(&["w1"]);
+    world.beneath.get_mut("w1").unwrap().runs = 1;
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w1").report().is_some_and(|said| said.state == ReportedState::Staging));
+    world.agent("w1", 9);
+    world.get_mut("w1").unwrap().ready = false;
+    world.settle();
+    assert_eq!(world.told(0, "w1").state, NodeState::Staged);
+    world.now += Duration::minutes(46);
+    world.settle();
+    assert_eq!(world.told(0, "w1").state, NodeState::Failed);
+}
