@@ -504,7 +504,7 @@ impl<'a> Planner<'a> {
         let mut away = self.seen.nodes.iter().filter(counts).count();
         let mut busy = self.seen.nodes.iter().filter(|node| node.busy_for().is_some()).count();
         for node in waiting {
-            if let Some(why) = self.not_yet(node) {
+            if let Some(why) = self.not_yet(node).or_else(|| self.is_last(node)) {
                 self.give_back(node);
                 self.say(node, NodeState::Staged, why.text.clone());
                 self.hold(why.code, why.text);

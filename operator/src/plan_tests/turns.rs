@@ -498,3 +498,20 @@ fn a_node_that_is_healthy_by_its_agent_and_never_ready_has_failed_in_the_end() {
     world.settle();
     assert_eq!(world.told(0, "w1").state, NodeState::Failed);
 }
+
+#[test]
+fn the_own_node_waits_for_others_of_its_role_that_are_not_staged_yet() {
+    let mut world = World::of(&["cp1", "cp2", "cp3"]);
+    world.own_node = Some("cp1".into());
+    world.ask(spec(1, 1));
+    world.look(usize::MAX);
+    world.agent("cp3", 9);
+    world.silence("cp3", true);
+    world.settle();
+    assert_eq!(world.began(), ["cp2"]);
+    let reason = &world.told(0, "cp1").reason;
+    assert!(reason.contains("the operator runs on cp1: cp3 comes first"), "{reason}");
+    world.silence("cp3", false);
+    world.settle();
+    assert_eq!((world.began(), world.phase(0)), (vec!["cp2", "cp3", "cp1"], Phase::Complete));
+}
