@@ -118,6 +118,8 @@ impl Operator {
                     Ok(open) => pause = if open { OFTEN } else { SELDOM },
                     Err(StopReason::Cluster(error)) if error.is_conflict() => pause = SHORTEST,
                     Err(error) => {
+                        // What was written last may have come to the cluster, and its answer not to us.
+                        led = false;
                         self.metrics.failed();
                         tracing::warn!(error = %chain(&error), "looks again later");
                     }
