@@ -166,7 +166,7 @@ impl Operator {
             self.serve(&wish, ahead).await?;
         }
         let (nodes, seen) = self.nodes();
-        for step in orphans(&Seen { nodes: seen, own_node: None, ahead: None }, &wishes) {
+        for step in orphans(&Seen { nodes: seen, own_node: None, ahead: None }, &wishes, OffsetDateTime::now_utc()) {
             self.act(None, &nodes, step).await?;
         }
         self.metrics.took(begun.elapsed());

@@ -194,7 +194,7 @@ impl World {
             }
         }
         seen.ahead = None;
-        for step in orphans(&seen, &wishes) {
+        for step in orphans(&seen, &wishes, self.now) {
             self.apply("", step);
         }
     }
