@@ -60,10 +60,18 @@ impl ClusterError {
         self.code() == Some(409)
     }
 
-    /// The API server has answered, and does not do it.
+    /// No answer came in time.
     #[must_use]
-    pub fn is_refusal(&self) -> bool {
-        self.code().is_some_and(|code| (400..500).contains(&code) && !matches!(code, 401 | 409))
+    pub fn is_late(&self) -> bool {
+        matches!(self, Self::Late(_))
+    }
+
+    /// It says something of what was asked, and nothing of the API server as a whole: a refusal, a fault behind it (an admission
+    /// webhook that is slow or broken, say), or no answer to this one request.
+    #[must_use]
+    pub fn is_of_this_request(&self) -> bool {
+        let code = self.code();
+        self.is_late() || code.is_some_and(|code| (400..600).contains(&code) && !matches!(code, 401 | 409))
     }
 
     fn code(&self) -> Option<u16> {
@@ -127,13 +135,23 @@ pub fn resource(source: Source) -> ApiResource {
     ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, VERSION, KIND), PLURAL)
 }
 
+/// A client as the operator wants one.
+fn client(mut config: Config) -> Result<Client, ClusterError> {
+    config.connect_timeout = Some(LIMIT);
+    config.proxy_url = None;
+    // A disruption budget answers 429, and is asked again at the next look. The client's own tries would take longer than the
+    // limit, and nobody would hear what it said.
+    config.default_retry = false;
+    Client::try_from(config).map_err(|e| ClusterError::Config(e.into()))
+}
+
 impl Cluster {
     /// A client by a kubeconfig, or as a pod of the cluster.
     ///
     /// # Errors
     /// There is none, or the API server does not answer.
     pub async fn connect(kubeconfig: Option<&Path>) -> Result<Self, ClusterError> {
-        let mut config = match kubeconfig {
+        let config = match kubeconfig {
             Some(path) => {
                 let file = Kubeconfig::read_from(path).map_err(|e| ClusterError::Config(e.into()))?;
                 Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
@@ -142,9 +160,7 @@ impl Cluster {
             }
             None => Config::incluster().map_err(|e| ClusterError::Config(e.into()))?,
         };
-        config.connect_timeout = Some(LIMIT);
-        config.proxy_url = None;
-        let client = Client::try_from(config).map_err(|e| ClusterError::Config(e.into()))?;
+        let client = client(config)?;
         let core = ask("list the resources of the API", client.list_core_api_resources("v1")).await?;
         let eviction = core.resources.iter().find(|resource| resource.name == "pods/eviction");
         let has_v1 = eviction.and_then(|resource| resource.version.as_deref()) == Some(POLICY[0]);
@@ -180,6 +196,16 @@ impl Cluster {
         let pods: Api<Pod> = Api::all(self.client());
         let here = ListParams::default().fields(&format!("spec.nodeName={node}"));
         Ok(ask(format!("list the pods of {node}"), pods.list(&here)).await?.items)
+    }
+
+    /// The static pods of control planes that kubeadm makes, etcd and the API server.
+    ///
+    /// # Errors
+    /// The API server says no, or nothing.
+    pub async fn plane_pods(&self) -> Result<Vec<Pod>, ClusterError> {
+        let pods: Api<Pod> = Api::namespaced(self.client(), "kube-system");
+        let of = ListParams::default().labels("tier=control-plane,component in (etcd,kube-apiserver)");
+        Ok(ask("list the pods of the control planes", pods.list(&of)).await?.items)
     }
 
     /// All disruption budgets.
@@ -399,7 +425,6 @@ fn patch(version: &str, change: &Change) -> Result<Value, serde_json::Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::sync::Mutex;
 
     use axum::extract::{Path as In, State};
@@ -450,7 +475,7 @@ mod tests {
         let has = Has::default();
         let cluster = stand_in(Arc::clone(&has));
         let (name, namespace, uid) = ("web-1".into(), "shop".into(), "u".into());
-        let pod = PodSeen { namespace, name, uid, labels: BTreeMap::new(), ending: false };
+        let pod = PodSeen { namespace, name, uid, ..PodSeen::default() };
         // 1.20; 1.21 to 1.24; 1.25; and back, to an API server that has not been upgraded yet.
         for (versions, takes) in [
             (&["v1beta1"][..], "v1beta1"),

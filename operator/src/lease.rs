@@ -38,6 +38,11 @@ fn holds(now: Instant, until: Instant) -> bool {
     now + LIMIT < until
 }
 
+/// Nobody acts any more by a lease that was there before the one that we have made.
+fn is_alone(now: Instant, made: Option<Instant>, lasts: Duration) -> bool {
+    made.is_none_or(|made| now >= made + lasts)
+}
+
 /// A lease as it was seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Record {
@@ -75,6 +80,9 @@ pub struct Election {
     lasts: Duration,
     tenure: Tenure,
     seen: Option<(Record, Instant)>,
+    /// When we have made a lease that was not there. Who had the one before, which somebody has deleted, may act for as long as
+    /// that lasts.
+    made: Option<Instant>,
 }
 
 impl Election {
@@ -82,7 +90,7 @@ impl Election {
     #[must_use]
     pub fn new(cluster: &Cluster, namespace: &str, me: String, lasts: Duration, tenure: Tenure) -> Self {
         let lasts = lasts.max(LIMIT * 3);
-        Self { leases: Api::namespaced(cluster.client(), namespace), me, lasts, tenure, seen: None }
+        Self { leases: Api::namespaced(cluster.client(), namespace), me, lasts, tenure, seen: None, made: None }
     }
 
     /// Runs, and gives the lease back at the end: `stopped` says that nobody acts any more.
@@ -115,8 +123,10 @@ impl Election {
         let begun = Instant::now();
         let Some(lease) = ask("read the lease", self.leases.get_opt(NAME)).await? else {
             let lease = lease(&self.me, self.lasts, 0, None)?;
+            // Also when no answer comes: it may be there all the same. Our own tenure of the one before goes on.
+            self.made = Some(begun);
             ask("make the lease", self.leases.create(&PostParams::default(), &lease)).await?;
-            self.tenure.set(Some(begun + self.lasts));
+            self.made = Some(Instant::now());
             return Ok(());
         };
         let record = Record::of(&lease);
@@ -126,16 +136,23 @@ impl Election {
         let unchanged = self.seen.as_ref().map_or(Duration::ZERO, |(_, since)| begun.duration_since(*since));
         let transitions = match turn(&record, &self.me, unchanged) {
             Turn::Wait => {
+                self.made = None;
                 self.tenure.set(None);
                 return Ok(());
             }
             Turn::Renew => record.transitions,
-            Turn::Take => record.transitions + 1,
+            Turn::Take => {
+                self.made = None;
+                record.transitions + 1
+            }
         };
         // Its version goes with it: of two that take it at once, one gets a conflict.
         let ours = lease_over(&self.me, self.lasts, transitions, &lease)?;
         ask("renew or take the lease", self.leases.replace(NAME, &PostParams::default(), &ours)).await?;
-        self.tenure.set(Some(begun + self.lasts));
+        if is_alone(begun, self.made, self.lasts) {
+            self.made = None;
+            self.tenure.set(Some(begun + self.lasts));
+        }
         Ok(())
     }
 
@@ -189,6 +206,12 @@ fn lease(holder: &str, lasts: Duration, transitions: i64, version: Option<&str>)
 
 #[cfg(test)]
 mod tests {
+    use axum::extract::State;
+    use axum::http::StatusCode;
+    use axum::response::{IntoResponse, Response};
+    use axum::routing::{get, post};
+    use axum::{Json, Router};
+
     use super::*;
 
     #[test]
@@ -208,6 +231,46 @@ mod tests {
         let begun = Instant::now();
         let last_request = (0..60).map(Duration::from_secs).filter(|after| holds(begun + *after, begun + lasts)).max();
         assert!(last_request.unwrap() + LIMIT < lasts, "its last request has ended by then");
+    }
+
+    #[tokio::test]
+    async fn who_makes_a_lease_that_was_deleted_waits_for_who_had_it() {
+        type Held = Arc<Mutex<Option<Value>>>;
+        async fn read(State(held): State<Held>) -> Response {
+            let gone =
+                json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404});
+            let held = held.lock().unwrap().clone();
+            held.map_or_else(|| (StatusCode::NOT_FOUND, Json(gone)).into_response(), |held| Json(held).into_response())
+        }
+        async fn write(State(held): State<Held>, Json(lease): Json<Value>) -> Response {
+            *held.lock().unwrap() = Some(lease.clone());
+            Json(lease).into_response()
+        }
+        let held = Held::default();
+        let path = "/apis/coordination.k8s.io/v1/namespaces/nkd-system/leases";
+        let router = Router::new().route(path, post(write)).route(&format!("{path}/{NAME}"), get(read).put(write));
+        let client = kube::Client::new(router.with_state(Arc::clone(&held)), "default");
+        let (tenure, lasts) = (Tenure::default(), LIMIT * 4);
+        let leases = Api::namespaced(client, "nkd-system");
+        let mut election = Election { leases, me: "me".into(), lasts, tenure: tenure.clone(), seen: None, made: None };
+        for _ in 0..3 {
+            election.once().await.unwrap();
+            assert!(held.lock().unwrap().is_some() && !tenure.holds(), "who had it before may act still");
+        }
+        election.made = Some(Instant::now() - lasts);
+        election.once().await.unwrap();
+        assert!(tenure.holds());
+        // Deleted under us: what we have of it goes on, and no longer.
+        let until = *tenure.0.lock().unwrap();
+        *held.lock().unwrap() = None;
+        election.once().await.unwrap();
+        election.once().await.unwrap();
+        assert_eq!(*tenure.0.lock().unwrap(), until);
+        // One that was given back is nobody's.
+        *held.lock().unwrap() =
+            Some(serde_json::to_value(super::lease("", Duration::from_secs(1), 2, None).unwrap()).unwrap());
+        election.once().await.unwrap();
+        assert_ne!(*tenure.0.lock().unwrap(), until);
     }
 
     #[test]

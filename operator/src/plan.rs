@@ -17,6 +17,7 @@ use nkd_api::update::{
 };
 use time::{Duration, OffsetDateTime};
 
+use crate::budget::PodSeen;
 use crate::image;
 use crate::seen::{NodeSeen, Seen};
 use crate::step::{Change, Step, Why, write};
@@ -25,6 +26,10 @@ use crate::wish::{Wish, version_of};
 
 /// A node that upgrades may be silent for so many times as long as one that was told to stage: its gate takes its time.
 const GOING: i32 = 3;
+/// A node that is healthy by its agent may be without Ready for so long where no agent is ever given up for its silence.
+const NOT_READY: Duration = Duration::minutes(45);
+/// A pod that should have ended for so long is held up by what a longer wait does not help against.
+const OVERDUE: Duration = Duration::minutes(10);
 
 /// What to do for an update.
 #[must_use]
@@ -41,6 +46,15 @@ pub fn plan(wish: &Wish, seen: &Seen, now: OffsetDateTime) -> Vec<Step> {
         planner.steps.push(Step::Tell(Box::new(told)));
     }
     planner.steps
+}
+
+/// A control plane has its turn next, or waits for the others before it goes: what they run has to be looked at.
+#[must_use]
+pub fn asks_for_planes(wish: &Wish, seen: &Seen) -> bool {
+    let before_going =
+        |node: &NodeSeen| node.desired.as_ref().is_some_and(|desired| desired.uid == wish.uid && !desired.go);
+    let mut planes = seen.nodes.iter().filter(|node| node.control_plane);
+    planes.clone().count() > 1 && planes.any(before_going)
 }
 
 /// Where a node is on its way.
@@ -162,7 +176,7 @@ impl<'a> Planner<'a> {
                 Place::Staged => self.say(node, NodeState::Staged, ""),
                 Place::There(said) => match self.lie(said) {
                     Some(lie) => self.fail(node, said.attempt, &lie, false),
-                    None if !node.ready => self.say(node, NodeState::Staged, "healthy by its agent, and not Ready"),
+                    None if !node.ready => self.await_ready(node, said.attempt, NoteState::Staging, NodeState::Staged),
                     None => self.finish(node, said.attempt),
                 },
                 Place::StagingFailed(said) => self.fail(node, said.attempt, &failure(said), false),
@@ -274,29 +288,39 @@ impl<'a> Planner<'a> {
         };
         let since = node.waited;
         let limit = Duration::seconds(drain.timeout_seconds.into());
-        let staying = || pods.leaving.iter().filter(|pod| !pod.ending).cloned().collect::<Vec<_>>();
-        if pods.leaving.is_empty() {
+        // What has come since, though the node is closed, would come again: it goes with the node, like a daemon set's.
+        let came_since = |pod: &&PodSeen| pod.comes_back && pod.made.is_some_and(|made| made > note.since);
+        let leaving: Vec<&PodSeen> = pods.leaving.iter().filter(|pod| !came_since(pod)).collect();
+        let those = |fits: &dyn Fn(&PodSeen) -> bool| -> Vec<PodSeen> {
+            leaving.iter().filter(|pod| fits(pod)).map(|pod| PodSeen::clone(pod)).collect()
+        };
+        let staying = those(&|pod| pod.ends.is_none());
+        if leaving.is_empty() {
             match self.others_hold(node) {
                 Some(text) => self.say(node, NodeState::Draining, text),
                 None => self.go(node, desired),
             }
         } else if since < limit {
-            let pods = staying();
-            if !pods.is_empty() {
-                self.steps.push(Step::Evict { node: node.name.clone(), pods });
+            if !staying.is_empty() {
+                self.steps.push(Step::Evict { node: node.name.clone(), pods: staying });
             }
         } else if drain.policy == DrainPolicy::Evict {
-            let names: Vec<String> = pods.leaving.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+            let names: Vec<String> = leaving.iter().map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
             let [some, rest] = [&names[..names.len().min(3)], &names[names.len().min(3)..]];
             let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
             let seconds = drain.timeout_seconds;
             let text = format!("{}{more} did not leave within {seconds} s; {}", some.join(", "), node.said);
             self.fail(node, note.attempt, text.trim_end_matches("; "), true);
         } else {
-            let at_once = since >= limit * 2;
-            let pods = if at_once { pods.leaving.clone() } else { staying() };
-            if !pods.is_empty() {
-                self.steps.push(Step::Delete { node: node.name.clone(), pods, at_once });
+            // A kubelet that answers gives each pod its time to end; without one nobody would ever say that they have ended.
+            let lost = !node.ready && since >= limit * 2;
+            let overdue = |pod: &PodSeen| pod.ends.is_some_and(|ends| self.now >= ends + OVERDUE);
+            let at_once = those(&|pod| lost || overdue(pod));
+            let in_time = if lost { Vec::new() } else { staying };
+            for (pods, at_once) in [(at_once, true), (in_time, false)] {
+                if !pods.is_empty() {
+                    self.steps.push(Step::Delete { node: node.name.clone(), pods, at_once });
+                }
             }
         }
     }
@@ -306,8 +330,13 @@ impl<'a> Planner<'a> {
         // One that has failed before may be tried again while it is closed; no other one may join it there.
         let at_work = |other: &NodeSeen| if node.held() { other.may_move() } else { other.held() };
         let mut others = self.planes.iter().filter(|other| other.name != node.name);
-        let other = others.find(|other| node.control_plane && (!other.ready || at_work(other)))?;
-        let what = if other.ready { "is away for its upgrade" } else { "is not Ready" };
+        let ill = |other: &NodeSeen| !other.ready || at_work(other) || other.ill.is_some();
+        let other = others.find(|other| node.control_plane && ill(other))?;
+        let what = match &other.ill {
+            _ if !other.ready => "is not Ready".to_owned(),
+            Some(ill) if !at_work(other) => format!("does not hold ({ill})"),
+            _ => "is away for its upgrade".to_owned(),
+        };
         Some(format!("the control plane {} {what}: etcd would be without its majority", other.name))
     }
 
@@ -350,7 +379,9 @@ impl<'a> Planner<'a> {
             ReportedState::RolledBack => self.fail(node, desired.attempt, &failure(said), true),
             ReportedState::Healthy => match self.lie(said).filter(|_| self.fits(desired)) {
                 Some(lie) => self.fail(node, desired.attempt, &lie, false),
-                None if !node.ready => self.say(node, NodeState::Upgrading, "healthy by its agent, and not Ready"),
+                None if !node.ready => {
+                    self.await_ready(node, desired.attempt, NoteState::Begun, NodeState::Upgrading);
+                }
                 None if self.wish.spec.strategy.soak_seconds == 0 => self.finish(node, desired.attempt),
                 None => {
                     let change =
@@ -364,13 +395,30 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Its agent has let it pass, and the cluster does not call it Ready: that may take a moment. When it takes long, its kubelet has
+    /// lost the cluster since, and nobody would hear of it.
+    fn await_ready(&mut self, node: &'a NodeSeen, attempt: u32, noted: NoteState, told: NodeState) {
+        let limit = self.limit(GOING).unwrap_or(NOT_READY);
+        let note = node.note.as_ref().filter(|note| self.is_mine(&note.uid));
+        if note.is_none_or(|note| note.state != noted || note.heard != Some(ReportedState::Healthy)) {
+            let change = Change { note: self.heard(node, attempt, noted, ""), ..Change::default() };
+            self.steps.push(write(node, change, "Heard", "its agent says: healthy".to_owned()));
+        } else if node.waited >= limit {
+            return self.fail(node, attempt, &never_ready(limit), false);
+        }
+        self.say(node, told, "healthy by its agent, and not Ready");
+    }
+
     fn soak(&mut self, node: &'a NodeSeen, note: &'a Note) {
-        let over = node.waited >= Duration::seconds(self.wish.spec.strategy.soak_seconds.into());
+        let soaks = Duration::seconds(self.wish.spec.strategy.soak_seconds.into());
+        let over = node.waited >= soaks;
+        let long = self.limit(GOING).unwrap_or(NOT_READY);
         match node.report().filter(|said| said.state.is_end()) {
             Some(said) if said.state == ReportedState::RolledBack => {
                 self.fail(node, note.attempt, &failure(said), true)
             }
             Some(said) if said.state == ReportedState::Failed => self.fail(node, note.attempt, &failure(said), false),
+            _ if !node.ready && node.waited >= soaks + long => self.fail(node, note.attempt, &never_ready(long), false),
             _ if !node.ready => self.say(node, NodeState::Soaking, "not Ready"),
             _ if over => self.finish(node, note.attempt),
             _ => self.say(node, NodeState::Soaking, ""),
@@ -472,7 +520,7 @@ impl<'a> Planner<'a> {
         let mut away = self.seen.nodes.iter().filter(counts).count();
         let mut busy = self.seen.nodes.iter().filter(|node| node.busy_for().is_some()).count();
         for node in waiting {
-            if let Some(why) = self.not_yet(node) {
+            if let Some(why) = self.not_yet(node).or_else(|| self.is_last(node)) {
                 self.give_back(node);
                 self.say(node, NodeState::Staged, why.text.clone());
                 self.hold(why.code, why.text);
@@ -526,7 +574,12 @@ impl<'a> Planner<'a> {
                 first && !matches!(self.place(other), Place::Done)
             };
             let began = planes().find(began).map(|other| format!("{} begins again before others", other.name));
-            return self.others_hold(node).or(began).and_then(|text| why("ControlPlanes", text));
+            // One that was deleted on its way and has registered again may be at work on what it was told before.
+            let is_new = |other: &&&NodeSeen| {
+                other.report().is_none() && matches!(self.place(other), Place::Out | Place::Staging(_))
+            };
+            let unheard = || planes().find(is_new).map(|other| format!("the agent of {} has not answered", other.name));
+            return self.others_hold(node).or(began).or_else(unheard).and_then(|text| why("ControlPlanes", text));
         }
         if let Some(other) = planes().find(|other| !matches!(self.place(other), Place::Done)) {
             return why("ControlPlanes", format!("the control plane {} comes before workers", other.name));
@@ -537,6 +590,20 @@ impl<'a> Planner<'a> {
         let other = self.planes.iter().find(behind)?;
         let text = format!("the control plane {} runs {}: a worker may not be newer", other.name, other.kubelet);
         why("ControlPlanes", text)
+    }
+
+    /// The node that this operator runs on begins after all others of its role, also those that are not staged yet.
+    fn is_last(&self, node: &NodeSeen) -> Option<Why> {
+        if self.seen.own_node.as_ref() != Some(&node.name) {
+            return None;
+        }
+        let comes = |other: &&NodeSeen| {
+            let same = other.control_plane == node.control_plane && other.name != node.name;
+            same && self.chosen(other) && matches!(self.place(other), Place::Out | Place::Staging(_))
+        };
+        let other = self.seen.nodes.iter().find(comes)?;
+        let text = format!("the operator runs on {}: {} comes first, and is not staged yet", node.name, other.name);
+        Some(Why { code: "OwnNode", text })
     }
 
     /// A worker that had failed, in this update or in one that was called off, opens as long as control planes keep it
@@ -567,6 +634,10 @@ impl<'a> Planner<'a> {
 /// It was told to stage, and has not begun.
 fn was_staging(node: &NodeSeen, note: &Note) -> bool {
     note.state == NoteState::Staging || (note.state == NoteState::Silent && !node.is_silent())
+}
+
+fn never_ready(long: Duration) -> String {
+    format!("healthy by its agent, and not Ready for {} minutes: see its kubelet and its network", long.whole_minutes())
 }
 
 fn failure(said: &Reported) -> String {

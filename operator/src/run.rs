@@ -12,11 +12,11 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::budget::{BudgetSeen, leaving, obstacles};
+use crate::budget::{BudgetSeen, PodSeen, ill_planes, leaving, obstacles};
 use crate::cluster::{Cluster, ClusterError, chain};
 use crate::lease::Tenure;
 use crate::lookups::Lookups;
-use crate::plan::plan;
+use crate::plan::{asks_for_planes, plan};
 use crate::seen::{NodeSeen, PodsSeen, Seen};
 use crate::serve::Metrics;
 use crate::step::{Change, Step};
@@ -55,6 +55,8 @@ pub struct Operator {
     stop: CancellationToken,
     /// What held the pods of a node when they were last asked to leave. It is shown, and decides nothing.
     said: BTreeMap<String, String>,
+    /// By node, uids of pods of which nobody heard in time when they were last asked to leave. They are asked after the others.
+    late: BTreeMap<String, BTreeSet<String>>,
     waits: Waits,
     lookups: Lookups,
 }
@@ -82,7 +84,18 @@ impl Operator {
         lookups: Lookups,
         stop: CancellationToken,
     ) -> Self {
-        Self { cluster, watched, tenure, own, metrics, stop, said: BTreeMap::new(), waits: Waits::default(), lookups }
+        Self {
+            cluster,
+            watched,
+            tenure,
+            own,
+            metrics,
+            stop,
+            said: BTreeMap::new(),
+            late: BTreeMap::new(),
+            waits: Waits::default(),
+            lookups,
+        }
     }
 
     /// Runs until it is told to stop.
@@ -111,6 +124,8 @@ impl Operator {
                     Ok(open) => pause = if open { OFTEN } else { SELDOM },
                     Err(StopReason::Cluster(error)) if error.is_conflict() => pause = SHORTEST,
                     Err(error) => {
+                        // What was written last may have come to the cluster, and its answer not to us.
+                        led = false;
                         self.metrics.failed();
                         tracing::warn!(error = %chain(&error), "looks again later");
                     }
@@ -162,7 +177,7 @@ impl Operator {
             self.serve(&wish, ahead).await?;
         }
         let (nodes, seen) = self.nodes();
-        for step in orphans(&Seen { nodes: seen, ..Seen::default() }, &wishes) {
+        for step in orphans(&Seen { nodes: seen, ..Seen::default() }, &wishes, OffsetDateTime::now_utc()) {
             self.act(None, &nodes, step).await?;
         }
         self.metrics.took(begun.elapsed());
@@ -183,6 +198,13 @@ impl Operator {
         let (nodes, seen) = self.nodes();
         let looked = self.lookups.looked(&wish.uid);
         let mut seen = Seen { nodes: seen, own_node: self.own.node.clone(), ahead, looked };
+        if asks_for_planes(wish, &seen) {
+            let pods = self.cluster.plane_pods().await?;
+            let planes: Vec<&str> =
+                seen.nodes.iter().filter(|node| node.control_plane).map(|n| n.name.as_str()).collect();
+            let mut ill = ill_planes(&pods, &planes);
+            seen.nodes.iter_mut().for_each(|node| node.ill = ill.remove(&node.name));
+        }
         let mut budgets: Option<Vec<BudgetSeen>> = None;
         let mut steps = Vec::new();
         for _ in 0..ROUNDS {
@@ -207,6 +229,8 @@ impl Operator {
                 }
             }
         }
+        // What is written and told first does not depend on pods that may take their time to answer.
+        steps.sort_by_key(|step| matches!(step, Step::Evict { .. } | Step::Delete { .. }));
         for step in steps {
             self.act(Some(wish), &nodes, step).await?;
         }
@@ -230,37 +254,10 @@ impl Operator {
                 let Some(seen) = seen else { return Ok(()) };
                 self.write(wish, seen, &change, reason, &message).await
             }
-            Step::Evict { node, pods } => {
-                let mut held = Vec::new();
-                for pod in pods {
-                    self.may_act()?;
-                    let said = match self.cluster.evict(&pod).await {
-                        // An admission webhook, say. The others of this node, and other nodes, go on.
-                        Err(error) if error.is_refusal() => Some(chain(&error)),
-                        said => said?,
-                    };
-                    self.metrics.evicted(said.is_none());
-                    if let Some(said) = said {
-                        held.push(format!("{}/{}: {said}", pod.namespace, pod.name));
-                    }
-                }
-                self.said.insert(node, held.join("; "));
-                Ok(())
-            }
+            Step::Evict { node, pods } => self.clear(node, pods, None).await,
             Step::Delete { node, pods, at_once } => {
                 tracing::warn!(node, pods = pods.len(), at_once, "deletes pods that did not leave");
-                let mut held = Vec::new();
-                for pod in pods {
-                    self.may_act()?;
-                    match self.cluster.delete(&pod, at_once).await {
-                        Err(error) if error.is_refusal() => {
-                            held.push(format!("{}/{}: {}", pod.namespace, pod.name, chain(&error)));
-                        }
-                        done => done?,
-                    }
-                }
-                self.said.insert(node, held.join("; "));
-                Ok(())
+                self.clear(node, pods, Some(at_once)).await
             }
             Step::LookUp { image } => {
                 if let Some(wish) = wish {
@@ -281,6 +278,43 @@ impl Operator {
                 Ok(())
             }
         }
+    }
+
+    /// Asks pods to leave, or deletes them, at once or with their time to end. One that is held holds up its node alone; one of
+    /// which nothing is heard in time ends the round of its node, since the others would wait as long, and goes last in the next.
+    async fn clear(&mut self, node: String, mut pods: Vec<PodSeen>, delete: Option<bool>) -> Result<(), StopReason> {
+        let mut late = self.late.remove(&node).unwrap_or_default();
+        late.retain(|uid| pods.iter().any(|pod| pod.uid == *uid));
+        pods.sort_by_key(|pod| late.contains(&pod.uid));
+        let mut held = Vec::new();
+        for pod in pods {
+            self.may_act()?;
+            let answer = match delete {
+                Some(at_once) => self.cluster.delete(&pod, at_once).await.map(|()| None),
+                None => self.cluster.evict(&pod).await,
+            };
+            let is_late = answer.as_ref().is_err_and(ClusterError::is_late);
+            let said = match answer {
+                Err(error) if error.is_of_this_request() => Some(chain(&error)),
+                said => said?,
+            };
+            if delete.is_none() {
+                self.metrics.evicted(said.is_none());
+            }
+            if let Some(said) = said {
+                held.push(format!("{}/{}: {said}", pod.namespace, pod.name));
+            }
+            late.remove(&pod.uid);
+            if is_late {
+                late.insert(pod.uid);
+                break;
+            }
+        }
+        if !late.is_empty() {
+            self.late.insert(node.clone(), late);
+        }
+        self.said.insert(node, held.join("; "));
+        Ok(())
     }
 
     async fn write(

@@ -36,6 +36,8 @@ pub struct NodeSeen {
     pub control_plane: bool,
     /// Its kubelet says so, and the cluster believes it.
     pub ready: bool,
+    /// Why its etcd or its API server cannot be counted on, as far as somebody has looked.
+    pub ill: Option<String>,
     /// It takes no new pods.
     pub unschedulable: bool,
     /// Its kubelet's version.
@@ -78,6 +80,7 @@ impl NodeSeen {
             control_plane: ROLES.iter().any(|role| labels.contains_key(*role)),
             labels,
             ready: conditions.clone().any(|one| one.type_ == "Ready" && one.status == "True"),
+            ill: None,
             unschedulable: node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or_default(),
             kubelet: kubelet.map(|info| info.kubelet_version.clone()).unwrap_or_default(),
             cordoned_by: annotations.get(CORDONED_BY).cloned(),
@@ -120,10 +123,11 @@ impl NodeSeen {
         self.cordoned_by.is_some() || self.busy_for().is_some() || self.is_lost() || self.is_at_earlier()
     }
 
-    /// Its agent is at work on an earlier attempt than the one that is desired, and has not come to its end.
+    /// Its agent is at work on another attempt than the one that is desired, or on one of the same number that it was told to begin
+    /// before its node was deleted and registered again, and has not come to its end.
     fn is_at_earlier(&self) -> bool {
         let (Some(desired), Some(said)) = (&self.desired, &self.reported) else { return false };
-        let earlier = said.uid == desired.uid && said.attempt < desired.attempt;
+        let earlier = said.uid == desired.uid && (said.attempt != desired.attempt || !desired.go);
         earlier && said.state > ReportedState::Staged && !said.state.is_end()
     }
 

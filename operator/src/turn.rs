@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use nkd_api::update::ReportedState;
-use time::Duration;
+use nkd_api::update::{Note, NoteState, ReportedState};
+use time::{Duration, OffsetDateTime};
 
 use crate::seen::{NodeSeen, Seen};
 use crate::step::{Change, Step, write};
@@ -45,7 +45,7 @@ pub fn opened(seen: &Seen) -> Vec<Step> {
 /// What updates have left on nodes that are no longer there, or are finished and still at work on one. A node that is
 /// upgrading comes to its end first; one that has failed or is silent stays closed, for nobody knows what is wrong with it.
 #[must_use]
-pub fn orphans(seen: &Seen, wishes: &[Wish]) -> Vec<Step> {
+pub fn orphans(seen: &Seen, wishes: &[Wish], now: OffsetDateTime) -> Vec<Step> {
     let there: BTreeSet<&str> = wishes.iter().map(|wish| wish.uid.as_str()).collect();
     let open = wishes.iter().filter(|wish| !wish.is_finished(wishes));
     let open: BTreeSet<&str> = open.map(|wish| wish.uid.as_str()).collect();
@@ -61,6 +61,17 @@ pub fn orphans(seen: &Seen, wishes: &[Wish]) -> Vec<Step> {
         let going = busy && desired.is_some_and(|d| d.go && dead(&d.uid));
         let end = node.report().map(|said| said.state).filter(|state| state.is_end());
         let goes_on = going && end.is_none();
+        let heard = node.report().map(|said| said.state);
+        let is_news = note.is_none_or(|note| dead(&note.uid) && note.heard != heard);
+        if let Some(desired) = desired.filter(|_| goes_on && is_news) {
+            // How long it says that counts from now, as it does while its update is there.
+            let since = now.replace_nanosecond(0).unwrap_or(now);
+            let (uid, attempt, retry) = (desired.uid.clone(), desired.attempt, desired.retry.unwrap_or_default());
+            let note = Note { uid, attempt, state: NoteState::Begun, since, retry, reason: String::new(), heard };
+            let change = Change { note: Some(Some(note)), ..Change::default() };
+            let word = heard.map_or("nothing yet", ReportedState::as_str);
+            return Some(write(node, change, "Heard", format!("its agent says: {word}")));
+        }
         if goes_on && node.waited < SILENT {
             return None;
         }

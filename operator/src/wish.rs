@@ -211,6 +211,11 @@ fn fault(source: Source, spec: &UpdateSpec) -> Option<String> {
     {
         return Some(format!("spec.release.kubernetes is `{version}`: write it like v1.21.0"));
     }
+    if spec.strategy.drain.timeout_seconds == 0 {
+        return Some(
+            "spec.strategy.drain.timeoutSeconds is 0, so that no pod could ever leave in time: give at least 1".into(),
+        );
+    }
     (spec.max_unavailable == MaxUnavailable::Count(0))
         .then(|| "spec.maxUnavailable is 0, so that no node could ever begin: give at least 1".into())
 }
@@ -313,6 +318,7 @@ mod tests {
             (json!({"release": {"kubernetes": "1.21"}}), "v1.21.0"),
             (json!({"release": {"kubernetes": "v1.21.0"}, "maxUnavailable": 0}), "at least 1"),
             (json!({"release": {"kubernetes": "v1.21.0"}, "maxUnavailable": "many"}), "10%"),
+            (json!({"release": {"kubernetes": "v1.21.0"}, "strategy": {"drain": {"timeoutSeconds": 0}}}), "in time"),
             (json!({"release": {"kubernetes": "v1.21.0"}, "window": {"start": "9:00", "length": "1h"}}), "22:30"),
             (json!({"release": {"kubernetes": "v1.21.0"}, "window": {"start": "09:00", "length": "1"}}), "4h"),
             (

@@ -270,7 +270,7 @@ impl World {
                 }
                 Step::Evict { node, .. } => {
                     let machine = &mut self.machines[self.index[&node]];
-                    machine.pods.iter_mut().for_each(|pod| pod.ending = true);
+                    machine.pods.iter_mut().for_each(|pod| pod.ends = Some(date));
                     machine.due.push((self.second + LEAVE, Due::Gone));
                 }
                 Step::Tell(status) => self.wish.status = *status,
@@ -326,8 +326,7 @@ impl Machine {
             namespace: "default".into(),
             name: format!("pod-of-{name}"),
             uid: name.to_owned(),
-            labels: BTreeMap::new(),
-            ending: false,
+            ..PodSeen::default()
         };
         Self {
             state: State::new(Settings::default(), Journal::default()),

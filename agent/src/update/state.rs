@@ -13,7 +13,7 @@
 //! is there before the next one begins; so that an agent that was killed, or a node that lost its power, begins its
 //! stage again, and every effect may be begun again.
 //!
-//! What always holds: nothing restarts before the operator has said `go`; a node whose kubeadm has begun, or that is about to
+//! What always holds: nothing restarts before the operator has said `go` of the very attempt that is laid out here; a node whose kubeadm has begun, or that is about to
 //! restart, comes to an end whatever the operator says then; `Healthy` comes after the gate has let the node pass on the very
 //! system that was asked for; what did not come up here is not tried again until a person asks for another attempt.
 
@@ -41,6 +41,9 @@ const LONG_WAITS: u32 = 3;
 const LOOK: Duration = Duration::from_secs(5);
 /// Wait before a report, or a restart, is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
+/// What the operator hears when it has said `go` of an attempt that was never begun here.
+const NOT_LAID_OUT: &str =
+    "it was told to go on with what was never laid out here: nothing was touched, and it takes another attempt";
 /// So many refused releases are remembered.
 const DENIED: usize = 32;
 
@@ -402,9 +405,13 @@ impl State {
             reason: String::new(),
             condemned: false,
         };
+        let told_to_go = job.desired.go;
         self.journal.job = Some(job);
         self.go(if there { Stage::Check } else { Stage::Stage }, None);
         match refused {
+            // Who says so speaks of an attempt that ended long ago, or of another disk: a cluster that came back from a snapshot of
+            // its etcd, a machine that was put back. Nobody has drained the node for it, and others may be told the same now.
+            _ if told_to_go && !there => self.go(Stage::RolledBack, Some(NOT_LAID_OUT.to_owned())),
             Some(denied) if !again => {
                 let day = denied.at.date();
                 let why = format!("this release did not come up here on {day}: {}; it takes a retry", denied.reason);

@@ -32,13 +32,38 @@ fn staged(restart: bool) -> Event {
 /// A node that was told to begin and has: with this release, after `early.service` had failed.
 fn begun(wanted: &Desired) -> (State, Vec<Action>) {
     let now = World::new(Release::Good, wanted.clone()).now();
-    let asked = || Event::Desired(Some(wanted.clone()), None);
+    let asked = |go| Event::Desired(Some(Desired { go, ..wanted.clone() }), None);
     let early = || seen(1, OLD, &["early.service"]);
     through(
         State::new(Settings::default(), Journal::default()),
-        [seen(1, OLD, &[]), asked(), early(), staged(true), early()],
+        [seen(1, OLD, &[]), asked(false), early(), staged(true), asked(true), early()],
         now,
     )
+}
+
+/// It runs what is asked for: there is nothing to touch, and so nothing to refuse.
+#[test]
+fn a_node_that_runs_the_release_already_is_looked_at_whatever_it_is_told() {
+    for go in [false, true] {
+        let mut world = World::new(Release::Good, Desired { go, ..desired(1) });
+        (world.deployments, world.booted) = (vec![NEW, OLD], NEW);
+        assert!(run(&mut world, &[], usize::MAX, 500));
+        assert_eq!((world.reported.clone().unwrap().state, world.boot, world.kubeadm), (ReportedState::Healthy, 1, 0));
+    }
+}
+
+/// Nothing was tried by it: a release that was refused stays refused.
+#[test]
+fn a_turn_that_is_refused_takes_no_refused_release_back() {
+    let now = World::new(Release::Good, desired(1)).now();
+    let (reason, uid) = ("it did not come up".to_owned(), "u1".to_owned());
+    let denied = Denied { id: NEW.into(), reason, uid, retry: 0, at: OffsetDateTime::UNIX_EPOCH };
+    let journal = Journal { job: None, denied: vec![denied.clone()] };
+    let asked = Event::Desired(Some(Desired { go: true, retry: Some(1), ..desired(2) }), None);
+    let (state, actions) =
+        through(State::new(Settings::default(), journal), [seen(1, OLD, &[]), asked, seen(1, OLD, &[])], now);
+    assert!(actions.iter().all(|action| !matches!(action, Action::Stage(_) | Action::Check(_))), "{actions:?}");
+    assert_eq!((state.report().unwrap().state, &state.journal().denied), (ReportedState::RolledBack, &vec![denied]));
 }
 
 /// Before the restart only kubeadm can have broken a unit. So whatever has failed when a release is begun once more is not its
@@ -237,7 +262,7 @@ fn a_caution_is_told_while_a_node_that_will_restart_waits_for_its_turn() {
 #[test]
 fn a_look_that_fails_is_taken_again() {
     let world = World::new(Release::Good, desired(1));
-    let wanted = || Event::Desired(Some(Desired { go: true, ..desired(1) }), None);
+    let wanted = |go| Event::Desired(Some(Desired { go, ..desired(1) }), None);
     let fails = || Event::Seen(Err("systemctl does not answer".into()));
     let mut state = State::new(Settings::default(), Journal::default());
     let mut now = world.now();
@@ -251,8 +276,8 @@ fn a_look_that_fails_is_taken_again() {
     };
     // When the agent starts, when an update begins, and when its turn has come.
     (state, now) = waits(through(state, [Event::Tick, fails()], now), now);
-    (state, now) = waits(through(state, [seen(1, OLD, &[]), wanted(), fails()], now), now);
-    (state, now) = waits(through(state, [seen(1, OLD, &[]), staged(true), fails()], now), now);
+    (state, now) = waits(through(state, [seen(1, OLD, &[]), wanted(false), fails()], now), now);
+    (state, now) = waits(through(state, [seen(1, OLD, &[]), staged(true), wanted(true), fails()], now), now);
     let (_, actions) = through(state, [seen(1, OLD, &[])], now);
     assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
 }
@@ -434,7 +459,7 @@ fn what_was_armed_is_put_away_before_another_update_begins() {
     let kubernetes_alone = Desired { uid: "u2".into(), os: None, ..desired(1) };
     let attempt = Desired { attempt: 2, ..os_alone.clone() };
     let (arming, _) = begun(&os_alone);
-    for other in [kubernetes_alone, attempt] {
+    for other in [kubernetes_alone, attempt].map(|other| Desired { go: false, ..other }) {
         let asked = || Event::Desired(Some(other.clone()), None);
         let state = State::new(Settings::default(), arming.journal().clone());
         // Asked for before and after the node was looked at.

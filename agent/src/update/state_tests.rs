@@ -240,20 +240,27 @@ fn desired(attempt: u32) -> Desired {
     }
 }
 
-/// Runs the world; true when the attempt has come to its end and the cluster knows.
+/// Runs the world; true when the attempt has come to its end and the cluster knows. From `go_at` on the operator says `go`, as soon
+/// as it hears that this very attempt is laid out; what is asked for later instead never gets its turn.
 fn run(world: &mut World, faults: &[Fault], go_at: usize, limit: usize) -> bool {
     let settings = Settings { gate: Duration::from_secs(60), steady: Duration::from_secs(10) };
     let mut state = State::new(settings, world.disk.clone());
     let mut queue: VecDeque<Action> = VecDeque::new();
     let mut faults = faults.iter().copied();
+    let mut gets_its_turn = true;
     for turn in 0..limit {
-        if turn == go_at
-            && let Some(desired) = &mut world.desired
+        let staged = |desired: &Desired, said: &Reported| {
+            (&desired.uid, desired.attempt) == (&said.uid, said.attempt) && said.state == ReportedState::Staged
+        };
+        if turn >= go_at
+            && gets_its_turn
+            && let (Some(desired), Some(said)) = (&mut world.desired, &world.reported)
+            && staged(desired, said)
         {
             desired.go = true;
         }
         if let Some((_, instead)) = world.changes_mind.take_if(|(at, _)| *at == turn) {
-            world.desired = instead;
+            (world.desired, gets_its_turn) = (instead, false);
         }
         let event = match queue.pop_front() {
             Some(Action::Remember(journal)) => {
@@ -373,14 +380,14 @@ proptest! {
         let tries = world.tries_of_new;
         prop_assert!(tries > 0);
         // The same release by another update.
-        world.desired = Some(Desired { uid: "u2".into(), go: true, ..desired(1) });
+        world.desired = Some(Desired { uid: "u2".into(), ..desired(1) });
         prop_assert!(run(&mut world, &[], 0, 1000));
         prop_assert_eq!(world.tries_of_new, tries, "it was tried again");
         prop_assert!(world.reported.as_ref().unwrap().detail.contains("did not come up here"));
         // A person asks.
         world.release = Release::Good;
         (world.kubeadm_known, world.passed) = (false, false);
-        let by_operator = |attempt, retry| Desired { uid: "u2".into(), go: true, retry, ..desired(attempt) };
+        let by_operator = |attempt, retry| Desired { uid: "u2".into(), retry, ..desired(attempt) };
         // Another attempt, as after it was called off, is nobody's wish to try it again.
         world.desired = Some(by_operator(2, Some(0)));
         prop_assert!(run(&mut world, &[], 0, 1000));
@@ -401,6 +408,33 @@ proptest! {
         world.desired = None;
         run(&mut world, &[], usize::MAX, 200);
         prop_assert!(world.disk.job.is_none() && !world.staged);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The cluster came back from a snapshot of its etcd, or the node from one of its disk: whatever went on here before, or goes on.
+    #[test]
+    fn a_turn_of_an_attempt_that_is_not_laid_out_here_touches_nothing(
+        release in release(), faults in prop::collection::vec(fault(), 0..40), before in prop::option::of(0_usize..60), attempt in 1_u32..4,
+    ) {
+        let mut world = World::new(release, desired(1));
+        if let Some(turns) = before {
+            world.desired = Some(desired(1));
+            run(&mut world, &[], usize::MAX, turns);
+        }
+        world.desired = Some(Desired { uid: "u2".into(), go: true, ..desired(attempt) });
+        prop_assert!(run(&mut world, &faults, usize::MAX, 4000), "{:?} {:?}", world.disk, world.reported);
+        let said = world.reported.clone().unwrap();
+        prop_assert_eq!((said.state, world.kubeadm, world.booted, world.tries_of_new), (ReportedState::RolledBack, 0, OLD, 0));
+        prop_assert!(said.detail.contains("never laid out here"), "{}", said.detail);
+        prop_assert!(world.disk.denied.is_empty(), "the release is not to blame");
+        // Another attempt is staged, and goes when it is told to.
+        world.desired = Some(Desired { uid: "u2".into(), ..desired(attempt + 1) });
+        prop_assert!(run(&mut world, &[], 0, 4000));
+        what_holds_at_the_end(&world);
+        prop_assert_eq!(world.reported.unwrap().state == ReportedState::Healthy, release == Release::Good);
     }
 }
 
@@ -429,6 +463,8 @@ proptest! {
 #[test]
 fn a_cluster_that_does_not_answer_for_long_is_no_failure_of_kubeadm() {
     let mut world = World::new(Release::Good, desired(1));
+    assert!(!run(&mut world, &[], usize::MAX, 100));
+    assert_eq!(world.reported.as_ref().unwrap().state, ReportedState::Staged);
     assert!(run(&mut world, &[Fault::Away; 100], 0, 1000));
     what_holds_at_the_end(&world);
     assert_eq!((world.booted, world.kubeadm), (NEW, 1));
@@ -436,7 +472,7 @@ fn a_cluster_that_does_not_answer_for_long_is_no_failure_of_kubeadm() {
 
 #[test]
 fn a_release_of_kubernetes_alone_needs_no_restart() {
-    let mut world = World::new(Release::Good, Desired { os: None, go: true, ..desired(1) });
+    let mut world = World::new(Release::Good, Desired { os: None, ..desired(1) });
     assert!(run(&mut world, &[], 0, 500));
     assert_eq!((world.boot, world.kubeadm, world.reported.unwrap().state), (1, 1, ReportedState::Healthy));
 }

@@ -11,6 +11,8 @@ enum Happens {
     Cordon(usize, bool),
     Ready(usize, bool),
     Vanish(usize),
+    /// A node on its way is deleted, and its kubelet registers it anew.
+    Anew(usize),
     Join(usize),
     Obstacle(usize, bool),
     Silence(usize, bool),
@@ -43,6 +45,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         1 => (node.clone(), any::<bool>()).prop_map(|(node, on)| Happens::Cordon(node, on)),
         2 => (node.clone(), any::<bool>()).prop_map(|(node, on)| Happens::Ready(node, on)),
         1 => node.clone().prop_map(Happens::Vanish),
+        3 => node.clone().prop_map(Happens::Anew),
         1 => node.clone().prop_map(Happens::Join),
         1 => (node.clone(), any::<bool>()).prop_map(|(node, on)| Happens::Obstacle(node, on)),
         2 => (node.clone(), any::<bool>()).prop_map(|(node, on)| Happens::Silence(node, on)),
@@ -94,7 +97,16 @@ impl World {
                 }
             }
             Happens::Ready(node, on) if there(self, node) => self.get_mut(NAMES[node]).unwrap().ready = on,
-            Happens::Vanish(node) => self.nodes.retain(|seen| seen.name != NAMES[node]),
+            Happens::Vanish(node) => self.vanish(NAMES[node]),
+            Happens::Anew(node) => {
+                let on_its_way = |said: &Reported| said.state > ReportedState::Staged && !said.state.is_end();
+                let moving = self.nodes.iter().filter(|node| node.report().is_some_and(on_its_way));
+                let moving: Vec<String> = moving.map(|node| node.name.clone()).collect();
+                if let Some(name) = moving.get(node % moving.len().max(1)) {
+                    self.vanish(name);
+                    self.join(name);
+                }
+            }
             Happens::Join(node) => self.join(NAMES[node]),
             Happens::Obstacle(node, on) if there(self, node) => {
                 let obstacles = if on { vec!["a budget".to_owned()] } else { Vec::new() };
@@ -128,10 +140,11 @@ proptest! {
         window in any::<bool>(),
         soak in 0u32..2,
         force in any::<bool>(),
+        max in 1u32..3,
         life in proptest::collection::vec(happens(), 0..250),
     ) {
         let mut world = World::of(&NAMES);
-        let mut first = spec(1, 2);
+        let mut first = spec(1, max);
         first.strategy.soak_seconds = soak * 60;
         first.strategy.drain.policy = if force { DrainPolicy::Force } else { DrainPolicy::Evict };
         if window {

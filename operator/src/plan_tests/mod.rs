@@ -64,7 +64,7 @@ fn node(name: &str) -> NodeSeen {
 
 fn pod(name: &str) -> PodSeen {
     let name = name.to_owned();
-    PodSeen { namespace: "default".into(), uid: name.clone(), name, labels: BTreeMap::new(), ending: false }
+    PodSeen { namespace: "default".into(), uid: name.clone(), name, ..PodSeen::default() }
 }
 
 /// What an administrator has done, and what only the machine knows.
@@ -76,6 +76,9 @@ struct Beneath {
     runs: u32,
     /// Its agent does nothing and says nothing.
     silent: bool,
+    /// What its agent is at, though its node was deleted meanwhile, and the release that it goes to.
+    at_work: Option<Reported>,
+    goes_to: u32,
 }
 
 /// A cluster with agents that do what they are told, or do not.
@@ -124,8 +127,29 @@ impl World {
     fn join(&mut self, name: &str) {
         if self.nodes.iter().all(|node| node.name != name) {
             self.nodes.push(node(name));
-            self.beneath.insert(name.into(), Beneath { pods: vec![pod(name)], ..Beneath::default() });
+            let Beneath { at_work, goes_to, runs, .. } = self.beneath.remove(name).unwrap_or_default();
+            let beneath = Beneath { pods: vec![pod(name)], at_work, goes_to, runs, ..Beneath::default() };
+            self.beneath.insert(name.into(), beneath);
         }
+    }
+
+    /// Its node is deleted: whatever its agent has begun goes on, and is heard of when it has registered again.
+    fn vanish(&mut self, name: &str) {
+        let Some(node) = self.nodes.iter().find(|node| node.name == name) else { return };
+        let begun = node.reported.clone().filter(|said| said.state > ReportedState::Staged && !said.state.is_end());
+        let goes_to = node.desired.as_ref().map(number_of).unwrap_or_default();
+        let beneath = self.beneath.get_mut(name).unwrap();
+        if beneath.at_work.is_none() {
+            (beneath.at_work, beneath.goes_to) = (begun, goes_to);
+        }
+        self.nodes.retain(|node| node.name != name);
+    }
+
+    /// Its agent is at work on what was told to the node before it was deleted, and has said so.
+    fn is_said_at_work(&self, node: &NodeSeen) -> bool {
+        let at_work = self.beneath.get(&node.name).and_then(|beneath| beneath.at_work.as_ref());
+        let same = |said: &&Reported| node.desired.as_ref().is_some_and(|desired| desired.uid == said.uid);
+        at_work.filter(same).is_some() && node.reported.as_ref() == at_work
     }
 
     fn ask(&mut self, spec: UpdateSpec) {
@@ -212,7 +236,7 @@ impl World {
             }
         }
         (seen.ahead, seen.looked) = (None, None);
-        for step in orphans(&seen, &wishes) {
+        for step in orphans(&seen, &wishes, self.now) {
             self.apply("", step);
         }
         Some(())
@@ -273,14 +297,21 @@ impl World {
             }
             Step::Evict { node, pods } => {
                 let beneath = self.beneath.get_mut(&node).unwrap();
-                assert!(pods.iter().all(|pod| !pod.ending), "asked once");
+                assert!(pods.iter().all(|pod| pod.ends.is_none()), "asked once");
                 if beneath.obstacles.is_empty() {
-                    beneath.pods.iter_mut().for_each(|pod| pod.ending = true);
+                    beneath.pods.iter_mut().for_each(|pod| pod.ends = Some(self.now));
                 }
             }
-            Step::Delete { node, at_once, .. } => {
-                let pods = &mut self.beneath.get_mut(&node).unwrap().pods;
-                if at_once { pods.clear() } else { pods.iter_mut().for_each(|pod| pod.ending = true) }
+            Step::Delete { node, pods, at_once } => {
+                let overdue = |pod: &PodSeen| pod.ends.is_some_and(|ends| self.now >= ends + OVERDUE);
+                let may = !self.get(&node).ready || pods.iter().all(overdue);
+                assert!(!at_once || may, "{node}: no time to end, and its kubelet answers");
+                let there = &mut self.beneath.get_mut(&node).unwrap().pods;
+                if at_once {
+                    there.retain(|pod| pods.iter().all(|gone| gone.uid != pod.uid));
+                } else {
+                    there.iter_mut().for_each(|pod| pod.ends = Some(self.now));
+                }
             }
             Step::Write { node, change, reason, .. } => self.write(uid, &node, *change, reason),
         }
@@ -346,7 +377,8 @@ impl World {
         assert!(wish.hours.as_ref().is_none_or(|hours| hours.is_open(self.now)), "{}: began outside", before.name);
         let limit = spec.max_unavailable.of(self.chosen(wish).count());
         let chosen: Vec<&String> = self.chosen(wish).map(|node| &node.name).collect();
-        let away = self.nodes.iter().filter(|n| n.held() || (!n.ready && chosen.contains(&&n.name))).count();
+        let is_away = |n: &&NodeSeen| n.held() || self.is_said_at_work(n) || (!n.ready && chosen.contains(&&n.name));
+        let away = self.nodes.iter().filter(is_away).count();
         assert!(away <= limit || before.held(), "{away} nodes are away, and {limit} may be: {self:#?}");
         assert!(self.nodes.iter().filter(|node| node.busy_for().is_some()).count() <= limit.max(1));
         let gave_up = |node: &NodeSeen| {
@@ -362,7 +394,8 @@ impl World {
         assert!(self.wishes.iter().find(older).is_none(), "{}: an older update goes first", before.name);
         let mut planes = self.nodes.iter().filter(|node| node.control_plane && node.name != before.name);
         if before.control_plane {
-            assert!(planes.all(|n| n.ready && !n.may_move()), "{}: etcd's majority", before.name);
+            let holds = |n: &NodeSeen| n.ready && !n.may_move() && !self.is_said_at_work(n) && n.ill.is_none();
+            assert!(planes.all(holds), "{}: etcd's majority", before.name);
         } else {
             let mut planes = self.chosen(wish).filter(|node| node.control_plane);
             assert!(planes.all(|node| self.is_done(wish, node)), "{}: before a control plane", before.name);
@@ -373,7 +406,8 @@ impl World {
         let name = &before.name;
         assert!(self.beneath[name].pods.is_empty(), "{name}: upgrades with pods on it");
         let mut planes = self.nodes.iter().filter(|node| node.control_plane && node.name != *name);
-        assert!(!before.control_plane || planes.all(|n| n.ready && !n.may_move()), "{name}: etcd's majority");
+        let holds = |n: &NodeSeen| n.ready && !n.may_move() && !self.is_said_at_work(n) && n.ill.is_none();
+        assert!(!before.control_plane || planes.all(holds), "{name}: etcd's majority");
         let first = |node: &&NodeSeen| {
             node.desired.as_ref().is_some_and(|d| d.uid == wish.uid && d.os == wish.spec.release.os && d.first)
         };
@@ -390,19 +424,20 @@ impl World {
             return;
         };
         let (said, desired) = node;
-        let number = desired.os.as_ref().and_then(|os| match (&os.commit, &os.image) {
-            (Some(commit), _) => commit.strip_prefix("commit-")?.parse().ok(),
-            (None, image) => u32::from_str_radix(image.as_deref()?.rsplit_once("sha256:")?.1, 16).ok(),
-        });
-        let wanted = number.unwrap_or_default();
+        let wanted = number_of(&desired);
         let state = said.map(|said| said.state);
         let beneath = self.beneath.get_mut(name).unwrap();
         if beneath.silent {
             return;
         }
+        if let Some(before) = beneath.at_work.clone() {
+            return self.go_on(name, before, luck);
+        }
         let next = match (state, desired.go, luck) {
             (Some(state), _, _) if state.is_end() => return,
-            (None, _, _) => ReportedState::Staging,
+            // It has lost its journal, or the cluster its memory: it was told to stage nothing.
+            (None, true, _) => ReportedState::RolledBack,
+            (None, false, _) => ReportedState::Staging,
             (Some(ReportedState::Staging), false, 0) => ReportedState::Failed,
             (Some(_), false, _) if beneath.runs == wanted => ReportedState::Healthy,
             (Some(_), false, _) => ReportedState::Staged,
@@ -429,8 +464,29 @@ impl World {
         });
     }
 
+    /// The next move of an agent whose node was deleted when it was on its way.
+    fn go_on(&mut self, name: &str, before: Reported, luck: u8) {
+        let said = self.get(name).reported.clone();
+        let state = match before.state {
+            // First of all it says where it is.
+            state if said.as_ref() != Some(&before) => state,
+            ReportedState::Rebooting if luck == 1 => ReportedState::RolledBack,
+            ReportedState::Rebooting => ReportedState::Healthy,
+            _ => ReportedState::Rebooting,
+        };
+        let beneath = self.beneath.get_mut(name).unwrap();
+        if state == ReportedState::Healthy {
+            beneath.runs = beneath.goes_to;
+        }
+        let next = Reported { state, os: Some(format!("commit-{}", beneath.runs)), ..before };
+        beneath.at_work = Some(next.clone()).filter(|said| !said.state.is_end());
+        let node = self.get_mut(name).unwrap();
+        node.ready = state != ReportedState::Rebooting;
+        node.reported = Some(next);
+    }
+
     fn pods_end(&mut self) {
-        self.beneath.values_mut().for_each(|beneath| beneath.pods.retain(|pod| !pod.ending));
+        self.beneath.values_mut().for_each(|beneath| beneath.pods.retain(|pod| pod.ends.is_none()));
     }
 
     /// Looks and moves until nothing changes any more.
@@ -453,6 +509,15 @@ impl World {
     fn began(&self) -> Vec<&str> {
         self.written.iter().filter(|(_, reason)| *reason == "Draining").map(|(name, _)| name.as_str()).collect()
     }
+}
+
+/// The release that is desired.
+fn number_of(desired: &Desired) -> u32 {
+    let number = desired.os.as_ref().and_then(|os| match (&os.commit, &os.image) {
+        (Some(commit), _) => commit.strip_prefix("commit-")?.parse().ok(),
+        (None, image) => u32::from_str_radix(image.as_deref()?.rsplit_once("sha256:")?.1, 16).ok(),
+    });
+    number.unwrap_or_default()
 }
 
 fn status_text(status: &UpdateStatus) -> String {

@@ -110,3 +110,22 @@ fn a_silent_node_of_a_deleted_update_stays_closed_and_is_the_next_ones() {
     assert_eq!(world.phase(0), Phase::Complete);
     assert!(!world.get("w1").unschedulable);
 }
+
+#[test]
+fn what_a_node_of_a_deleted_update_says_counts_from_when_it_says_it() {
+    let mut world = World::of(&["w1"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w1").report().is_some_and(|said| said.state == ReportedState::Upgrading));
+    world.wishes.clear();
+    world.now += Duration::minutes(40);
+    world.agent("w1", 9);
+    world.silence("w1", true);
+    world.look(usize::MAX);
+    assert_eq!(world.get("w1").note.as_ref().unwrap().heard, Some(ReportedState::Rebooting));
+    world.now += Duration::minutes(40);
+    world.look(usize::MAX);
+    assert!(world.get("w1").desired.is_some() && world.get("w1").unschedulable, "its gate may take so long");
+    world.now += Duration::minutes(10);
+    world.look(usize::MAX);
+    assert!(world.get("w1").desired.is_none() && world.get("w1").unschedulable);
+}

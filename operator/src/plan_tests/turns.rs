@@ -326,3 +326,192 @@ fn a_control_plane_that_is_at_work_on_an_earlier_attempt_may_move() {
         assert_eq!((node.held(), node.may_move()), (moves, moves), "{state}");
     }
 }
+
+#[test]
+fn a_node_that_was_told_to_go_on_with_what_it_does_not_know_is_given_back_and_tried_again() {
+    let mut world = World::of(&["w1", "w2"]);
+    world.ask(UpdateSpec { strategy: Care { halt_after_failures: 1, ..Care::default() }, ..spec(1, 1) });
+    world.settle_until(|world| world.get("w1").report().is_some_and(|said| said.state == ReportedState::Upgrading));
+    // Its disk is another one, and its node is the same: it was told to go on, and has laid out nothing.
+    world.get_mut("w1").unwrap().reported = None;
+    world.settle();
+    assert_eq!((world.phase(0), world.told(0, "w1").state), (Phase::Halted, NodeState::Failed));
+    assert!(!world.get("w1").unschedulable && world.beneath["w1"].runs == 0);
+    world.edit(0, |spec| spec.retry += 1);
+    world.look(usize::MAX);
+    let desired = world.get("w1").desired.clone().unwrap();
+    assert_eq!((desired.attempt, desired.go), (2, false), "it is drained before");
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+}
+
+#[test]
+fn a_drain_by_force_takes_no_pods_time_while_its_kubelet_answers() {
+    let pods = |ends: Option<OffsetDateTime>| {
+        Some(PodsSeen { leaving: vec![PodSeen { ends, ..pod("web") }], obstacles: vec![] })
+    };
+    let mut world = World::of(&["w1"]);
+    let drain = Drain { timeout_seconds: 60, policy: DrainPolicy::Force };
+    world.ask(UpdateSpec { strategy: Care { drain, ..Care::default() }, ..spec(1, 1) });
+    world.settle_until(|world| world.began() == ["w1"]);
+    let deletes = |ready: bool, seconds: i64, ends: Option<OffsetDateTime>| {
+        let since = world.get("w1").note.as_ref().unwrap().since;
+        let mut node = world.get("w1").clone();
+        (node.ready, node.waited, node.pods) = (ready, Duration::seconds(seconds), pods(ends));
+        let seen = Seen { nodes: vec![node], ..Seen::default() };
+        let steps = plan(&world.wishes[0], &seen, since + Duration::seconds(seconds));
+        steps
+            .into_iter()
+            .filter_map(|step| if let Step::Delete { at_once, .. } = step { Some(at_once) } else { None })
+            .collect::<Vec<_>>()
+    };
+    let since = world.get("w1").note.as_ref().unwrap().since;
+    assert_eq!(deletes(true, 59, None), [false; 0]);
+    assert_eq!(deletes(true, 60, None), [false]);
+    assert_eq!(deletes(true, 3600, None), [false], "its kubelet gives it its time");
+    assert_eq!(deletes(false, 119, None), [false]);
+    assert_eq!(deletes(false, 120, None), [true]);
+    assert_eq!(deletes(true, 120, Some(since + Duration::seconds(90))), [false; 0], "it ends");
+    assert_eq!(deletes(true, 700, Some(since + Duration::seconds(90))), [true], "it should have ended long ago");
+}
+
+#[test]
+fn a_pod_that_comes_to_closed_nodes_is_asked_once_and_holds_up_no_drain() {
+    let mut world = World::of(&["w1"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.began() == ["w1"]);
+    let since = world.get("w1").note.as_ref().unwrap().since;
+    let there = |world: &mut World, made: OffsetDateTime, comes_back: bool| {
+        world.beneath.get_mut("w1").unwrap().pods = vec![PodSeen { made: Some(made), comes_back, ..pod("agent") }];
+        let mut node = world.get("w1").clone();
+        node.pods = Some(PodsSeen { leaving: world.beneath["w1"].pods.clone(), obstacles: vec![] });
+        let steps = plan(&world.wishes[0], &Seen { nodes: vec![node], ..Seen::default() }, since + Duration::MINUTE);
+        steps.iter().any(|step| matches!(step, Step::Evict { .. }))
+    };
+    assert!(there(&mut world, since - Duration::HOUR, true), "it was there before");
+    assert!(there(&mut world, since, true));
+    assert!(there(&mut world, since + Duration::SECOND, false), "somebody has put it there by hand");
+    assert!(!there(&mut world, since + Duration::SECOND, true));
+}
+
+#[test]
+fn a_control_plane_waits_while_the_etcd_of_another_one_does_not_hold() {
+    let mut world = World::of(&["cp1", "cp2", "cp3", "w1"]);
+    world.get_mut("cp3").unwrap().ill = Some("etcd-cp3 is not Ready".into());
+    world.ask(spec(1, 1));
+    world.settle();
+    // Its own is no reason: an upgrade may be what it needs. It is ready, so that nothing else holds anybody.
+    assert_eq!(world.began(), ["cp3"]);
+    world.settle_until(|world| world.told(0, "cp3").state == NodeState::Done);
+    let reason = &world.told(0, "cp1").reason;
+    assert!(reason.contains("cp3 does not hold (etcd-cp3 is not Ready)"), "{reason}");
+    world.get_mut("cp3").unwrap().ill = None;
+    world.settle_until(|world| world.told(0, "cp1").state == NodeState::Draining);
+    // Another one breaks while the pods of this one leave: it does not go.
+    world.get_mut("cp2").unwrap().ill = Some("kube-apiserver-cp2 is missing".into());
+    world.settle();
+    let cp1 = world.told(0, "cp1");
+    assert!(cp1.state == NodeState::Draining && cp1.reason.contains("kube-apiserver-cp2"), "{cp1:?}");
+    assert!(!world.get("cp1").desired.as_ref().unwrap().go);
+    world.get_mut("cp2").unwrap().ill = None;
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+}
+
+#[test]
+fn static_pods_are_looked_at_while_a_control_plane_may_begin_or_go() {
+    let mut world = World::of(&["cp1", "cp2", "w1"]);
+    world.ask(spec(1, 1));
+    let asks =
+        |world: &World| asks_for_planes(&world.wishes[0], &Seen { nodes: world.nodes.clone(), ..Seen::default() });
+    assert!(!asks(&world), "nothing was staged");
+    world.settle_until(|world| world.began() == ["cp1"]);
+    assert!(asks(&world));
+    world.settle();
+    assert!(!asks(&world), "all have gone");
+    let mut world = World::of(&["cp1", "w1"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.began() == ["cp1"]);
+    assert!(!asks(&world), "there are no others");
+}
+
+#[test]
+fn a_node_that_was_deleted_on_its_way_and_registers_again_is_still_away() {
+    for state in [ReportedState::Upgrading, ReportedState::Rebooting] {
+        let mut world = World::of(&["cp1", "cp2", "cp3"]);
+        world.ask(spec(1, 1));
+        world.settle_until(|world| world.get("cp1").report().is_some_and(|said| said.state == state));
+        let said = world.get("cp1").report().cloned();
+        world.vanish("cp1");
+        world.join("cp1");
+        // It is told to stage before its agent, which is at work, says anything.
+        world.look(usize::MAX);
+        assert!(world.get("cp1").desired.as_ref().is_some_and(|desired| desired.attempt == 1 && !desired.go));
+        world.agent("cp1", 9);
+        assert_eq!(world.get("cp1").reported, said);
+        assert!(world.get("cp1").held() && world.get("cp1").may_move());
+        for name in ["cp2", "cp3"] {
+            (0..3).for_each(|_| world.agent(name, 9));
+        }
+        world.look(usize::MAX);
+        assert_eq!(world.began(), ["cp1"], "etcd would be without its majority");
+        world.settle();
+        assert_eq!(world.phase(0), Phase::Complete);
+    }
+}
+
+#[test]
+fn a_node_that_is_healthy_by_its_agent_and_never_ready_has_failed_in_the_end() {
+    for soak in [0, 60] {
+        let mut world = World::of(&["w1", "w2"]);
+        world.ask(UpdateSpec { strategy: Care { soak_seconds: soak, ..Care::default() }, ..spec(1, 1) });
+        world.settle_until(|world| world.get("w1").report().is_some_and(|said| said.state == ReportedState::Rebooting));
+        world.agent("w1", 9);
+        if soak > 0 {
+            world.look(usize::MAX);
+        }
+        world.get_mut("w1").unwrap().ready = false;
+        world.settle();
+        world.now += Duration::minutes(40);
+        world.edit(0, |spec| spec.abort = true);
+        world.settle();
+        assert_eq!(world.phase(0), Phase::Aborting, "it may come yet");
+        world.now += Duration::minutes(10);
+        world.settle();
+        let w1 = world.told(0, "w1");
+        assert!(w1.state == NodeState::Failed && w1.reason.contains("not Ready for 45 minutes"), "{w1:?}");
+        assert!(
+            world.phase(0) == Phase::Aborted && world.get("w1").unschedulable,
+            "nobody knows what is wrong with it"
+        );
+    }
+    // There was nothing to do for it.
+    let mut world = World::of(&["w1"]);
+    world.beneath.get_mut("w1").unwrap().runs = 1;
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w1").report().is_some_and(|said| said.state == ReportedState::Staging));
+    world.agent("w1", 9);
+    world.get_mut("w1").unwrap().ready = false;
+    world.settle();
+    assert_eq!(world.told(0, "w1").state, NodeState::Staged);
+    world.now += Duration::minutes(46);
+    world.settle();
+    assert_eq!(world.told(0, "w1").state, NodeState::Failed);
+}
+
+#[test]
+fn the_own_node_waits_for_others_of_its_role_that_are_not_staged_yet() {
+    let mut world = World::of(&["cp1", "cp2", "cp3"]);
+    world.own_node = Some("cp1".into());
+    world.ask(spec(1, 1));
+    world.look(usize::MAX);
+    world.agent("cp3", 9);
+    world.silence("cp3", true);
+    world.settle();
+    assert_eq!(world.began(), ["cp2"]);
+    let reason = &world.told(0, "cp1").reason;
+    assert!(reason.contains("the operator runs on cp1: cp3 comes first"), "{reason}");
+    world.silence("cp3", false);
+    world.settle();
+    assert_eq!((world.began(), world.phase(0)), (vec!["cp2", "cp3", "cp1"], Phase::Complete));
+}

@@ -80,7 +80,7 @@ pub(super) struct StartArgs {
     #[arg(long, value_name = "TIME", value_parser = seconds, default_value = "0s")]
     soak: u32,
     /// How long the pods of a node may take to leave [default: 10m]
-    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", value_parser = some_seconds)]
     drain_timeout: Option<u32>,
     /// Delete pods that do not leave in time, instead of leaving their node as it was
     #[arg(long)]
@@ -120,6 +120,14 @@ fn seconds(text: &str) -> Result<u32, String> {
     let units = [('s', 1), ('m', 60), ('h', 3600)];
     let read = |(unit, factor): (char, u32)| text.strip_suffix(unit)?.parse::<u32>().ok()?.checked_mul(factor);
     units.into_iter().find_map(read).ok_or_else(|| "write it like 90s, 10m or 2h".to_owned())
+}
+
+/// The same, and not none.
+fn some_seconds(text: &str) -> Result<u32, String> {
+    match seconds(text)? {
+        0 => Err("no pod could ever leave in time: give at least 1s".to_owned()),
+        seconds => Ok(seconds),
+    }
 }
 
 fn window(text: &str) -> Result<Window, String> {
@@ -341,6 +349,7 @@ mod tests {
     fn times_and_shares_are_read() {
         assert_eq!((seconds("90s"), seconds("10m"), seconds("2h")), (Ok(90), Ok(600), Ok(7200)));
         assert!(["", "10", "m", "-1s", "99999999h"].into_iter().all(|text| seconds(text).is_err()));
+        assert!(some_seconds("1s") == Ok(1) && some_seconds("0s").unwrap_err().contains("at least 1s"));
         assert_eq!(max_unavailable("10%"), Ok(MaxUnavailable::Percent(10)));
         assert_eq!(max_unavailable("2"), Ok(MaxUnavailable::Count(2)));
         assert!(["0", "0%", "101%", "x", ""].into_iter().all(|text| max_unavailable(text).is_err()));

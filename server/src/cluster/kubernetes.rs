@@ -75,6 +75,8 @@ impl Cluster {
         config.write_timeout = Some(LIMIT);
         // Clusters are on our own networks.
         config.proxy_url = None;
+        // What holds a pod answers 429: the client's own tries would go on for minutes. Who asks comes again anyway.
+        config.default_retry = false;
         Ok(Self { client: Client::try_from(config).map_err(|e| KubeError::Config(e.into()))? })
     }
 

@@ -61,6 +61,9 @@ pub(super) async fn start(
     if order.max_unavailable == Some(MaxUnavailable::Count(0)) {
         return Err(ApiError::invalid("maxUnavailable is 0, so that no node could ever begin: give at least 1"));
     }
+    if order.drain_seconds == Some(0) {
+        return Err(ApiError::invalid("drainSeconds is 0, so that no pod could ever leave in time: give at least 1"));
+    }
     if let Some(Err(why)) = order.window.as_ref().map(Window::minutes) {
         return Err(ApiError::invalid(format!("window: {why}")));
     }

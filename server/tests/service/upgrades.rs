@@ -62,9 +62,12 @@ async fn what_cannot_be_upgraded_is_refused_with_a_next_step() {
         let (answer, body) = vera.call(Method::POST, "/api/v1/clusters/rack7/upgrades", Some(&order)).await;
         assert_eq!(answer, status, "{order}: {body:#}");
     }
-    let none = json!({"dryRun": true, "maxUnavailable": 0});
-    let (_, body) = vera.call(Method::POST, "/api/v1/clusters/rack7/upgrades", Some(&none)).await;
-    assert!(body.to_string().contains("give at least 1"), "{body:#}");
+    for (field, value) in [("maxUnavailable", 0), ("drainSeconds", 0)] {
+        let none = json!({"dryRun": true, field: value});
+        let (_, body) = vera.call(Method::POST, "/api/v1/clusters/rack7/upgrades", Some(&none)).await;
+        let said = body.to_string();
+        assert!(said.contains(field) && said.contains("give at least 1"), "{body:#}");
+    }
     let audit = place.ok(&["audit"]);
     assert!(audit.contains("cluster.upgrade") && audit.contains("refused"), "{audit}");
 }

@@ -40,15 +40,22 @@ const HELD: [(&str, &str); 6] = [
     ("revert", "revert"),
     ("settle", "discard"),
 ];
-/// A pod whose end the test holds up.
+/// A pod whose end the test holds up, `slow-0`. It comes to its node though that is closed, and comes again when it has left: then
+/// it holds up nobody.
 const POD: &str = "
-apiVersion: v1
-kind: Pod
-metadata: {name: slow, namespace: default, finalizers: [nkd.test/hold]}
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: slow, namespace: default}
 spec:
-  nodeName: w1
-  terminationGracePeriodSeconds: 1
-  containers: [{name: slow, image: 'k8s.gcr.io/pause:3.2', imagePullPolicy: Never}]
+  serviceName: slow
+  selector: {matchLabels: {app: slow}}
+  template:
+    metadata: {labels: {app: slow}, finalizers: [nkd.test/hold]}
+    spec:
+      nodeSelector: {kubernetes.io/hostname: w1}
+      tolerations: [{key: node.kubernetes.io/unschedulable, operator: Exists, effect: NoSchedule}]
+      terminationGracePeriodSeconds: 1
+      containers: [{name: slow, image: 'k8s.gcr.io/pause:3.2', imagePullPolicy: Never}]
 ";
 
 /// What goes wrong.
@@ -301,7 +308,7 @@ impl Scene {
             let end = Instant::now() + within(60);
             let patch = json!({"metadata": {"finalizers": null}}).to_string();
             while let Err(error) =
-                self.kubectl(&["--request-timeout=10s", "patch", "pod", "slow", "--type=merge", "-p", &patch])
+                self.kubectl(&["--request-timeout=10s", "patch", "pod", "slow-0", "--type=merge", "-p", &patch])
             {
                 if Instant::now() >= end {
                     return Err(error);

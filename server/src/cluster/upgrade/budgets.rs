@@ -1,5 +1,5 @@
-//! Disruption budgets that can never let a pod go, found before an upgrade begins (pure). The operator finds them as well,
-//! node by node, when a drain has begun; this is the same question, asked earlier.
+//! Disruption budgets that can never let a pod go, and pods that nothing makes anew, found before an upgrade begins (pure). The
+//! operator finds them as well, node by node; this is the same question, asked earlier.
 
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -21,6 +21,12 @@ pub struct Budget {
     empty_is_all: bool,
     expected: i64,
     wanted: i64,
+    /// Why the cluster cannot reckon with it: then it lets nothing go.
+    broken: Option<String>,
+    /// What it says of its pods is of its newest version.
+    current: bool,
+    /// It lets pods go that are not ready.
+    lets_unready: bool,
 }
 
 /// A pod that can never be evicted.
@@ -30,6 +36,8 @@ pub struct Stuck {
     pub node: String,
     /// Why, with the names of pod, namespace and budget.
     pub why: String,
+    /// What its owner can do about it.
+    pub way: &'static str,
 }
 
 impl Budget {
@@ -38,6 +46,8 @@ impl Budget {
     pub fn read(object: &Value, v1: bool) -> Option<Self> {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let number = |value: &Value| value.as_i64().unwrap_or_default();
+        let failed = |one: &&Value| one["type"] == "DisruptionAllowed" && one["reason"] == "SyncFailed";
+        let failed = object["status"]["conditions"].as_array().into_iter().flatten().find(failed);
         let (metadata, selector, status) = (&object["metadata"], &object["spec"]["selector"], &object["status"]);
         Some(Self {
             namespace: text(&metadata["namespace"])?,
@@ -46,6 +56,28 @@ impl Budget {
             empty_is_all: v1,
             expected: number(&status["expectedPods"]),
             wanted: number(&status["desiredHealthy"]),
+            broken: failed.map(|one| one["message"].as_str().unwrap_or("SyncFailed").to_owned()),
+            current: status["observedGeneration"].as_i64().is_some_and(|seen| seen == metadata["generation"]),
+            lets_unready: object["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow",
+        })
+    }
+
+    /// Why this pod of it can never go, if that is so.
+    fn never_lets(&self, pod: &Pod, full: &str) -> Option<String> {
+        if self.lets_unready && !is_ready(pod) {
+            return None;
+        }
+        let (name, wanted, expected) = (&self.name, self.wanted, self.expected);
+        if let Some(broken) = &self.broken {
+            return Some(format!("the disruption budget {name} lets nothing go, {full} neither: {broken}"));
+        }
+        if expected > 0 && wanted >= expected {
+            return Some(format!(
+                "the disruption budget {name} never lets {full} go: it wants {wanted} of {expected} pods healthy"
+            ));
+        }
+        (expected == 0 && self.current).then(|| {
+            format!("the disruption budget {name} never lets {full} go: it counts no pods, though it chooses this one")
         })
     }
 
@@ -87,19 +119,27 @@ pub fn stuck(pods: &[Pod], budgets: &[Budget]) -> Vec<Stuck> {
 fn why(pod: &Pod, budgets: &[Budget]) -> Option<Stuck> {
     let node = pod.spec.as_ref()?.node_name.clone()?;
     let full = format!("{}/{}", pod.metadata.namespace.as_deref()?, pod.metadata.name.as_deref()?);
-    let own: Vec<&Budget> = budgets.iter().filter(|budget| budget.chooses(pod)).collect();
-    let never = own.iter().find(|budget| budget.expected > 0 && budget.wanted >= budget.expected);
-    let why = match (never, own.as_slice()) {
-        (Some(never), _) => format!(
-            "the disruption budget {} never lets {full} go: it wants {} of {} pods healthy",
-            never.name, never.wanted, never.expected
-        ),
+    let mut controllers = pod.metadata.owner_references.iter().flatten().filter(|owner| owner.controller == Some(true));
+    if controllers.next().is_none() {
+        let why = format!("{full} has no controller, and nothing makes it anew");
+        return Some(Stuck { node, why, way: "delete it" });
+    }
+    // No budget is asked about a pod that was never started.
+    let runs = pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running");
+    let own: Vec<&Budget> = budgets.iter().filter(|budget| runs && budget.chooses(pod)).collect();
+    let why = match (own.iter().find_map(|budget| budget.never_lets(pod, &full)), own.as_slice()) {
+        (Some(never), _) => never,
         (None, [one, other, ..]) => {
             format!("{full} has two disruption budgets, {} and {}: no pod is evicted then", one.name, other.name)
         }
         _ => return None,
     };
-    Some(Stuck { node, why })
+    Some(Stuck { node, why, way: "change the budget" })
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|one| one.type_ == "Ready" && one.status == "True")
 }
 
 /// It has something to lose, and somewhere to go.
@@ -118,7 +158,9 @@ mod tests {
     use super::*;
 
     fn pod(name: &str, app: &str) -> Value {
-        json!({"metadata": {"name": name, "namespace": "shop", "labels": {"app": app}}, "spec": {"nodeName": "w1", "containers": []},
+        let owners =
+            json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "r", "uid": "u", "controller": true}]);
+        json!({"metadata": {"name": name, "namespace": "shop", "labels": {"app": app}, "ownerReferences": owners}, "spec": {"nodeName": "w1", "containers": []},
             "status": {"phase": "Running"}})
     }
 
@@ -147,6 +189,43 @@ mod tests {
         );
         let two = asked(&[pod("web-1", "web")], &[budget("a", web.clone(), 0, 2), budget("b", web, 0, 2)], false);
         assert_eq!(two, ["w1: shop/web-1 has two disruption budgets, a and b: no pod is evicted then"]);
+    }
+
+    #[test]
+    fn a_budget_that_lets_nothing_go_is_told_from_one_that_is_not_asked() {
+        let web = json!({"matchLabels": {"app": "web"}});
+        let (waits, never) = (budget("web", web.clone(), 1, 2), budget("web", web.clone(), 2, 2));
+        let mut failed = waits.clone();
+        failed["status"]["conditions"] =
+            json!([{"type": "DisruptionAllowed", "reason": "SyncFailed", "message": "found no controller ref"}]);
+        let mut empty = budget("web", web, 1, 0);
+        (empty["metadata"]["generation"], empty["status"]["observedGeneration"]) = (3.into(), 3.into());
+        let mut old = empty.clone();
+        old["metadata"]["generation"] = 4.into();
+        let mut unready = never.clone();
+        unready["spec"]["unhealthyPodEvictionPolicy"] = "AlwaysAllow".into();
+        let (runs, mut ready, mut pending) = (pod("web-1", "web"), pod("web-1", "web"), pod("web-1", "web"));
+        ready["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]);
+        pending["status"]["phase"] = "Pending".into();
+        let said = |pod: &Value, budget: &Value| {
+            asked(std::slice::from_ref(pod), std::slice::from_ref(budget), true).join("; ")
+        };
+        assert!(said(&runs, &failed).ends_with("lets nothing go, shop/web-1 neither: found no controller ref"));
+        assert!(said(&runs, &empty).contains("counts no pods"));
+        assert_eq!(said(&runs, &old), "", "it has not been counted anew yet");
+        assert_eq!(said(&runs, &unready), "");
+        assert!(said(&ready, &unready).contains("wants 2 of 2") && said(&runs, &never).contains("wants 2 of 2"));
+        for budget in [&failed, &empty, &never] {
+            assert_eq!(said(&pending, budget), "", "no budget is asked about it");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_nothing_makes_anew_is_its_owners_to_delete() {
+        let mut bare = pod("web-1", "web");
+        bare["metadata"]["ownerReferences"][0]["controller"] = false.into();
+        let text = "w1: shop/web-1 has no controller, and nothing makes it anew";
+        assert_eq!(asked(&[bare, pod("web-2", "web")], &[], true), [text]);
     }
 
     #[test]

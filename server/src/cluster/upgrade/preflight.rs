@@ -209,10 +209,10 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
     }
     barriers(record, channel, release, seen, &mut say);
     room(record, upgrade, seen, &mut say);
-    for Stuck { node, why } in &seen.stuck {
+    for Stuck { node, why, way } in &seen.stuck {
         let forced = upgrade.order.force_drain;
-        let next =
-            if forced { "it is deleted (--force-drain)" } else { "change the budget, or --force-drain deletes it" };
+        let by_hand = format!("{way}, or --force-drain deletes it");
+        let next = if forced { "it is deleted (--force-drain)" } else { &by_hand };
         say(!forced, format!("{node}: {why}; {next}"));
     }
     if let Some(wanted) = &upgrade.kubernetes {

@@ -248,8 +248,8 @@ fn a_node_without_room_for_a_second_system_stands_in_the_way() {
 #[test]
 fn a_budget_that_can_never_be_met_stands_in_the_way_unless_pods_are_deleted() {
     let mut scene = Scene::new();
-    scene.seen.stuck =
-        vec![Stuck { node: "w1".into(), why: "the disruption budget web never lets shop/web-1 go".into() }];
+    let why = "the disruption budget web never lets shop/web-1 go".into();
+    scene.seen.stuck = vec![Stuck { node: "w1".into(), why, way: "change the budget" }];
     scene.refused("w1: the disruption budget web never lets shop/web-1 go; change the budget, or --force-drain");
     scene.order.force_drain = true;
     scene.known("it is deleted (--force-drain)");
