@@ -88,6 +88,12 @@ impl Cluster {
         self.client.request_text(question).await.map(drop).map_err(request("ask whether it is ready"))
     }
 
+    /// Its version, `v1.21.0`.
+    pub async fn version(&self) -> Result<String, KubeError> {
+        let info = self.client.apiserver_version().await.map_err(request("ask for its version"))?;
+        Ok(info.git_version)
+    }
+
     /// Its nodes, with the conditions that count.
     pub async fn nodes(&self) -> Result<Vec<NodeSeen>, KubeError> {
         let nodes: Api<Node> = Api::all(self.client.clone());

@@ -139,6 +139,9 @@ fn api_server(has: Shared) -> Router {
         Json(json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "housekeeper"},
             "status": {"conditions": [available]}}))
     }
+    async fn version() -> Json<Value> {
+        Json(json!({"major": "1", "minor": "20", "gitVersion": "v1.20.2"}))
+    }
     async fn metrics(State(has): State<Shared>) -> String {
         has.lock().unwrap().metrics.clone()
     }
@@ -149,6 +152,7 @@ fn api_server(has: Shared) -> Router {
         .route("/apis/apps/v1/namespaces/nkd-system/deployments/housekeeper", get(operator))
         .route("/metrics", get(metrics))
         .route("/readyz", get(async || "ok"))
+        .route("/version", get(version))
         .route("/apis/nkd.io/v1alpha1/updates/{name}", get(shown).patch(applied))
         .with_state(has)
 }

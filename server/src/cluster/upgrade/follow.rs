@@ -1,9 +1,11 @@
 //! Begins upgrades, and follows them: tells the operator in the cluster what is wanted, and writes down what it says.
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use nkd_api::cluster::Role;
 use nkd_api::update::NodeState;
 use nkd_api::upgrade::{Planned, Upgrade, UpgradeOrder, UpgradeSnapshot, UpgradeState, UpgradeVerb};
@@ -79,9 +81,11 @@ async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Se
     seen.stuck = api.stuck_pods().await?;
     seen.operator = api.operator().await?.is_some_and(|operator| operator.available);
     if let Some(minor) = to.and_then(|version| kubeadm::minor(version).ok()) {
-        let (pages, not_asked) = pages_of(service, record, &api).await?;
+        let servers = reach::each(service, record).await?;
+        let (pages, not_asked) = pages_of(record, &servers, &api).await?;
         seen.deprecated = metrics::gone_by(&pages, minor.into());
         seen.not_asked = not_asked;
+        seen.servers = versions_of(record, &servers, &api).await;
     }
     let planes = record.members.iter().filter(|m| m.role == Role::ControlPlane).filter_map(|m| m.address);
     let endpoints: Vec<_> = planes.map(|ip| std::net::SocketAddr::new(ip, CLIENT_PORT)).collect();
@@ -101,16 +105,28 @@ async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Se
     Ok(seen)
 }
 
+/// The versions of the API servers of all control planes that answer; of whoever is behind a balancer, if none is reached.
+async fn versions_of(record: &Record, servers: &[(String, Cluster)], api: &Cluster) -> BTreeMap<String, String> {
+    let answers = join_all(servers.iter().map(|(_, api)| api.version())).await;
+    let answered = servers.iter().zip(answers).filter_map(|((node, _), answer)| Some((node.clone(), answer.ok()?)));
+    let mut versions: BTreeMap<String, String> = answered.collect();
+    if versions.is_empty()
+        && let Ok(version) = api.version().await
+    {
+        versions.insert(record.name().to_owned(), version);
+    }
+    versions
+}
+
 /// The metrics of the API servers of all control planes: each counts what it was asked itself. And whose are missing.
 async fn pages_of(
-    service: &Service,
     record: &Record,
+    servers: &[(String, Cluster)],
     api: &Cluster,
 ) -> Result<(Vec<String>, Vec<String>), UpgradeError> {
-    let all = reach::each(service, record).await?;
-    let answers = futures_util::future::join_all(all.iter().map(|(_, api)| api.metrics())).await;
+    let answers = join_all(servers.iter().map(|(_, api)| api.metrics())).await;
     let (mut pages, mut missing) = (Vec::new(), Vec::new());
-    for ((node, _), answer) in all.iter().zip(answers) {
+    for ((node, _), answer) in servers.iter().zip(answers) {
         match answer {
             Ok(page) => pages.push(page),
             Err(error) => {
@@ -271,7 +287,7 @@ pub async fn run(service: Arc<Service>, stop: CancellationToken) {
         let looks = clusters.iter().map(|(record, _)| look_after(&service, record));
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = futures_util::future::join_all(looks) => {}
+            _ = join_all(looks) => {}
         }
     }
 }
