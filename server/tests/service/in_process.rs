@@ -270,7 +270,8 @@ async fn only_the_newest_events_are_kept() {
     assert_eq!(store.events(None, None, 1).await.unwrap()[0].kind, "accepted");
 }
 
-/// Neither comes first by chance: a release that an upgrade goes to stays, and one that went, or was marked, is not begun.
+/// Neither comes first by chance: a release that an upgrade goes to stays, and one that went, or was marked, is not begun. Nor
+/// is an upgrade of a cluster of which a node was removed while it was looked at.
 #[tokio::test]
 async fn an_upgrade_and_what_takes_its_release_away_exclude_each_other() {
     let bench = bench().await;
@@ -299,21 +300,27 @@ async fn an_upgrade_and_what_takes_its_release_away_exclude_each_other() {
     let rest = Channel { releases: channel.releases[1..].to_vec(), ..channel.clone() };
     let retire = async |revision| store.retire(&rest, revision, &[&commit], &[], now).await;
 
-    store.begin_upgrade(clusters[0], &upgrade, ("stable", 1)).await.unwrap();
+    store.begin_upgrade((clusters[0], 1), &upgrade, ("stable", 1)).await.unwrap();
     assert!(matches!(retire(1).await, Err(StoreError::Stale)));
     assert_eq!(store.channel("stable").await.unwrap().unwrap(), (channel, 1));
     let mut over = upgrade.clone();
     over.state = UpgradeState::Complete;
     store.save_upgrade(clusters[0], &over, 1).await.unwrap();
     retire(1).await.unwrap();
-    let late = store.begin_upgrade(clusters[1], &upgrade, ("stable", 1)).await;
+    let late = store.begin_upgrade((clusters[1], 1), &upgrade, ("stable", 1)).await;
     assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
-    store.begin_upgrade(clusters[1], &upgrade, ("stable", 2)).await.unwrap();
+    let (mut record, revision) = store.cluster(clusters[1]).await.unwrap().unwrap();
+    record.destroying = true;
+    store.save_cluster(&record, revision, &[], "test", now).await.unwrap();
+    let late = store.begin_upgrade((clusters[1], revision), &upgrade, ("stable", 2)).await;
+    assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
+    assert_eq!(store.newest_upgrade(clusters[1]).await.unwrap(), None);
+    store.begin_upgrade((clusters[1], revision + 1), &upgrade, ("stable", 2)).await.unwrap();
 }
 
-/// Two that begin at once get one number, and one of them is refused; while the cluster's API does not answer, that is said.
+/// Two that begin at once get one number, and one of them is refused; while its cluster cannot be asked, the reason is said.
 #[tokio::test]
-async fn an_upgrade_is_begun_once_and_a_cluster_that_is_silent_is_told() {
+async fn an_upgrade_is_begun_once_and_a_cluster_that_cannot_be_asked_is_told() {
     let bench = bench().await;
     let store = bench.service.registry.store();
     let now = OffsetDateTime::now_utc();
@@ -339,6 +346,6 @@ async fn an_upgrade_is_begun_once_and_a_cluster_that_is_silent_is_told() {
     .await;
     stop.cancel();
     follower.await.unwrap();
-    assert!(told.detail.contains("the API of rack7 does not answer now"), "{told:?}");
+    assert!(told.detail.contains("it cannot be looked at now: the PKI of this cluster"), "{told:?}");
     assert_eq!((told.state, told.ended_at), (UpgradeState::Running, None));
 }

@@ -117,6 +117,7 @@ pub fn plan(
         paused: false,
         aborted: false,
         retry: 0,
+        restored: false,
         snapshot: (!order.skip_snapshot).then_some(UpgradeSnapshot { since: now, newest: None }),
         by: by.to_owned(),
         started_at: now,
