@@ -89,6 +89,10 @@ pub struct Upgrade {
     pub aborted: bool,
     /// How often nodes that had failed were tried again.
     pub retry: u32,
+    /// It came out of a backup: what became of it since is not known here, and nothing is done for it before somebody resumes it or
+    /// calls it off.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restored: bool,
     /// The snapshot of etcd that comes before everything else; none: it was begun without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<UpgradeSnapshot>,

@@ -27,7 +27,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use crate::cluster::load::LoadError;
 use crate::serve::{self, ServeError};
 use crate::settings::{Inputs, Settings, SettingsError, Sources};
-use crate::store::{BackupError, backup, restore};
+use crate::store::{BackupError, HeldUpgrade, backup, restore};
 use client::ClientError;
 
 /// Turns racks of bare machines into clusters on an immutable, image-based OS.
@@ -245,12 +245,17 @@ pub async fn run(cli: Cli) -> Result<(), CliError> {
         }
         Command::Restore(args) => {
             let settings = settings(&args.settings)?;
-            restore(&args.file, &settings.state_dir, &settings.key_file).await?;
+            let held = restore(&args.file, &settings.state_dir, &settings.key_file).await?;
             println!(
                 "restored to {}.\nMachines that were not known to be installed are stopped (nkd machine release) and rules assign nothing \
                  (nkd rule set), so that an old state installs nothing.\nImages, the repositories of channels and the layers of container images are not part of a backup: nkd image import, nkd channel publish, podman push",
                 settings.state_dir.display()
             );
+            for HeldUpgrade { cluster, number } in held {
+                println!(
+                    "Upgrade {number} of {cluster} went on when the backup was made, and is held: nkd upgrade resume {cluster}, or nkd upgrade abort {cluster}"
+                );
+            }
             Ok(())
         }
         Command::Openapi => {

@@ -315,7 +315,9 @@ fn text(upgrade: &Upgrade) -> String {
 fn next(upgrade: &Upgrade) -> Option<String> {
     let cluster = &upgrade.cluster;
     let failed = upgrade.nodes.iter().any(|node| node.state == NodeState::Failed);
-    let again = failed || upgrade.snapshot.as_ref().is_some_and(|wanted| !wanted.is_taken());
+    // All that are there are done: some were not there.
+    let lacks = !upgrade.nodes.is_empty() && upgrade.nodes.iter().all(|node| node.state == NodeState::Done);
+    let again = failed || lacks || upgrade.snapshot.as_ref().is_some_and(|wanted| !wanted.is_taken());
     match upgrade.state {
         UpgradeState::Halted if again => Some(format!(
             "put it right and run `nkd upgrade retry {cluster}`, or leave it at that with `nkd upgrade abort {cluster}`"
@@ -372,6 +374,8 @@ mod tests {
         // A retry would be refused: no node has failed.
         let invalid = said("halted", "Waiting");
         assert!(invalid.contains("next: `nkd upgrade abort rack7`") && !invalid.contains("retry"), "{invalid}");
+        // A node was not there when the others were done.
+        assert!(said("halted", "Done").contains("\nnext: put it right and run `nkd upgrade retry rack7`"));
         assert!(said("paused", "Waiting").contains("next: `nkd upgrade resume rack7`"));
         assert!(!said("running", "Failed").contains("next:"));
     }

@@ -244,7 +244,8 @@ fn static_pods<'a>(node: &'a Expected, pods: &'a [PodSeen], now: OffsetDateTime)
     })
 }
 
-fn operator(seen: OperatorSeen, now: OffsetDateTime) -> Option<String> {
+/// Why nothing is upgraded, once its operator has not run for a while.
+pub(super) fn operator(seen: OperatorSeen, now: OffsetDateTime) -> Option<String> {
     // Its image is fetched, a node restarts: it has as long as a static pod.
     let is_new = seen.since.is_none_or(|since| since <= now && now - since < SHOWN);
     (!seen.available && !is_new).then(|| {

@@ -41,6 +41,15 @@ pub enum KubeError {
         #[source]
         source: Box<kube::Error>,
     },
+    /// An object of the cluster is not as it should be.
+    #[error("{what} does not read")]
+    Unreadable {
+        /// Which object.
+        what: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
     /// A manifest does not read.
     #[error("document {number} of the manifest {what}: {reason}")]
     Manifest {
@@ -51,6 +60,23 @@ pub enum KubeError {
         /// Why.
         reason: String,
     },
+}
+
+impl KubeError {
+    /// Nothing has answered; else somebody has, and what it said is worth reading.
+    #[must_use]
+    pub fn is_silence(&self) -> bool {
+        let Self::Request { source, .. } = self else { return false };
+        matches!(**source, kube::Error::Service(_) | kube::Error::HyperError(_) | kube::Error::ReadEvents(_))
+    }
+
+    /// What was asked, and what the API server says to that, without what else its answer holds.
+    #[must_use]
+    pub fn answer(&self) -> Option<String> {
+        let Self::Request { what, source } = self else { return None };
+        let kube::Error::Api(status) = &**source else { return None };
+        Some(format!("{what}: the API server says no ({} {}): {}", status.code, status.reason, status.message))
+    }
 }
 
 /// A client of one cluster, with the rights of its administrator.
@@ -88,6 +114,12 @@ impl Cluster {
     pub async fn ready(&self) -> Result<(), KubeError> {
         let question = http::Request::get("/readyz").body(Vec::new()).map_err(|e| KubeError::Config(e.into()))?;
         self.client.request_text(question).await.map(drop).map_err(request("ask whether it is ready"))
+    }
+
+    /// Its version, `v1.21.0`.
+    pub async fn version(&self) -> Result<String, KubeError> {
+        let info = self.client.apiserver_version().await.map_err(request("ask for its version"))?;
+        Ok(info.git_version)
     }
 
     /// Its nodes, with the conditions that count.

@@ -28,7 +28,9 @@ type App = State<Arc<Service>>;
 impl From<UpgradeError> for ApiError {
     fn from(error: UpgradeError) -> Self {
         match error {
-            UpgradeError::NoChannel(_) | UpgradeError::NotAsked(_) => Self::not_found(chain(&error)),
+            UpgradeError::NoChannel(_) | UpgradeError::NotAsked(_) | UpgradeError::Gone(_) => {
+                Self::not_found(chain(&error))
+            }
             UpgradeError::NoChannelNamed(_) => Self::invalid(error.to_string()),
             UpgradeError::Refused { ref cluster, .. } => {
                 let hint = format!("`nkd upgrade start {cluster} --dry-run` shows everything that was found");
@@ -204,7 +206,9 @@ fn in_upgrade(upgrade: &Upgrade, hostname: &str) -> Vec<String> {
     }
     match upgrade.nodes.iter().find(|node| node.name == hostname) {
         None if upgrade.state == UpgradeState::Preparing => {
-            sentences.push("no node was told yet: a snapshot of etcd comes first".to_owned());
+            let saves = upgrade.snapshot.as_ref().is_some_and(|wanted| !wanted.is_taken());
+            let first = if saves { ": a snapshot of etcd comes first" } else { "" };
+            sentences.push(format!("no node was told yet{first}"));
         }
         None => sentences.push("the operator in the cluster has not said anything of it yet".to_owned()),
         Some(node) => {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
-use sqlx::{ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
 
 /// Backing up or restoring failed. The state directory is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -80,8 +80,8 @@ pub async fn backup(state_dir: &Path, key_file: &Path, archive: &Path) -> Result
 /// What is true of machines now may not be what was true then: nothing of an old state may lead to an installation.
 ///
 /// Machines whose disk was not known to hold the wanted generation are stopped, rules lose what they assign, and every
-/// token and boot is gone.
-async fn make_safe(database: &Path) -> Result<(), BackupError> {
+/// token and boot is gone. Upgrades that went on are held, and returned.
+async fn make_safe(database: &Path) -> Result<Vec<HeldUpgrade>, BackupError> {
     let options = SqliteConnectOptions::new().filename(database).journal_mode(SqliteJournalMode::Delete);
     let mut restored = options.connect().await?;
     let sound: String = sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut restored).await?;
@@ -104,8 +104,42 @@ async fn make_safe(database: &Path) -> Result<(), BackupError> {
     sqlx::query("UPDATE accept_rule SET doc = json_set(doc, '$.assignment', json('null'))")
         .execute(&mut restored)
         .await?;
+    let held = hold_upgrades(&mut restored).await?;
     restored.close().await?;
-    Ok(())
+    Ok(held)
+}
+
+/// An upgrade that went on when its backup was made. Nothing is done for it until somebody resumes it, or calls it off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldUpgrade {
+    /// Cluster.
+    pub cluster: String,
+    /// Its number.
+    pub number: u32,
+}
+
+/// It may have ended since, or have been called off. One that was called off then is so still: that goes on.
+async fn hold_upgrades(restored: &mut SqliteConnection) -> Result<Vec<HeldUpgrade>, BackupError> {
+    let there = sqlx::query("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'upgrade'");
+    if there.fetch_optional(&mut *restored).await?.is_none() {
+        // The backup is of before there were any.
+        return Ok(Vec::new());
+    }
+    let held = sqlx::query(
+        "UPDATE upgrade SET revision = revision + 1, doc = json_set(doc,
+           '$.state', 'paused', '$.paused', json('true'), '$.restored', json('true'),
+           '$.detail', replace(?1, 'CLUSTER', json_extract(doc, '$.cluster')))
+         WHERE json_extract(doc, '$.state') NOT IN ('aborted', 'complete') AND NOT json_extract(doc, '$.aborted')
+         RETURNING json_extract(doc, '$.cluster'), number",
+    )
+    .bind(
+        "it was restored from a backup, and may be further by now, or over: look at the nodes, then `nkd upgrade resume CLUSTER` lets it \
+         go on and `nkd upgrade abort CLUSTER` calls it off; until then nothing is done for it",
+    )
+    .fetch_all(restored)
+    .await?;
+    let held = held.iter().map(|row| Ok(HeldUpgrade { cluster: row.try_get(0)?, number: row.try_get(1)? }));
+    Ok(held.collect::<Result<_, sqlx::Error>>()?)
 }
 
 /// Whose a restored state is.
@@ -131,8 +165,9 @@ fn is_missing(dir: &Path) -> bool {
     !dir.as_os_str().is_empty() && !dir.exists()
 }
 
-/// Unpacks a backup into `state_dir`, which must not hold a state. The database is put in place last.
-pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Result<(), BackupError> {
+/// Unpacks a backup into `state_dir`, which must not hold a state. The database is put in place last. Returns the upgrades that
+/// are held.
+pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Result<Vec<HeldUpgrade>, BackupError> {
     let io = |what: &'static str, path: &Path| {
         let path = path.to_path_buf();
         move |source| BackupError::Io { what, path, source }
@@ -176,7 +211,7 @@ pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Resul
     }
     std::fs::set_permissions(state_dir, std::fs::Permissions::from_mode(0o700))
         .map_err(io("cannot make", state_dir))?;
-    let database_file = state_dir.join("nkd.db");
+    let (database_file, mut held) = (state_dir.join("nkd.db"), Vec::new());
     for (path, bytes) in [(key_file, key), (database_file.as_path(), database)] {
         let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut file = tempfile::Builder::new()
@@ -185,7 +220,7 @@ pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Resul
             .map_err(io("cannot write", path))?;
         file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(io("cannot write", path))?;
         if path == database_file {
-            make_safe(file.path()).await?;
+            held = make_safe(file.path()).await?;
             file.as_file().sync_all().map_err(io("cannot write", path))?;
         }
         if let Some(Owner { user, group }) = owner {
@@ -198,5 +233,5 @@ pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Resul
         })?;
         std::fs::File::open(dir).and_then(|d| d.sync_all()).map_err(io("cannot sync", dir))?;
     }
-    Ok(())
+    Ok(held)
 }

@@ -28,7 +28,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{Connection, SqliteConnection, SqlitePool};
 use time::OffsetDateTime;
 
-pub use backup::{BackupError, backup, restore};
+pub use backup::{BackupError, HeldUpgrade, backup, restore};
 pub use machines::{Change, NewEvent, RowEffects, Supersede};
 pub use registry::{Gone, HeldBlob, Kept, NewManifest, StoredManifest, Unused};
 pub use seal::{Seal, SealError};

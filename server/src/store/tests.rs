@@ -3,10 +3,13 @@
 
 use nkd_api::agent::Purpose;
 use nkd_api::machine::Identity;
+use nkd_api::upgrade::{Upgrade, UpgradeState};
+use serde_json::json;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use uuid::Uuid;
 
 use super::*;
+use crate::cluster::record::Record;
 use crate::machine::lifecycle::new_machine;
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
@@ -235,6 +238,53 @@ async fn a_backup_of_a_running_store_restores_into_an_empty_folder_only() {
     let other = target.path().join("other");
     assert!(matches!(restore(&archive, &other, &other.join("secret.key")).await, Err(BackupError::NotABackup { .. })));
     assert!(!other.join("nkd.db").exists());
+}
+
+#[tokio::test]
+async fn upgrades_that_went_on_are_held_in_what_is_restored() {
+    let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let running = store(dir.path()).await;
+    let channel = json!({"name": "stable", "profile": "lab", "architecture": "x86_64", "releases": []});
+    running.save_channel(&serde_json::from_value(channel).unwrap(), 0).await.unwrap();
+    let mut ids = Vec::new();
+    for (name, state, aborted) in [
+        ("on", "running", false),
+        ("early", "preparing", false),
+        ("off", "aborting", true),
+        ("over", "complete", false),
+        ("was-off", "aborted", true),
+    ] {
+        let cluster = json!({"apiVersion": "nkd.io/v1alpha1", "kind": "Cluster", "metadata": {"name": name},
+            "spec": {"kubernetes": {"version": "v1.20.2"}, "pools": []}});
+        let record = Record::new(Uuid::new_v4(), serde_json::from_value(cluster).unwrap(), NOW);
+        running.save_cluster(&record, 0, &[], "test", NOW).await.unwrap();
+        let upgrade = json!({"cluster": name, "number": 3, "order": {}, "version": "2", "fromKubernetes": "v1.20.2",
+            "state": state, "detail": "as it was", "paused": false, "aborted": aborted, "retry": 0, "by": "test",
+            "startedAt": "2026-01-01T00:00:00Z", "nodes": []});
+        let upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
+        running.begin_upgrade((record.id, 1), &upgrade, ("stable", 1)).await.unwrap();
+        ids.push((record.id, upgrade));
+    }
+    let archive = target.path().join("nkd.backup");
+    backup(dir.path(), &dir.path().join("secret.key"), &archive).await.unwrap();
+    let fresh = target.path().join("state");
+    let mut held = restore(&archive, &fresh, &fresh.join("secret.key")).await.unwrap();
+    held.sort_by(|a, b| a.cluster.cmp(&b.cluster));
+    let upgrade = |cluster: &str| HeldUpgrade { cluster: cluster.into(), number: 3 };
+    assert_eq!(held, [upgrade("early"), upgrade("on")]);
+    let restored = store(&fresh).await;
+    for (id, before) in ids {
+        let (now, _) = restored.newest_upgrade(id).await.unwrap().unwrap();
+        if before.state.is_end() || before.aborted {
+            assert_eq!(now, before, "what is over, or was called off, is left as it was");
+            continue;
+        }
+        assert_eq!((now.state, now.paused, now.restored), (UpgradeState::Paused, true, true));
+        let resume = format!("`nkd upgrade resume {}`", before.cluster);
+        assert!(now.detail.contains(&resume) && !now.detail.contains("CLUSTER"), "{}", now.detail);
+    }
+    // What was never restored is not held.
+    assert_eq!(running.upgrades_under_way().await.unwrap().iter().filter(|upgrade| upgrade.restored).count(), 0);
 }
 
 #[tokio::test]

@@ -37,17 +37,21 @@ impl Store {
         upgrades.filter(|upgrade| !matches!(upgrade, Ok(upgrade) if upgrade.state.is_end())).collect()
     }
 
-    /// Writes a new upgrade to a release of a channel, which is as it was read with this revision: no release of it was
-    /// retired or marked since. Nor is there a lease of the right to restart that it must not begin beside, as `free` has
-    /// it. Otherwise [`StoreError::Stale`].
+    /// Writes a new upgrade of a cluster to a release of a channel. Both are as they were read with these revisions: no member
+    /// was removed, and no release retired or marked since. Nor is there a lease of the right to restart that it must not
+    /// begin beside, as `free` has it. Otherwise [`StoreError::Stale`].
     pub async fn begin_upgrade(
         &self,
-        cluster: Uuid,
+        (cluster, members): (Uuid, i64),
         upgrade: &Upgrade,
         (channel, revision): (&str, i64),
         free: impl FnOnce(&Locks) -> bool + Send,
     ) -> Result<(), StoreError> {
         let mut tx = self.write.begin().await?;
+        let same = sqlx::query("SELECT 1 FROM cluster WHERE id = ? AND revision = ?").bind(cluster.to_string());
+        if same.bind(members).fetch_optional(&mut *tx).await?.is_none() {
+            return Err(StoreError::Stale);
+        }
         let same = sqlx::query("SELECT 1 FROM channel WHERE name = ? AND revision = ?").bind(channel).bind(revision);
         if same.fetch_optional(&mut *tx).await?.is_none() {
             return Err(StoreError::Stale);

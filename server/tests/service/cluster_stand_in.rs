@@ -30,7 +30,17 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 #[derive(Default)]
 struct Has {
     updates: BTreeMap<String, Value>,
+    /// The spec of each as it was applied last: what its manager owns.
+    applied: BTreeMap<String, Value>,
     metrics: String,
+    /// How often somebody has asked for an Update.
+    looks: usize,
+    /// Its operator has not run for a long time.
+    operator_is_away: bool,
+    /// Why it tells nobody of an Update.
+    forbids: Option<String>,
+    /// What somebody adds to the spec of an Update as soon as it is written.
+    adds: Option<(String, Value)>,
 }
 
 type Shared = Arc<Mutex<Has>>;
@@ -80,6 +90,26 @@ impl StandIn {
         let observed_generation = update["metadata"]["generation"].as_i64().unwrap();
         update["status"] = serde_json::to_value(UpdateStatus { observed_generation, ..status }).unwrap();
         newer(update, false);
+    }
+
+    /// How often somebody has asked for an Update.
+    pub fn looks(&self) -> usize {
+        self.has().looks
+    }
+
+    /// Its operator does not run, or does again.
+    pub fn operator_is_away(&self, away: bool) {
+        self.has().operator_is_away = away;
+    }
+
+    /// It refuses to tell of Updates, or tells of them again.
+    pub fn forbids(&self, why: Option<&str>) {
+        self.has().forbids = why.map(str::to_owned);
+    }
+
+    /// Somebody adds this to every Update that is written, or nothing any more.
+    pub fn adds(&self, field: Option<(&str, Value)>) {
+        self.has().adds = field.map(|(name, value)| (name.to_owned(), value));
     }
 
     /// What its `/metrics` say.
@@ -134,10 +164,14 @@ fn api_server(has: Shared) -> Router {
         };
         list("v1", "NodeList", &[node("cp1"), node("w1")])
     }
-    async fn operator() -> Json<Value> {
-        let available = json!({"type": "Available", "status": "True"});
+    async fn operator(State(has): State<Shared>) -> Json<Value> {
+        let status = if has.lock().unwrap().operator_is_away { "False" } else { "True" };
+        let available = json!({"type": "Available", "status": status, "lastTransitionTime": "2020-01-01T00:00:00Z"});
         Json(json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "housekeeper"},
             "status": {"conditions": [available]}}))
+    }
+    async fn version() -> Json<Value> {
+        Json(json!({"major": "1", "minor": "20", "gitVersion": "v1.20.2"}))
     }
     async fn metrics(State(has): State<Shared>) -> String {
         has.lock().unwrap().metrics.clone()
@@ -149,18 +183,24 @@ fn api_server(has: Shared) -> Router {
         .route("/apis/apps/v1/namespaces/nkd-system/deployments/housekeeper", get(operator))
         .route("/metrics", get(metrics))
         .route("/readyz", get(async || "ok"))
-        .route("/apis/nkd.io/v1alpha1/updates/{name}", get(shown).patch(applied))
+        .route("/version", get(version))
+        .route("/apis/nkd.io/v1alpha1/updates/{name}", get(shown).patch(applied).put(replaced))
         .with_state(has)
 }
 
 async fn shown(State(has): State<Shared>, Path(name): Path<String>) -> Response {
-    match has.lock().unwrap().updates.get(&name) {
+    let mut has = has.lock().unwrap();
+    has.looks += 1;
+    if let Some(why) = &has.forbids {
+        return refused(StatusCode::FORBIDDEN, why);
+    }
+    match has.updates.get(&name) {
         Some(update) => Json(update).into_response(),
         None => refused(StatusCode::NOT_FOUND, "NotFound"),
     }
 }
 
-/// A server-side apply by one who owns the whole spec.
+/// A server-side apply: what its manager has left out goes, what somebody else has added stays.
 async fn applied(
     State(has): State<Shared>,
     Path(name): Path<String>,
@@ -176,11 +216,49 @@ async fn applied(
     }
     let given: Value = serde_json::from_slice(&body).unwrap();
     let mut has = has.lock().unwrap();
-    let update = has.updates.entry(name).or_insert_with(|| {
-        json!({"apiVersion": given["apiVersion"], "kind": given["kind"], "metadata": given["metadata"], "spec": null})
-    });
-    if update["spec"] != given["spec"] {
-        update["spec"] = given["spec"].clone();
+    let owned = has.applied.insert(name.clone(), given["spec"].clone()).unwrap_or_default();
+    let mut spec = has.updates.get(&name).map(|update| update["spec"].clone()).unwrap_or_default();
+    merge(&mut spec, &owned, &given["spec"]);
+    let made =
+        json!({"apiVersion": given["apiVersion"], "kind": given["kind"], "metadata": given["metadata"], "spec": null});
+    write(&mut has, &name, made, spec)
+}
+
+/// Gives `spec` what is `given`, and takes what was `owned` and is given no more.
+fn merge(spec: &mut Value, owned: &Value, given: &Value) {
+    match given {
+        Value::Object(fields) => {
+            if !spec.is_object() {
+                *spec = json!({});
+            }
+            let into = spec.as_object_mut().unwrap();
+            into.retain(|name, _| owned.get(name).is_none() || fields.contains_key(name));
+            for (name, value) in fields {
+                merge(into.entry(name).or_insert(Value::Null), &owned[name], value);
+            }
+        }
+        value => *spec = value.clone(),
+    }
+}
+
+/// A whole Update in the place of the one that was read; its status is left alone.
+async fn replaced(State(has): State<Shared>, Path(name): Path<String>, body: Bytes) -> Response {
+    let given: Value = serde_json::from_slice(&body).unwrap();
+    let mut has = has.lock().unwrap();
+    let Some(there) = has.updates.get(&name) else { return refused(StatusCode::NOT_FOUND, "NotFound") };
+    if there["metadata"]["resourceVersion"] != given["metadata"]["resourceVersion"] {
+        return refused(StatusCode::CONFLICT, "Conflict");
+    }
+    write(&mut has, &name, Value::Null, given["spec"].clone())
+}
+
+fn write(has: &mut Has, name: &str, made: Value, mut spec: Value) -> Response {
+    if let Some((field, value)) = &has.adds {
+        spec[field] = value.clone();
+    }
+    let update = has.updates.entry(name.to_owned()).or_insert(made);
+    if update["spec"] != spec {
+        update["spec"] = spec;
         newer(update, true);
     }
     Json(update.clone()).into_response()

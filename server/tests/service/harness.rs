@@ -343,5 +343,6 @@ pub async fn begin(store: &Store, cluster: Uuid, upgrade: &Upgrade) -> Result<()
         store.save_channel(&Channel { name: name.clone(), profile, architecture, releases: Vec::new() }, 0).await?;
     }
     let revision = store.channel(&name).await?.map_or(0, |(_, revision)| revision);
-    store.begin_upgrade(cluster, upgrade, (&name, revision), |_| true).await
+    let members = store.cluster(cluster).await?.map_or(0, |(_, revision)| revision);
+    store.begin_upgrade((cluster, members), upgrade, (&name, revision), |_| true).await
 }

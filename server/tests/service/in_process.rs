@@ -272,7 +272,8 @@ async fn only_the_newest_events_are_kept() {
     assert_eq!(store.events(None, None, 1).await.unwrap()[0].kind, "accepted");
 }
 
-/// Neither comes first by chance: a release that an upgrade goes to stays, and one that went, or was marked, is not begun.
+/// Neither comes first by chance: a release that an upgrade goes to stays, and one that went, or was marked, is not begun. Nor
+/// is an upgrade of a cluster of which a node was removed while it was looked at.
 #[tokio::test]
 async fn an_upgrade_and_what_takes_its_release_away_exclude_each_other() {
     let bench = bench().await;
@@ -301,7 +302,10 @@ async fn an_upgrade_and_what_takes_its_release_away_exclude_each_other() {
     let rest = Channel { releases: channel.releases[1..].to_vec(), ..channel.clone() };
     let revision = async || store.channel("stable").await.unwrap().map_or(0, |(_, revision)| revision);
     let retire = async |revision| store.retire(&rest, revision, &[&commit], &[], now).await;
-    let begin = async |cluster, revision| store.begin_upgrade(cluster, &upgrade, ("stable", revision), |_| true).await;
+    let begin = async |cluster, revision| {
+        let members = store.cluster(cluster).await.unwrap().map_or(0, |(_, revision)| revision);
+        store.begin_upgrade((cluster, members), &upgrade, ("stable", revision), |_| true).await
+    };
 
     let first = revision().await;
     begin(clusters[0], first).await.unwrap();
@@ -330,6 +334,12 @@ async fn an_upgrade_and_what_takes_its_release_away_exclude_each_other() {
         let late = begin(clusters[1], old).await;
         assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
     }
+    let (mut record, members) = store.cluster(clusters[1]).await.unwrap().unwrap();
+    record.destroying = true;
+    store.save_cluster(&record, members, &[], "test", now).await.unwrap();
+    let late = store.begin_upgrade((clusters[1], members), &upgrade, ("stable", revision().await), |_| true).await;
+    assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
+    assert_eq!(store.newest_upgrade(clusters[1]).await.unwrap(), None);
     begin(clusters[1], revision().await).await.unwrap();
 }
 
@@ -357,7 +367,7 @@ async fn a_lease_and_an_upgrade_of_its_cluster_exclude_each_other() {
         let mut upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
         let begin = async || {
             let free = |locks: &Locks| lock::held(&nodes, locks, now).is_empty();
-            store.begin_upgrade(record.id, &upgrade, ("stable", revision), free).await
+            store.begin_upgrade((record.id, 1), &upgrade, ("stable", revision), free).await
         };
         let ask = async || bench.service.reboots.lock(&asker, &bench.service.channels, now).await.unwrap();
         let (leased, begun) = match number % 3 {
@@ -395,17 +405,17 @@ async fn a_lease_and_an_upgrade_of_its_cluster_exclude_each_other() {
     let mut locks = store.locks().await.unwrap();
     let rules = Rules { slots: 1, lease: Duration::HOUR };
     locks.lock(&asker, &[], &rules, now).unwrap();
-    let taken = store.begin_upgrade(record.id, &upgrade, ("stable", revision), |_| false).await;
+    let taken = store.begin_upgrade((record.id, 1), &upgrade, ("stable", revision), |_| false).await;
     assert!(matches!(taken, Err(StoreError::Stale)), "{taken:?}");
-    store.begin_upgrade(record.id, &upgrade, ("stable", revision), |_| true).await.unwrap();
+    store.begin_upgrade((record.id, 1), &upgrade, ("stable", revision), |_| true).await.unwrap();
     let late = store.save_locks(&locks, Some(&[])).await;
     assert!(matches!(late, Err(StoreError::Stale)), "{late:?}");
     assert_eq!(store.locks().await.unwrap().lasting(now).count(), 0);
 }
 
-/// Two that begin at once get one number, and one of them is refused; while the cluster's API does not answer, that is said.
+/// Two that begin at once get one number, and one of them is refused; while its cluster cannot be asked, the reason is said.
 #[tokio::test]
-async fn an_upgrade_is_begun_once_and_a_cluster_that_is_silent_is_told() {
+async fn an_upgrade_is_begun_once_and_a_cluster_that_cannot_be_asked_is_told() {
     let bench = bench().await;
     let store = bench.service.registry.store();
     let now = OffsetDateTime::now_utc();
@@ -431,6 +441,6 @@ async fn an_upgrade_is_begun_once_and_a_cluster_that_is_silent_is_told() {
     .await;
     stop.cancel();
     follower.await.unwrap();
-    assert!(told.detail.contains("the API of rack7 does not answer now"), "{told:?}");
+    assert!(told.detail.contains("it cannot be looked at now: the PKI of this cluster"), "{told:?}");
     assert_eq!((told.state, told.ended_at), (UpgradeState::Running, None));
 }

@@ -227,7 +227,7 @@ async fn an_upgrade_without_its_snapshot_waits_is_tried_again_and_can_be_called_
     let mut verified = row(Uuid::new_v4(), SnapshotState::Verified);
     verified.upgrade = Some(2);
     store.add_snapshot(record.id, &verified).await.unwrap();
-    let goes_on = |upgrade: &Upgrade| upgrade.detail.contains("the API of rack7 does not answer now");
+    let goes_on = |upgrade: &Upgrade| upgrade.detail.contains("it cannot be looked at now: the PKI");
     let told = newest("it goes on to its cluster", goes_on).await;
     assert!(told.snapshot.unwrap().is_taken());
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use super::cluster_stand_in::StandIn;
-use super::harness::{API, Place, Running, ended, eventually, text};
+use super::harness::{API, Place, Running, begin, ended, eventually, text};
 use super::in_process::{Bench, bench};
 
 const TOKEN: &str = "token-of-ada";
@@ -281,9 +281,21 @@ async fn an_upgrade_is_begun_paused_resumed_and_tried_again() {
     assert!(told.contains("\nnext: `nkd upgrade resume rack7`") && !told.contains("spec."), "{told}");
     assert_eq!(scene.ok("resume", &[]).trim(), "upgrade 1 of rack7 goes on");
     scene.spec("nkd-1", "it goes on", |spec| spec["paused"] == false).await;
-    // Whoever edits it is overruled.
-    scene.cluster.edit("nkd-1", |spec| spec["retry"] = 7.into());
-    scene.spec("nkd-1", "the edit is undone", |spec| spec["retry"] == 0).await;
+    // Whoever edits it is overruled, also where nothing stood before, and where it does not read any more.
+    let asked = scene.cluster.update("nkd-1").unwrap()["spec"].clone();
+    let edits: [fn(&mut Value); 3] = [
+        |spec| spec["retry"] = 7.into(),
+        |spec| {
+            spec["nodeSelector"] = json!({"a": "b"});
+            spec["release"]["os"]["image"] = "10.0.0.1:8443/os@sha256:0".into();
+        },
+        |spec| spec["maxUnavailable"] = "lots".into(),
+    ];
+    for edit in edits {
+        scene.cluster.edit("nkd-1", edit);
+        assert_ne!(scene.cluster.update("nkd-1").unwrap()["spec"], asked);
+        scene.spec("nkd-1", "the edit is undone", |spec| *spec == asked).await;
+    }
 
     let why = "rolled back: not healthy after 900 s";
     let waits = "the control plane cp1 has failed: put it right, then raise spec.retry";
@@ -335,6 +347,16 @@ async fn an_upgrade_that_is_watched_and_called_off_ends_badly_and_stands_in_the_
     let spec = scene.spec("nkd-1", "it is called off", |spec| spec["abort"] == true).await;
     assert_eq!(spec["release"]["kubernetes"], "v1.21.0");
     scene.until(UpgradeState::Aborting).await;
+    for verb in ["pause", "resume", "retry"] {
+        let why = scene.refused(verb, &[]);
+        assert!(why.contains("upgrade 1 of rack7 was called off, and goes on no more"), "{verb}: {why}");
+    }
+    // Nobody is there who would end it.
+    scene.cluster.operator_is_away(true);
+    let away = "the housekeeper does not run, and nothing is upgraded";
+    let told = scene.upgrade("that is told", |upgrade| upgrade.detail.contains(away)).await;
+    assert_eq!(told.state, UpgradeState::Aborting);
+    scene.cluster.operator_is_away(false);
     assert!(watcher.child.try_wait().unwrap().is_none(), "nodes that have begun are not done yet");
     scene.cluster.say("nkd-1", status(Phase::Aborted, "0 of 2 nodes are done, 0 at work; spec.abort is true", &[]));
     assert_eq!(ended(&mut watcher.child).code(), Some(1));
@@ -361,4 +383,130 @@ async fn an_upgrade_that_is_watched_and_called_off_ends_badly_and_stands_in_the_
     let all: Vec<Upgrade> = serde_json::from_str(&scene.ok("history", &["-o", "json"])).unwrap();
     assert_eq!((all.len(), all[1].aborted, all[1].commit.clone()), (2, true, None));
     assert!(all[1].ended_at.is_some() && all[0].ended_at.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_that_somebody_changes_again_and_again_and_answers_that_say_no_are_told() {
+    let scene = Scene::new(false).await;
+    scene.ok("start", &ORDER);
+    scene.until(UpgradeState::Running).await;
+    scene.cluster.adds(Some(("nodeSelector", json!({"a": "b"}))));
+    scene.ok("pause", &[]);
+    let quarrel =
+        "somebody else changes the update nkd-1 as often as it is put right (other than asked for: spec.nodeSelector)";
+    scene.upgrade("the quarrel is told", |upgrade| upgrade.detail.contains(quarrel)).await;
+    scene.cluster.adds(None);
+    scene.upgrade("it is over", |upgrade| upgrade.detail.is_empty()).await;
+
+    // It answers, and says why not.
+    scene.cluster.forbids(Some("nkd may not look at updates"));
+    let why = "it cannot be looked at now: look at the update nkd-1: the API server says no (403 nkd may not look at updates)";
+    scene.upgrade("what it says is told", |upgrade| upgrade.detail.contains(why)).await;
+    scene.cluster.forbids(None);
+    scene.upgrade("it can be looked at again", |upgrade| upgrade.detail.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_is_complete_when_every_member_of_its_cluster_is_done() {
+    let scene = Scene::new(false).await;
+    scene.ok("start", &ORDER);
+    scene.until(UpgradeState::Running).await;
+    // Somebody has deleted the Node of w1: the operator speaks of those that are there.
+    scene.cluster.say("nkd-1", status(Phase::Complete, "1 of 1 nodes are done", &[("cp1", NodeState::Done, "")]));
+    let halted = scene.until(UpgradeState::Halted).await;
+    assert!(halted.detail.contains("w1 was not there") && halted.ended_at.is_none(), "{halted:?}");
+    let told = scene.ok("status", &[]);
+    for words in [
+        "`systemctl restart kubelet`",
+        "`nkd cluster remove rack7 w1`",
+        "\nnext: put it right and run `nkd upgrade retry",
+    ] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    let (record, _) = scene.bench.service.registry.store().cluster_by_name("rack7").await.unwrap().unwrap();
+    assert_eq!(record.cluster.spec.kubernetes.version, "v1.20.2", "w1 does not run the other");
+    scene.ok("retry", &[]);
+    scene.spec("nkd-1", "the operator looks again", |spec| spec["retry"] == 1).await;
+    let done = [("cp1", NodeState::Done, ""), ("w1", NodeState::Done, "")];
+    scene.cluster.say("nkd-1", status(Phase::Complete, "2 of 2 nodes are done", &done));
+    scene.until(UpgradeState::Complete).await;
+}
+
+/// An upgrade as it stands in the store before its cluster was told.
+fn kept(number: u32, state: &str) -> Upgrade {
+    let upgrade = json!({"cluster": "rack7", "number": number, "order": {"channel": "stable", "release": 2, "skipSnapshot": true},
+        "version": "2.0", "commit": "2".repeat(64), "kubernetes": "v1.21.0", "fromKubernetes": "v1.20.2", "state": state,
+        "paused": state == "paused", "aborted": false, "retry": 0, "by": "ada", "startedAt": "2026-01-01T00:00:00Z",
+        "nodes": []});
+    serde_json::from_value(upgrade).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_in_the_way_since_an_upgrade_was_asked_for_keeps_it_from_its_cluster() {
+    let scene = Scene::new(false).await;
+    let store = scene.bench.service.registry.store();
+    scene.cluster.operator_is_away(true);
+    begin(store, scene.record.id, &kept(1, "preparing")).await.unwrap();
+    let why = "its cluster is not told yet: housekeeper does not run in rack7";
+    let told = scene.upgrade("it says why it waits", |upgrade| upgrade.detail.contains(why)).await;
+    assert_eq!(told.state, UpgradeState::Preparing);
+    let looks = scene.cluster.looks();
+    scene.upgrade("it is looked at again", |_| scene.cluster.looks() > looks + 2).await;
+    assert_eq!(scene.cluster.update("nkd-1"), None);
+    scene.ok("abort", &[]);
+    let over = scene.until(UpgradeState::Aborted).await;
+    assert!(over.detail.contains("before its cluster was told: nothing has changed"), "{over:?}");
+    assert_eq!(scene.cluster.update("nkd-1"), None);
+
+    scene.cluster.operator_is_away(false);
+    scene.bench.service.upgrades.notify_one();
+    begin(store, scene.record.id, &kept(2, "preparing")).await.unwrap();
+    scene.spec("nkd-2", "the next one has nothing in its way", |_| true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_out_of_a_backup_is_held_until_somebody_resumes_it() {
+    let scene = Scene::new(false).await;
+    let store = scene.bench.service.registry.store();
+    let restored = Upgrade { restored: true, ..kept(1, "paused") };
+    begin(store, scene.record.id, &restored).await.unwrap();
+    for verb in ["pause", "retry"] {
+        let why = scene.refused(verb, &[]);
+        assert!(why.contains("was restored from a backup: first `nkd upgrade resume rack7`"), "{why}");
+    }
+    for _ in 0..3 {
+        scene.bench.service.upgrades.notify_one();
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(scene.upgrade("it stays as it is", |_| true).await, restored);
+    assert_eq!((scene.cluster.looks(), scene.cluster.update("nkd-1")), (0, None));
+    scene.ok("resume", &[]);
+    let spec = scene.spec("nkd-1", "it goes on", |_| true).await;
+    assert_eq!(spec["paused"], false);
+    assert!(!scene.until(UpgradeState::Running).await.restored);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_that_does_not_answer_holds_up_no_other() {
+    let scene = Scene::new(false).await;
+    let store = scene.bench.service.registry.store();
+    scene.ok("start", &ORDER);
+    scene.until(UpgradeState::Running).await;
+    // Its API server takes connections, and says nothing.
+    let silent: IpAddr = Place::new().ip.parse().unwrap();
+    let listener = tokio::net::TcpListener::bind((silent, nkd_api::cluster::API_PORT)).await.unwrap();
+    let mut record = Record { id: Uuid::new_v4(), ..scene.record.clone() };
+    record.cluster.metadata.name = "rack8".into();
+    record.members.iter_mut().for_each(|member| member.address = Some(silent));
+    store.save_cluster(&record, 0, &[], "test", OffsetDateTime::now_utc()).await.unwrap();
+    let pki = ClusterPki::create(&Certificates::default(), OffsetDateTime::now_utc()).unwrap();
+    store.save_secrets(&[(&pki_name(record.id), &pki.to_document().unwrap())]).await.unwrap();
+    begin(store, record.id, &Upgrade { cluster: "rack8".into(), ..kept(1, "running") }).await.unwrap();
+    scene.bench.service.upgrades.notify_one();
+    let _asks = listener.accept().await.unwrap();
+
+    let looks = scene.cluster.looks();
+    scene.upgrade("the other one is looked at again and again", |_| scene.cluster.looks() > looks + 2).await;
+    // The look at this one has not come to its end in all that time.
+    assert_eq!(store.newest_upgrade(record.id).await.unwrap().unwrap().0.detail, "");
 }

@@ -1,19 +1,22 @@
 //! Begins upgrades, and follows them: tells the operator in the cluster what is wanted, and writes down what it says.
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{BoxFuture, join_all};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use nkd_api::cluster::Role;
-use nkd_api::update::NodeState;
-use nkd_api::upgrade::{Planned, Upgrade, UpgradeOrder, UpgradeSnapshot, UpgradeState, UpgradeVerb};
+use nkd_api::upgrade::{Planned, Upgrade, UpgradeOrder, UpgradeState, UpgradeVerb};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use super::metrics;
 use super::preflight::{self, NotAsked, Seen};
 use super::prepare::prepare;
-use super::resource;
+use super::{metrics, resource, verb, verdict};
 use crate::cluster::bringup::BringUpError;
 use crate::cluster::etcd::{CLIENT_PORT, Etcd};
 use crate::cluster::kubernetes::{Cluster, KubeError};
@@ -29,6 +32,8 @@ use crate::store::StoreError;
 
 /// Between two looks at the upgrades that go on.
 const LOOK: Duration = Duration::from_secs(3);
+/// Between two checks of an upgrade that may not be told to its cluster yet.
+const CHECK: Duration = Duration::from_secs(60);
 
 /// An upgrade was not begun, or not changed.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +68,9 @@ pub enum UpgradeError {
     /// There is none to be changed.
     #[error("{0}")]
     Nothing(String),
+    /// It was taken apart in the meantime.
+    #[error("the cluster {0} is gone")]
+    Gone(String),
     /// The cluster does not answer.
     #[error(transparent)]
     Reach(#[from] BringUpError),
@@ -81,9 +89,11 @@ async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Se
     seen.stuck = api.stuck_pods().await?;
     seen.operator = api.operator().await?.is_some_and(|operator| operator.available);
     if let Some(minor) = to.and_then(|version| kubeadm::minor(version).ok()) {
-        let (pages, not_asked) = pages_of(service, record, &api).await?;
+        let servers = reach::each(service, record).await?;
+        let (pages, not_asked) = pages_of(record, &servers, &api).await?;
         seen.deprecated = metrics::gone_by(&pages, minor.into());
         seen.not_asked = not_asked;
+        seen.servers = versions_of(record, &servers, &api).await;
     }
     let planes = record.members.iter().filter(|m| m.role == Role::ControlPlane).filter_map(|m| m.address);
     let endpoints: Vec<_> = planes.map(|ip| std::net::SocketAddr::new(ip, CLIENT_PORT)).collect();
@@ -103,16 +113,28 @@ async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Se
     Ok(seen)
 }
 
+/// The versions of the API servers of all control planes that answer; of whoever is behind a balancer, if none is reached.
+async fn versions_of(record: &Record, servers: &[(String, Cluster)], api: &Cluster) -> BTreeMap<String, String> {
+    let answers = join_all(servers.iter().map(|(_, api)| api.version())).await;
+    let answered = servers.iter().zip(answers).filter_map(|((node, _), answer)| Some((node.clone(), answer.ok()?)));
+    let mut versions: BTreeMap<String, String> = answered.collect();
+    if versions.is_empty()
+        && let Ok(version) = api.version().await
+    {
+        versions.insert(record.name().to_owned(), version);
+    }
+    versions
+}
+
 /// The metrics of the API servers of all control planes: each counts what it was asked itself. And whose are missing.
 async fn pages_of(
-    service: &Service,
     record: &Record,
+    servers: &[(String, Cluster)],
     api: &Cluster,
 ) -> Result<(Vec<String>, Vec<String>), UpgradeError> {
-    let all = reach::each(service, record).await?;
-    let answers = futures_util::future::join_all(all.iter().map(|(_, api)| api.metrics())).await;
+    let answers = join_all(servers.iter().map(|(_, api)| api.metrics())).await;
     let (mut pages, mut missing) = (Vec::new(), Vec::new());
-    for ((node, _), answer) in all.iter().zip(answers) {
+    for ((node, _), answer) in servers.iter().zip(answers) {
         match answer {
             Ok(page) => pages.push(page),
             Err(error) => {
@@ -154,7 +176,9 @@ pub async fn start(
     by: &str,
 ) -> Result<Planned, UpgradeError> {
     let store = service.registry.store();
+    let gone = || UpgradeError::Gone(record.name().to_owned());
     let cluster = record.name().to_owned();
+    let mut known = store.cluster(record.id).await?.ok_or_else(gone)?;
     let name = order.channel.clone().or_else(|| record.cluster.spec.os.channel.clone());
     let name = name.ok_or_else(|| UpgradeError::NoChannelNamed(cluster.clone()))?;
     let none = || UpgradeError::NoChannel(name.clone());
@@ -165,11 +189,11 @@ pub async fn start(
     // What is looked for is looked for this release; one that is published in the meantime is for the next upgrade.
     let order = &UpgradeOrder { release: Some(release.number), ..order.clone() };
     let mut seen = look(service, record, wanted.as_deref()).await?;
-    let nodes = reboots::nodes(store, &service.channels, record).await?;
     let number = before.as_ref().map_or(1, |before| before.number + 1);
     loop {
-        let (releases, revision) = &channel;
+        let ((record, members), (releases, revision)) = (&known, &channel);
         let now = OffsetDateTime::now_utc();
+        let nodes = reboots::nodes(store, &service.channels, record).await?;
         let locks = store.locks().await?;
         let held = lock::held(&nodes, &locks, now).into_iter();
         seen.leases = held.map(|(node, lease)| (node.to_owned(), lease.clone())).collect();
@@ -185,14 +209,17 @@ pub async fn start(
             return Err(UpgradeError::Refused { cluster, reasons: refused.map(|finding| finding.message).collect() });
         }
         let free = |locks: &Locks| lock::held(&nodes, locks, now).is_empty();
-        match store.begin_upgrade(record.id, &planned.upgrade, (&name, *revision), free).await {
+        match store.begin_upgrade((record.id, *members), &planned.upgrade, (&name, *revision), free).await {
             Ok(()) => {
                 service.upgrades.notify_one();
                 return Ok(planned);
             }
-            // The looking around has taken its time: releases were marked or retired, and it may be this one; or one of its
-            // nodes may restart by now.
-            Err(StoreError::Stale) => channel = store.channel(&name).await?.ok_or_else(none)?,
+            // The looking around has taken its time: a release was marked or retired, a member was removed, and it may be one
+            // of these; or one of the nodes may restart by now.
+            Err(StoreError::Stale) => {
+                channel = store.channel(&name).await?.ok_or_else(none)?;
+                known = store.cluster(record.id).await?.ok_or_else(gone)?;
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -207,46 +234,8 @@ pub async fn change(service: &Service, record: &Record, verb: UpgradeVerb) -> Re
     let cluster = record.name();
     loop {
         let none = || UpgradeError::Nothing(format!("{cluster} was never upgraded"));
-        let (mut upgrade, revision) = store.newest_upgrade(record.id).await?.ok_or_else(none)?;
-        let state = upgrade.state;
-        if state.is_end() {
-            let (number, state) = (upgrade.number, state.as_str());
-            let next = format!("`nkd upgrade start {cluster}` begins another one");
-            return Err(UpgradeError::Nothing(format!("upgrade {number} of {cluster} is over: {state}; {next}")));
-        }
-        match verb {
-            UpgradeVerb::Pause => upgrade.paused = true,
-            // The operator has not said yet that it goes on.
-            UpgradeVerb::Resume if state == UpgradeState::Paused => upgrade.paused = false,
-            UpgradeVerb::Resume if !upgrade.paused => {
-                let (number, state) = (upgrade.number, state.as_str());
-                let next = format!("`nkd upgrade status {cluster}` says what it waits for");
-                return Err(UpgradeError::Nothing(format!(
-                    "upgrade {number} of {cluster} is not paused, it is {state}: {next}"
-                )));
-            }
-            UpgradeVerb::Resume => upgrade.paused = false,
-            // What was said of it before is over: who watches must not take it for the end of this.
-            UpgradeVerb::Abort => {
-                (upgrade.aborted, upgrade.state) = (true, UpgradeState::Aborting);
-                upgrade.detail.clear();
-            }
-            UpgradeVerb::Retry if upgrade.snapshot.as_ref().is_some_and(|wanted| !wanted.is_taken()) => {
-                upgrade.snapshot = Some(UpgradeSnapshot { since: OffsetDateTime::now_utc(), newest: None });
-                upgrade.state = UpgradeState::Preparing;
-                upgrade.detail.clear();
-            }
-            UpgradeVerb::Retry if upgrade.nodes.iter().any(|node| node.state == NodeState::Failed) => {
-                (upgrade.retry, upgrade.state) = (upgrade.retry + 1, UpgradeState::Running);
-                upgrade.detail.clear();
-            }
-            UpgradeVerb::Retry => {
-                let state = state.as_str();
-                return Err(UpgradeError::Nothing(format!(
-                    "no node of {cluster} has failed in its upgrade, which is {state}"
-                )));
-            }
-        }
+        let (upgrade, revision) = store.newest_upgrade(record.id).await?.ok_or_else(none)?;
+        let upgrade = verb::said(record, &upgrade, verb, OffsetDateTime::now_utc()).map_err(UpgradeError::Nothing)?;
         match store.save_upgrade(record.id, &upgrade, revision).await {
             Ok(_) => {
                 service.upgrades.notify_one();
@@ -258,51 +247,120 @@ pub async fn change(service: &Service, record: &Record, verb: UpgradeVerb) -> Re
     }
 }
 
-/// Follows every upgrade that goes on, until the service ends.
+/// What is remembered of a cluster from one look to the next. Nothing is lost with it but patience.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Of which of its upgrades this is.
+    number: u32,
+    /// So many looks in a row have found that the Update says something else.
+    unlike: u32,
+    /// When it was found that the cluster may not be told yet.
+    refused: Option<Instant>,
+}
+
+/// A look under way: at a cluster, or at the snapshots of all of them.
+type Turn = BoxFuture<'static, (Option<Uuid>, Memory)>;
+
+/// Follows every upgrade that goes on, until the service ends. A cluster that does not answer holds up no other.
 pub async fn run(service: Arc<Service>, stop: CancellationToken) {
+    let (mut turns, mut busy) = (FuturesUnordered::<Turn>::new(), HashSet::new());
+    let mut memories: HashMap<Uuid, Memory> = HashMap::new();
+    // Something has changed while it was looked at: it is looked at once more.
+    let mut again = false;
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(LOOK) => {}
-            () = service.upgrades.notified() => {}
+        if busy.insert(None) {
+            turns.push(look_at_snapshots(Arc::clone(&service)).boxed());
         }
-        if let Err(error) = take::look(&service).await {
-            tracing::error!(error = &error as &dyn std::error::Error, "snapshots of etcd cannot be looked at");
-        }
-        let clusters = match service.registry.store().clusters().await {
-            Ok(clusters) => clusters,
-            Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "clusters cannot be read");
-                continue;
+        match service.registry.store().clusters().await {
+            Ok(clusters) => {
+                memories.retain(|id, _| clusters.iter().any(|(record, _)| record.id == *id));
+                for (record, _) in clusters {
+                    if busy.insert(Some(record.id)) {
+                        let memory = memories.remove(&record.id).unwrap_or_default();
+                        turns.push(look_after(Arc::clone(&service), record, memory).boxed());
+                    }
+                }
             }
-        };
-        // One that does not answer holds up no other.
-        let looks = clusters.iter().map(|(record, _)| look_after(&service, record));
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = futures_util::future::join_all(looks) => {}
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "clusters cannot be read"),
+        }
+        let pause = tokio::time::sleep(LOOK);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = &mut pause => break,
+                () = service.upgrades.notified() => {
+                    again = !busy.is_empty();
+                    break;
+                }
+                Some((of, memory)) = turns.next() => {
+                    busy.remove(&of);
+                    if let Some(id) = of {
+                        memories.insert(id, memory);
+                    }
+                    if std::mem::take(&mut again) {
+                        break;
+                    }
+                }
+            }
         }
     }
+}
+
+async fn look_at_snapshots(service: Arc<Service>) -> (Option<Uuid>, Memory) {
+    if let Err(error) = take::look(&service).await {
+        tracing::error!(error = &error as &dyn std::error::Error, "snapshots of etcd cannot be looked at");
+    }
+    (None, Memory::default())
 }
 
 /// A look, and what is said when it fails.
-async fn look_after(service: &Service, record: &Record) {
-    let Err(error) = follow(service, record).await else { return };
-    let why = crate::http::chain(&error);
-    tracing::debug!(cluster = record.name(), why, "an upgrade cannot be looked at");
-    if matches!(error, UpgradeError::Reach(_) | UpgradeError::Kube(_))
-        && let Err(error) = say_away(service, record).await
-    {
-        tracing::error!(error = &error as &dyn std::error::Error, cluster = record.name(), "an upgrade is not kept");
+async fn look_after(service: Arc<Service>, record: Record, mut memory: Memory) -> (Option<Uuid>, Memory) {
+    if let Err(error) = follow(&service, &record, &mut memory).await {
+        let kept = match unseen(record.name(), &error) {
+            Some(detail) => {
+                tracing::debug!(cluster = record.name(), detail, "an upgrade cannot be looked at");
+                say(&service, &record, detail).await
+            }
+            None => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    cluster = record.name(),
+                    "no look at an upgrade"
+                );
+                Ok(())
+            }
+        };
+        if let Err(error) = kept {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                cluster = record.name(),
+                "an upgrade is not kept"
+            );
+        }
     }
+    (Some(record.id), memory)
+}
+
+/// Why a look at an upgrade has failed, for its owner; none: it is the service's own fault.
+fn unseen(cluster: &str, error: &UpgradeError) -> Option<String> {
+    let asked = match error {
+        UpgradeError::Store(_) | UpgradeError::Reach(BringUpError::Store(_)) => return None,
+        UpgradeError::Kube(kube) | UpgradeError::Reach(BringUpError::Kube(kube)) => Some(kube),
+        _ => None,
+    };
+    if asked.is_some_and(KubeError::is_silence) {
+        return Some(format!("the API of {cluster} does not answer now; what goes on in it goes on"));
+    }
+    let why = asked.and_then(KubeError::answer).unwrap_or_else(|| crate::http::chain(error));
+    Some(format!("it cannot be looked at now: {why}; what goes on in {cluster} goes on"))
 }
 
 /// Who asks is to know that what the upgrade says is old.
-async fn say_away(service: &Service, record: &Record) -> Result<(), StoreError> {
+async fn say(service: &Service, record: &Record, detail: String) -> Result<(), StoreError> {
     let store = service.registry.store();
     let Some((upgrade, revision)) = store.newest_upgrade(record.id).await? else { return Ok(()) };
-    let detail = format!("the API of {} does not answer now; what goes on in it goes on", record.name());
-    if upgrade.state.is_end() || upgrade.detail == detail {
+    if upgrade.state.is_end() || upgrade.restored || upgrade.detail == detail {
         return Ok(());
     }
     match store.save_upgrade(record.id, &Upgrade { detail, ..upgrade }, revision).await {
@@ -312,28 +370,95 @@ async fn say_away(service: &Service, record: &Record) -> Result<(), StoreError> 
 }
 
 /// One look at the upgrade of a cluster.
-async fn follow(service: &Service, record: &Record) -> Result<(), UpgradeError> {
+async fn follow(service: &Service, record: &Record, memory: &mut Memory) -> Result<(), UpgradeError> {
     let store = service.registry.store();
     let Some((upgrade, revision)) = store.newest_upgrade(record.id).await? else { return Ok(()) };
     if upgrade.state.is_end() {
         return finish(service, record, &upgrade).await;
+    }
+    // The backup knows less of it than its cluster: nothing is done before a person has looked.
+    if upgrade.restored {
+        return Ok(());
+    }
+    if memory.number != upgrade.number {
+        *memory = Memory { number: upgrade.number, ..Memory::default() };
     }
     let now = OffsetDateTime::now_utc();
     if let Some(prepared) = prepare(service, record, &upgrade).await? {
         return keep(service, record, (&upgrade, revision), prepared, now).await;
     }
     let (_, api) = reach::reach(service, record).await?;
-    let name = resource::name(&upgrade);
-    let wanted = resource::spec(&upgrade);
-    let followed = match api.update(&name).await? {
-        Some((spec, status)) if spec == wanted => resource::followed(&upgrade, &status),
-        _ => {
-            api.apply_update(&name, &wanted).await?;
-            let state = if upgrade.state == UpgradeState::Preparing { UpgradeState::Running } else { upgrade.state };
-            Upgrade { state, detail: String::new(), ..upgrade.clone() }
-        }
+    let followed = tell_and_hear(service, record, &api, &upgrade, memory).await?;
+    let followed = match followed.state.is_end() {
+        true => followed,
+        false => verdict::of_the_operator(followed, api.operator().await?, now),
     };
     keep(service, record, (&upgrade, revision), followed, now).await
+}
+
+/// Tells the cluster what is wanted if it does not say so already, else hears what the operator says.
+async fn tell_and_hear(
+    service: &Service,
+    record: &Record,
+    api: &Cluster,
+    upgrade: &Upgrade,
+    memory: &mut Memory,
+) -> Result<Upgrade, UpgradeError> {
+    let (name, wanted) = (resource::name(upgrade), resource::spec(upgrade));
+    let found = api.update(&name).await?;
+    let unlike = match (&found, resource::unlike(found.as_ref(), &wanted)) {
+        (Some(found), None) => {
+            memory.unlike = 0;
+            return Ok(verdict::of_all_members(record, resource::followed(upgrade, &found.status()?)));
+        }
+        (_, unlike) => unlike.unwrap_or_default(),
+    };
+    let told = found.as_ref().is_some_and(|found| resource::is_of_this(found, &wanted));
+    if upgrade.state == UpgradeState::Preparing && !told {
+        if upgrade.aborted && found.is_none() {
+            return Ok(verdict::never_told(upgrade));
+        }
+        if !upgrade.aborted
+            && let Some(waits) = check(service, record, upgrade, memory).await?
+        {
+            return Ok(waits);
+        }
+    }
+    if !api.write_update(&name, found, &wanted).await? {
+        return Ok(upgrade.clone());
+    }
+    memory.unlike = memory.unlike.saturating_add(1);
+    let detail = verdict::of_another_writer(&name, &unlike, memory.unlike);
+    let state = match upgrade.state {
+        UpgradeState::Preparing if upgrade.aborted => UpgradeState::Aborting,
+        UpgradeState::Preparing => UpgradeState::Running,
+        state => state,
+    };
+    Ok(Upgrade { state, detail, ..upgrade.clone() })
+}
+
+/// Whether the cluster may be told of an upgrade: it may be days since that was looked at. None: it may.
+async fn check(
+    service: &Service,
+    record: &Record,
+    upgrade: &Upgrade,
+    memory: &mut Memory,
+) -> Result<Option<Upgrade>, UpgradeError> {
+    if memory.refused.is_some_and(|at| at.elapsed() < CHECK) {
+        return Ok(Some(upgrade.clone()));
+    }
+    let name = upgrade.order.channel.clone().unwrap_or_default();
+    let channel = service.registry.store().channel(&name).await?;
+    let (channel, _) = channel.ok_or(UpgradeError::NoChannel(name))?;
+    let kubernetes = preflight::release(&channel, &upgrade.order)?.kubernetes.clone();
+    let seen = look(service, record, kubernetes.as_deref()).await?;
+    let reasons = preflight::refusals(record, &channel, upgrade, &seen)?;
+    if reasons.is_empty() {
+        memory.refused = None;
+        return Ok(None);
+    }
+    memory.refused = Some(Instant::now());
+    Ok(Some(verdict::not_yet(upgrade, &reasons)))
 }
 
 /// Writes down how far an upgrade is, and says it, if that is something else than before.
@@ -354,7 +479,8 @@ async fn keep(
         saved => drop(saved?),
     }
     // What is said of a snapshot is among the events already.
-    let prepares = followed.state == UpgradeState::Preparing;
+    let saves = followed.snapshot.as_ref().is_some_and(|wanted| !wanted.is_taken());
+    let prepares = followed.state == UpgradeState::Preparing && (saves || followed.detail.is_empty());
     if followed.state != upgrade.state || (followed.detail != upgrade.detail && !prepares) {
         let number = followed.number;
         let state = followed.state.as_str();

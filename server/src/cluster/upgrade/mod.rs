@@ -5,7 +5,7 @@
 //!                                             ▲                                     │ status                     nodes' updaters
 //!                                             └─────────────────────────────────────┘
 //! ```
-//! What was promised is in the store before it is in the cluster. The resource is applied again whenever the two differ, so
+//! What was promised is in the store before it is in the cluster. The resource is written again whenever the two differ, so
 //! a service that was killed goes on; and a rollout goes on while the service is away.
 
 pub mod budgets;
@@ -14,3 +14,5 @@ pub mod metrics;
 pub mod preflight;
 mod prepare;
 pub mod resource;
+mod verb;
+mod verdict;

@@ -25,6 +25,8 @@ struct Version {
 pub struct Seen {
     /// Versions of the kubelets by node; empty: the API did not answer.
     pub kubelets: BTreeMap<String, String>,
+    /// Versions of the API servers that have answered, by control plane.
+    pub servers: BTreeMap<String, String>,
     /// Members of etcd that are not healthy, and why.
     pub etcd: Vec<String>,
     /// APIs in use that the new version does not have.
@@ -117,6 +119,7 @@ pub fn plan(
         paused: false,
         aborted: false,
         retry: 0,
+        restored: false,
         snapshot: (!order.skip_snapshot).then_some(UpgradeSnapshot { since: now, newest: None }),
         by: by.to_owned(),
         started_at: now,
@@ -129,6 +132,15 @@ pub fn plan(
     names.sort_unstable();
     let order = names.into_iter().map(|(_, name)| name.to_owned()).collect();
     Ok(Planned { findings: findings(record, channel, release, &upgrade, seen), order, upgrade })
+}
+
+/// What stands in the way of an upgrade that was asked for earlier, as its cluster and its channel are now.
+///
+/// # Errors
+/// [`NotAsked`].
+pub fn refusals(record: &Record, channel: &Channel, upgrade: &Upgrade, seen: &Seen) -> Result<Vec<String>, NotAsked> {
+    let found = findings(record, channel, release(channel, &upgrade.order)?, upgrade, seen);
+    Ok(found.into_iter().filter(|finding| finding.refused).map(|finding| finding.message).collect())
 }
 
 /// What kubeadm's checks may find: what was asked for, and its questions on a CoreDNS that the cluster's file leaves out.
@@ -215,8 +227,11 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
         let next = if forced { "it is deleted (--force-drain)" } else { &by_hand };
         say(!forced, format!("{node}: {why}; {next}"));
     }
+    if let Some(holds) = upgrade.kubernetes.as_ref().or(release.kubernetes.as_ref()) {
+        kubelets_ahead(holds, seen, &mut say);
+    }
     if let Some(wanted) = &upgrade.kubernetes {
-        skew(&upgrade.from_kubernetes, wanted, seen, &mut say);
+        skew(record, upgrade, wanted, seen, &mut say);
         removed(upgrade, seen, &mut say);
     }
     if upgrade.order.skip_snapshot {
@@ -234,10 +249,26 @@ fn clock(at: OffsetDateTime) -> String {
     format!("{} {:02}:{:02} UTC", at.date(), at.hour(), at.minute())
 }
 
-/// What has to be free, in MiB: a second system beside the one that runs, its kernel, and the images of another Kubernetes.
-const SYSTEM: u64 = 2048;
-const BOOT: u64 = 100;
-const IMAGES: u64 = 1024;
+/// Something that has to have room.
+struct Need {
+    /// Where, if that is a file system of its own; an empty path is the system's.
+    path: &'static str,
+    what: &'static str,
+    mebibytes: u64,
+    is_asked: fn(&Upgrade) -> bool,
+}
+
+/// A second system beside the one that runs, its kernel, and the images of another Kubernetes.
+const NEEDS: [Need; 3] = [
+    Need { path: "", what: "a second system", mebibytes: 2048, is_asked: |upgrade| upgrade.commit.is_some() },
+    Need { path: "/boot", what: "a second kernel", mebibytes: 100, is_asked: |upgrade| upgrade.commit.is_some() },
+    Need {
+        path: "/var",
+        what: "another Kubernetes with its images",
+        mebibytes: 1024,
+        is_asked: |upgrade| upgrade.kubernetes.is_some(),
+    },
+];
 
 /// No node has too little room for what it will be given.
 fn room(record: &Record, upgrade: &Upgrade, seen: &Seen, say: &mut impl FnMut(bool, String)) {
@@ -248,14 +279,17 @@ fn room(record: &Record, upgrade: &Upgrade, seen: &Seen, say: &mut impl FnMut(bo
             continue;
         };
         for Room { path, free_bytes } in all {
-            let (what, wanted) = match path.as_str() {
-                "/boot" => ("a second kernel", upgrade.commit.as_ref().map(|_| BOOT)),
-                "/var" => ("another Kubernetes with its images", upgrade.kubernetes.as_ref().map(|_| IMAGES)),
-                _ => ("a second system", upgrade.commit.as_ref().map(|_| SYSTEM)),
+            // What has no file system of its own is on the system's.
+            let is_here = |needs: &Need| match all.iter().any(|room| room.path == needs.path) {
+                true => needs.path == path,
+                false => !NEEDS.iter().any(|other| other.path == path),
             };
-            let free = free_bytes >> 20;
-            if let Some(wanted) = wanted.filter(|wanted| free < *wanted) {
-                say(true, format!("{node}: {free} MiB are free in {path}, and {what} takes {wanted} MiB: make room"));
+            let here: Vec<&Need> = NEEDS.iter().filter(|needs| (needs.is_asked)(upgrade) && is_here(needs)).collect();
+            let (wanted, free) = (here.iter().map(|needs| needs.mebibytes).sum::<u64>(), free_bytes >> 20);
+            if free < wanted {
+                let what = here.iter().map(|needs| needs.what).collect::<Vec<_>>().join(" and ");
+                let take = if here.len() == 1 { "takes" } else { "take" };
+                say(true, format!("{node}: {free} MiB are free in {path}, and {what} {take} {wanted} MiB: make room"));
             }
         }
     }
@@ -315,22 +349,48 @@ fn barriers(record: &Record, channel: &Channel, release: &Release, seen: &Seen, 
     }
 }
 
-/// One minor at a time, never back, and no kubelet that the new API servers would leave behind.
-fn skew(from: &str, wanted: &str, seen: &Seen, say: &mut impl FnMut(bool, String)) {
-    let (Some(is), Some(to)) = (version(from), version(wanted)) else {
-        return say(true, format!("`{from}` or `{wanted}` is no version of Kubernetes"));
-    };
-    if to < is {
-        say(true, format!("Kubernetes goes from {from} to {wanted}: kubeadm does not go back"));
-    } else if to.minor > is.minor + 1 {
-        let next = is.minor + 1;
-        say(true, format!("Kubernetes goes from {from} to {wanted}: one minor at a time, 1.{next} comes first"));
+/// No node goes back to an older Kubernetes than it runs.
+fn kubelets_ahead(holds: &str, seen: &Seen, say: &mut impl FnMut(bool, String)) {
+    for (node, kubelet) in &seen.kubelets {
+        if version(kubelet).zip(version(holds)).is_some_and(|(kubelet, holds)| kubelet > holds) {
+            say(true, format!("the kubelet of {node} is {kubelet} already: it does not go back to {holds}"));
+        }
     }
-    let lag = if to.minor < 28 { 2 } else { 3 };
+}
+
+/// One minor at a time, never back, and no kubelet that kubeadm would refuse to leave behind. What an upgrade has left half-way counts
+/// with what it runs: the cluster's record has a new version only when all was done.
+fn skew(record: &Record, upgrade: &Upgrade, wanted: &str, seen: &Seen, say: &mut impl FnMut(bool, String)) {
+    let from = upgrade.from_kubernetes.as_str();
+    let mut running: Vec<(String, &str)> =
+        seen.servers.iter().map(|(node, version)| (format!("the API server of {node}"), version.as_str())).collect();
+    let mut planes = record.members.iter().filter(|m| m.role == Role::ControlPlane);
+    if running.is_empty() || planes.any(|plane| !seen.servers.contains_key(&plane.hostname)) {
+        running.push((record.name().to_owned(), from));
+    }
+    let read = running.iter().map(|(who, text)| version(text).map(|version| (version, who, text)));
+    let (Some(mut read), Some(to)) = (read.collect::<Option<Vec<_>>>(), version(wanted)) else {
+        let texts = running.iter().map(|(_, text)| *text).chain([wanted]).collect::<Vec<_>>().join("`, `");
+        return say(true, format!("`{texts}`: not all of these are versions of Kubernetes"));
+    };
+    read.sort();
+    let (Some((oldest, old, at)), Some((newest, new, already))) = (read.first(), read.last()) else { return };
+    if to < *newest {
+        say(true, format!("{new} runs Kubernetes {already} already: kubeadm does not go back to {wanted}"));
+    } else if to.minor > oldest.minor + 1 {
+        let next = oldest.minor + 1;
+        say(
+            true,
+            format!("{old} runs Kubernetes {at}, and {wanted} is asked for: one minor at a time, 1.{next} comes first"),
+        );
+    }
+    // kubeadm's own limit, which is narrower than that of the API servers.
+    let lag = if to.minor < 29 { 1 } else { 3 };
     for (node, kubelet) in &seen.kubelets {
         if let Some(kubelet) = version(kubelet).filter(|kubelet| kubelet.minor + lag < to.minor) {
-            let minor = kubelet.minor;
-            say(true, format!("the kubelet of {node} is 1.{minor}: it may be at most {lag} minors behind {wanted}"));
+            let (minor, minors) = (kubelet.minor, if lag == 1 { "minor" } else { "minors" });
+            let kubeadm = format!("kubeadm takes at most {lag} {minors} behind {wanted}");
+            say(true, format!("the kubelet of {node} is 1.{minor}: {kubeadm}"));
         }
     }
 }

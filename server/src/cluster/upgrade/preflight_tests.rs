@@ -52,7 +52,9 @@ impl Scene {
         let room = |path: &str, mebibytes: u64| Room { path: path.to_owned(), free_bytes: mebibytes << 20 };
         let room = [room("/sysroot", 2048), room("/boot", 128), room("/var", 1024)];
         let room = names.iter().map(|name| (name.clone(), room.to_vec())).collect();
-        let seen = Seen { kubelets: all("v1.20.2"), commits: all("c1"), room, operator: true, ..Seen::default() };
+        let servers = ["cp1", "cp2", "cp3"].map(|name| (name.to_owned(), "v1.20.2".to_owned())).into();
+        let (kubelets, commits) = (all("v1.20.2"), all("c1"));
+        let seen = Seen { kubelets, servers, commits, room, operator: true, ..Seen::default() };
         Self { record, channel, order: UpgradeOrder::default(), seen }
     }
 
@@ -246,6 +248,98 @@ fn a_node_without_room_for_a_second_system_stands_in_the_way() {
 }
 
 #[test]
+fn what_has_no_file_system_of_its_own_takes_the_systems_room() {
+    // Which ones w2 has, how much is free there, and what is said.
+    for (has, free, why) in [
+        (
+            &["/sysroot", "/boot"][..],
+            3071,
+            Some(
+                "w2: 3071 MiB are free in /sysroot, and a second system and another Kubernetes with its images take 3072 MiB",
+            ),
+        ),
+        (&["/sysroot", "/boot"], 3072, None),
+        (&["/", "/var"], 2147, Some("in /, and a second system and a second kernel take 2148 MiB")),
+        (
+            &["/sysroot"],
+            3171,
+            Some(
+                "in /sysroot, and a second system and a second kernel and another Kubernetes with its images take 3172 MiB",
+            ),
+        ),
+        (&["/sysroot"], 3172, None),
+    ] {
+        let mut scene = Scene::new();
+        let room = has.iter().map(|path| Room { path: (*path).to_owned(), free_bytes: free << 20 });
+        scene.seen.room.insert("w2".into(), room.collect());
+        match why {
+            Some(why) => scene.refused(why),
+            None => assert!(may_begin(&scene.plan().findings), "{has:?} {free}"),
+        }
+    }
+    let mut scene = Scene::new();
+    scene.order.part = Part::Kubernetes;
+    let room = |mebibytes: u64| vec![Room { path: "/".into(), free_bytes: mebibytes << 20 }];
+    scene.seen.room.insert("w2".into(), room(1024));
+    assert!(may_begin(&scene.plan().findings));
+    scene.seen.room.insert("w2".into(), room(1023));
+    scene.refused("w2: 1023 MiB are free in /, and another Kubernetes with its images takes 1024 MiB");
+}
+
+#[test]
+fn what_an_upgrade_has_left_half_way_counts_with_what_it_runs() {
+    let half_way = || {
+        let mut scene = Scene::new();
+        scene.channel.releases = vec![release(1, "v1.20.2"), release(2, "v1.21.0")];
+        scene.seen.servers.insert("cp2".into(), "v1.21.0".into());
+        scene.seen.kubelets.insert("cp2".into(), "v1.21.0".into());
+        scene
+    };
+    assert!(may_begin(&half_way().plan().findings), "it goes on to the same version");
+    let back = |scene: &Scene| {
+        let found = scene.plan().findings.into_iter().filter(|finding| finding.refused);
+        found.map(|finding| finding.message).collect::<Vec<_>>().join("\n")
+    };
+    let mut scene = half_way();
+    scene.channel.releases[1].kubernetes = Some("v1.20.3".into());
+    let told = back(&scene);
+    assert!(told.contains("the API server of cp2 runs Kubernetes v1.21.0 already: kubeadm does not go back"), "{told}");
+    assert!(told.contains("the kubelet of cp2 is v1.21.0 already: it does not go back to v1.20.3"), "{told}");
+    // A system alone would take the kubelet back.
+    scene.order.part = Part::Os;
+    scene.channel.releases[1].kubernetes = Some("v1.20.2".into());
+    scene.refused("the kubelet of cp2 is v1.21.0 already");
+    // The others have not got there.
+    let mut scene = half_way();
+    scene.channel.releases[1].kubernetes = Some("v1.22.0".into());
+    let told = back(&scene);
+    assert!(told.contains("the API server of cp1 runs Kubernetes v1.20.2, and v1.22.0 is asked for"), "{told}");
+    // One that has not answered runs what the record says.
+    let mut scene = half_way();
+    scene.seen.servers.values_mut().for_each(|version| "v1.21.0".clone_into(version));
+    scene.seen.kubelets.values_mut().for_each(|version| "v1.21.0".clone_into(version));
+    scene.channel.releases[1].kubernetes = Some("v1.22.0".into());
+    assert!(may_begin(&scene.plan().findings));
+    scene.seen.servers.remove("cp3");
+    let name = scene.record.name().to_owned();
+    scene.refused(&format!("{name} runs Kubernetes v1.20.2, and v1.22.0 is asked for"));
+}
+
+#[test]
+fn what_was_asked_for_earlier_is_held_against_what_is_there_now() {
+    let mut scene = Scene::new();
+    let upgrade = scene.plan().upgrade;
+    let now = |scene: &Scene| refusals(&scene.record, &scene.channel, &upgrade, &scene.seen);
+    assert_eq!(now(&scene).unwrap(), Vec::<String>::new());
+    scene.seen.operator = false;
+    scene.channel.releases[1].dead_end = Some("it eats disks".into());
+    let told = now(&scene).unwrap().join("\n");
+    assert!(told.contains("housekeeper does not run") && told.contains("is a dead end: it eats disks"), "{told}");
+    scene.channel.releases.clear();
+    assert_eq!(now(&scene), Err(NotAsked::Missing { channel: "stable".into(), number: 2 }));
+}
+
+#[test]
 fn a_budget_that_can_never_be_met_stands_in_the_way_unless_pods_are_deleted() {
     let mut scene = Scene::new();
     let why = "the disruption budget web never lets shop/web-1 go".into();
@@ -277,18 +371,41 @@ fn the_window_is_the_orders_else_the_files() {
 }
 
 proptest! {
-    /// One minor at a time, never back; and no kubelet falls out of the skew that Kubernetes allows.
+    /// One minor at a time for the oldest API server, back for none of them and for no kubelet; and no kubelet is further behind than
+    /// kubeadm takes. What the record says is the past, once every API server has answered.
     #[test]
     fn versions_go_up_by_one_minor_at_most(
-        from in 18u64..34, patch in 0u64..3, to in 18u64..36, to_patch in 0u64..3, kubelet in 16u64..34,
+        recorded in 18u64..34, to in (18u64..36, 0u64..3), kubelet in (16u64..34, 0u64..3),
+        servers in proptest::collection::vec((18u64..34, 0u64..3), 3), near in any::<bool>(), silent in any::<bool>(),
     ) {
         let mut scene = Scene::new();
-        scene.record.cluster.spec.kubernetes.version = format!("v1.{from}.{patch}");
-        scene.channel.releases[1].kubernetes = Some(format!("v1.{to}.{to_patch}"));
-        scene.seen.kubelets.values_mut().for_each(|version| *version = format!("v1.{kubelet}.0"));
+        // Half of them close to each other, where the limits are.
+        let close = |(minor, patch): (u64, u64)| if near { (to.0 - 2 + minor % 4, patch) } else { (minor, patch) };
+        let written = |(minor, patch): (u64, u64)| format!("v1.{minor}.{patch}");
+        let (kubelet, mut running) = (close(kubelet), servers.into_iter().map(close).collect::<Vec<_>>());
+        scene.record.cluster.spec.kubernetes.version = format!("v1.{recorded}.0");
+        scene.channel.releases[1].kubernetes = Some(written(to));
+        scene.seen.kubelets.values_mut().for_each(|version| *version = written(kubelet));
+        scene.seen.servers.values_mut().zip(&running).for_each(|(version, is)| *version = written(*is));
+        if silent {
+            scene.seen.servers.remove("cp3");
+            running[2] = (recorded, 0);
+        }
         let begins = may_begin(&scene.plan().findings);
-        let lag = if to < 28 { 2 } else { 3 };
-        let allowed = (to, to_patch) >= (from, patch) && to <= from + 1 && kubelet + lag >= to;
-        prop_assert_eq!(begins, allowed);
+        let lag = if to.0 < 29 { 1 } else { 3 };
+        let oldest = running.iter().map(|(minor, _)| minor).min().unwrap();
+        let goes_up = running.iter().all(|is| to >= *is) && to.0 <= oldest + 1;
+        prop_assert_eq!(begins, goes_up && kubelet <= to && kubelet.0 + lag >= to.0);
+    }
+
+    /// Where kubeadm does not run, its limit is none.
+    #[test]
+    fn a_system_alone_leaves_the_kubelets_minor_to_the_api_servers(behind in 0u64..4) {
+        let mut scene = Scene::new();
+        scene.order.part = Part::Os;
+        scene.record.cluster.spec.kubernetes.version = "v1.24.0".into();
+        scene.channel.releases[1].kubernetes = Some("v1.24.0".into());
+        scene.seen.kubelets.values_mut().for_each(|version| *version = format!("v1.{}.0", 24 - behind));
+        prop_assert!(may_begin(&scene.plan().findings));
     }
 }

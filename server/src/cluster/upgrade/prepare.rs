@@ -6,6 +6,7 @@ use nkd_api::upgrade::{Upgrade, UpgradeSnapshot, UpgradeState};
 use time::OffsetDateTime;
 
 use super::follow::UpgradeError;
+use super::verdict;
 use crate::cluster::record::Record;
 use crate::cluster::snapshot::take::{self, TakeError};
 use crate::cluster::snapshot::turn::{self, Gate, Nobody};
@@ -20,8 +21,7 @@ pub(super) async fn prepare(
 ) -> Result<Option<Upgrade>, UpgradeError> {
     let Some(wanted) = upgrade.snapshot.as_ref().filter(|wanted| !wanted.is_taken()) else { return Ok(None) };
     if upgrade.aborted {
-        let detail = "it was called off before its cluster was told: nothing has changed".to_owned();
-        return Ok(Some(Upgrade { state: UpgradeState::Aborted, detail, ..upgrade.clone() }));
+        return Ok(Some(verdict::never_told(upgrade)));
     }
     let store = service.registry.store();
     let mut rows = store.snapshots(record.id).await?;

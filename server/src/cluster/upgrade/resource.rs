@@ -1,18 +1,20 @@
 //! The Update resource in the cluster: what it is to say (pure), and how it is written and read.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{Api, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use nkd_api::update::{
     self, Drain, DrainPolicy, MaxUnavailable, NodeStatus, OsRelease, Phase, Release, Strategy, UpdateSpec, UpdateStatus,
 };
 use nkd_api::upgrade::{Upgrade, UpgradeState};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::budgets::{self, Budget, Stuck};
 use crate::cluster::kubernetes::{Cluster, KubeError, request};
 
-/// Who owns the fields that we apply.
+/// Who owns the fields that we write.
 const MANAGER: &str = "nkd";
 
 /// Its name in the cluster.
@@ -78,7 +80,58 @@ fn of_this(status: UpdateStatus, generation: Option<i64>) -> UpdateStatus {
     UpdateStatus { phase: Phase::Pending, conditions: Vec::new(), ..status }
 }
 
-/// The operator tells its reader to edit the resource. Here that is undone: what the service wrote is applied again. So who
+/// An Update as the cluster has it.
+pub struct Found {
+    object: DynamicObject,
+    /// What it says; else why it does not read.
+    pub spec: Result<UpdateSpec, String>,
+}
+
+impl Found {
+    fn new(object: DynamicObject) -> Self {
+        let spec = serde_json::from_value(object.data["spec"].clone()).map_err(|error| error.to_string());
+        Self { object, spec }
+    }
+
+    /// What the operator says of it.
+    pub fn status(&self) -> Result<UpdateStatus, KubeError> {
+        let status = match &self.object.data["status"] {
+            Value::Null => UpdateStatus::default(),
+            status => serde_json::from_value(status.clone()).map_err(|source| KubeError::Unreadable {
+                what: format!("the status of the update {}", self.object.metadata.name.as_deref().unwrap_or_default()),
+                source,
+            })?,
+        };
+        Ok(of_this(status, self.object.metadata.generation))
+    }
+}
+
+/// In what an Update is not as it is to be; none: it is.
+#[must_use]
+pub fn unlike(found: Option<&Found>, wanted: &UpdateSpec) -> Option<String> {
+    let spec = match found.map(|found| &found.spec) {
+        None => return Some("it is gone".to_owned()),
+        Some(Err(why)) => return Some(format!("it does not read: {why}")),
+        Some(Ok(spec)) if spec == wanted => return None,
+        Some(Ok(spec)) => spec,
+    };
+    let fields = |spec: &UpdateSpec| serde_json::to_value(spec).unwrap_or_default();
+    let (is, to_be) = (fields(spec), fields(wanted));
+    let names: BTreeSet<&String> =
+        [&is, &to_be].into_iter().filter_map(Value::as_object).flat_map(|m| m.keys()).collect();
+    let other: Vec<String> =
+        names.into_iter().filter(|name| is.get(name) != to_be.get(name)).map(|name| format!("spec.{name}")).collect();
+    Some(format!("other than asked for: {}", other.join(", ")))
+}
+
+/// It was written for this very upgrade, whatever was asked of that since.
+#[must_use]
+pub fn is_of_this(found: &Found, wanted: &UpdateSpec) -> bool {
+    let UpdateSpec { paused, abort, retry, .. } = *wanted;
+    found.spec.as_ref().is_ok_and(|spec| UpdateSpec { paused, abort, retry, ..spec.clone() } == *wanted)
+}
+
+/// The operator tells its reader to edit the resource. Here that is undone: what the service wrote is written again. So who
 /// reads it through the service reads the command that does the same.
 fn in_our_words(upgrade: &Upgrade, said: &str) -> String {
     let cluster = &upgrade.cluster;
@@ -93,28 +146,32 @@ impl Cluster {
         Api::all_with(self.client(), &ApiResource::from_gvk_with_plural(&kind, update::PLURAL))
     }
 
-    /// Says what the resource is to say.
-    pub async fn apply_update(&self, name: &str, spec: &UpdateSpec) -> Result<(), KubeError> {
-        let object = json!({
-            "apiVersion": format!("{}/{}", update::GROUP, update::VERSION), "kind": update::KIND,
-            "metadata": {"name": name}, "spec": spec,
-        });
-        let apply = PatchParams::apply(MANAGER).force();
-        let done = self.updates().patch(name, &apply, &Patch::Apply(&object)).await;
-        done.map(drop).map_err(request(format!("apply the update {name}")))
+    /// Makes the resource, or replaces its spec as a whole: an apply would leave what somebody else has added. False: it
+    /// was written in this very moment, or is gone.
+    pub async fn write_update(&self, name: &str, found: Option<Found>, spec: &UpdateSpec) -> Result<bool, KubeError> {
+        let Some(Found { mut object, .. }) = found else {
+            let object = json!({
+                "apiVersion": format!("{}/{}", update::GROUP, update::VERSION), "kind": update::KIND,
+                "metadata": {"name": name}, "spec": spec,
+            });
+            let apply = PatchParams::apply(MANAGER).force();
+            let done = self.updates().patch(name, &apply, &Patch::Apply(&object)).await;
+            return done.map(|_| true).map_err(request(format!("apply the update {name}")));
+        };
+        object.data["spec"] = json!(spec);
+        object.metadata.managed_fields = None;
+        // With the version that was read: a write in between is looked at first.
+        let manager = PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        match self.updates().replace(name, &manager, &object).await {
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
+            done => done.map(|_| true).map_err(request(format!("replace the update {name}"))),
+        }
     }
 
-    /// What the resource says, and what the operator says of it. None: it is not there.
-    pub async fn update(&self, name: &str) -> Result<Option<(UpdateSpec, UpdateStatus)>, KubeError> {
-        let what = format!("look at the update {name}");
-        let found = self.updates().get_opt(name).await.map_err(request(what.clone()))?;
-        let Some(mut found) = found else { return Ok(None) };
-        let spec: UpdateSpec = read(&what, found.data["spec"].take())?;
-        let status: UpdateStatus = match found.data["status"].take() {
-            serde_json::Value::Null => UpdateStatus::default(),
-            status => read(&what, status)?,
-        };
-        Ok(Some((spec, of_this(status, found.metadata.generation))))
+    /// The resource. None: it is not there.
+    pub async fn update(&self, name: &str) -> Result<Option<Found>, KubeError> {
+        let found = self.updates().get_opt(name).await;
+        Ok(found.map_err(request(format!("look at the update {name}")))?.map(Found::new))
     }
 
     /// The pods of the cluster that no drain could ever move.
@@ -144,14 +201,6 @@ impl Cluster {
         let question = http::Request::get("/metrics").body(Vec::new()).map_err(|e| KubeError::Config(e.into()))?;
         self.client().request_text(question).await.map_err(request("read its metrics"))
     }
-}
-
-fn read<T: serde::de::DeserializeOwned>(what: &str, value: serde_json::Value) -> Result<T, KubeError> {
-    serde_json::from_value(value).map_err(|error| KubeError::Manifest {
-        what: what.to_owned(),
-        number: 1,
-        reason: error.to_string(),
-    })
 }
 
 #[cfg(test)]
@@ -189,7 +238,52 @@ mod tests {
             started_at: OffsetDateTime::UNIX_EPOCH,
             ended_at: None,
             nodes: Vec::new(),
+            restored: false,
         }
+    }
+
+    fn found(data: Value) -> Found {
+        let object =
+            json!({"apiVersion": "nkd.io/v1alpha1", "kind": "Update", "metadata": {"name": "nkd-3", "generation": 4}});
+        let mut object: DynamicObject = serde_json::from_value(object).unwrap();
+        object.data = data;
+        Found::new(object)
+    }
+
+    #[test]
+    fn what_somebody_else_has_written_is_told_from_what_was_asked_for() {
+        let wanted = spec(&upgrade());
+        let other = |change: &dyn Fn(&mut Value)| {
+            let mut spec = json!(wanted);
+            change(&mut spec);
+            found(json!({"spec": spec}))
+        };
+        let why = |found: &Found| unlike(Some(found), &wanted);
+        assert_eq!(why(&other(&|_| {})), None);
+        // What is left out says the same as what stands there.
+        assert_eq!(why(&other(&|spec| spec["window"] = Value::Null)), None);
+        let added = other(&|spec| {
+            spec["nodeSelector"] = json!({"a": "b"});
+            spec["release"]["kubernetes"] = "v1.21.0".into();
+        });
+        assert_eq!(why(&added).unwrap(), "other than asked for: spec.nodeSelector, spec.release");
+        assert!(!is_of_this(&added, &wanted));
+        let paused = other(&|spec| spec["paused"] = false.into());
+        assert_eq!(why(&paused).unwrap(), "other than asked for: spec.paused");
+        assert!(is_of_this(&paused, &wanted));
+        let broken = other(&|spec| spec["maxUnavailable"] = "lots".into());
+        assert!(why(&broken).unwrap().starts_with("it does not read: "));
+        assert!(!is_of_this(&broken, &wanted));
+        assert_eq!(unlike(None, &wanted).unwrap(), "it is gone");
+    }
+
+    #[test]
+    fn a_status_that_does_not_read_is_told_as_that() {
+        assert_eq!(found(json!({})).status().unwrap().phase, Phase::Pending);
+        let error = found(json!({"status": {"phase": "Dancing"}})).status().unwrap_err();
+        assert!(!error.is_silence());
+        let told = crate::http::chain(&error);
+        assert!(told.contains("the status of the update nkd-3") && told.contains("Dancing"), "{told}");
     }
 
     #[test]
