@@ -126,10 +126,11 @@ impl Snapshots {
         files::write_json(&place.with_extension("json"), found).map_err(|error| chain(&error))?;
         std::fs::rename(file, &place).map_err(failed)?;
         File::open(&self.0).and_then(|folder| folder.sync_all()).map_err(failed)?;
-        self.prune().map_err(failed)
+        self.prune((found.taken_at, operation)).map_err(failed)
     }
 
-    fn prune(&self) -> std::io::Result<()> {
+    /// Removes older ones than the newest few, and never the one that was just kept.
+    fn prune(&self, new: Taken) -> std::io::Result<()> {
         let mut kept = Vec::new();
         for entry in std::fs::read_dir(&self.0)?.flatten() {
             let path = entry.path();
@@ -141,16 +142,26 @@ impl Snapshots {
                 _ => std::fs::remove_file(&path)?,
             }
         }
-        kept.sort();
-        kept.dedup();
-        for (_, operation) in kept.iter().rev().skip(KEPT) {
-            let file = self.file(*operation);
+        for operation in surplus(kept, new) {
+            let file = self.file(operation);
             // The file first: what was found says nothing without it.
             std::fs::remove_file(&file)?;
             std::fs::remove_file(file.with_extension("json"))?;
         }
         Ok(())
     }
+}
+
+/// When one was taken, and its run.
+type Taken = (OffsetDateTime, Uuid);
+
+/// Those that go: all but the new one and the newest others. A date after the new one's is that of a clock which has been set
+/// back since, and says nothing: such a one goes before the others.
+fn surplus(mut all: Vec<Taken>, new: Taken) -> Vec<Uuid> {
+    all.retain(|(_, operation)| *operation != new.1);
+    all.sort_unstable_by_key(|(at, operation)| (*at <= new.0, *at, *operation));
+    all.dedup();
+    all.iter().rev().skip(KEPT - 1).map(|(_, operation)| *operation).collect()
 }
 
 /// A folder that is gone when this is.

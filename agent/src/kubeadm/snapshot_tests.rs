@@ -5,6 +5,40 @@ use std::time::Instant;
 
 use super::*;
 
+/// One that was kept at this hour.
+fn keep(snapshots: &Snapshots, operation: u128, hour: i64) {
+    let file = snapshots.0.join("work.db");
+    std::fs::write(&file, "a snapshot").unwrap();
+    let (sha256, size) = digest(&file).unwrap();
+    let taken_at = OffsetDateTime::UNIX_EPOCH + time::Duration::hours(hour);
+    let found = SnapshotProof { size, sha256, revision: 1, keys: 1, etcd_version: "3.4.23".into(), taken_at };
+    snapshots.keep(Uuid::from_u128(operation), &file, &found).unwrap();
+}
+
+#[test]
+fn the_one_that_was_just_kept_stays_whatever_the_clock_said_before() {
+    let state = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::new(state.path());
+    drop(snapshots.lock().unwrap());
+    let there = || -> Vec<u128> {
+        (1..=9).filter(|n| snapshots.find(Uuid::from_u128(*n)).unwrap().is_some()).collect()
+    };
+    for (operation, hour) in [(1, 10), (2, 11), (3, 12), (4, 13)] {
+        keep(&snapshots, operation, hour);
+    }
+    assert_eq!(there(), [2, 3, 4], "the newest three");
+    // The clock was ahead until now.
+    keep(&snapshots, 5, 1);
+    assert_eq!(there(), [3, 4, 5]);
+    keep(&snapshots, 6, 2);
+    assert_eq!(there(), [4, 5, 6], "what it said then counts for less than what it says now");
+    keep(&snapshots, 7, 3);
+    assert_eq!(there(), [5, 6, 7]);
+    // Kept twice, after a kill.
+    keep(&snapshots, 5, 1);
+    assert_eq!(there(), [5, 6, 7]);
+}
+
 /// A running etcd in a root that holds nothing but its programs.
 struct World {
     dir: tempfile::TempDir,

@@ -65,7 +65,22 @@ fn row(id: Uuid, state: SnapshotState) -> EtcdSnapshot {
     }
 }
 
+/// An upgrade that waits for its snapshot.
+fn preparing() -> Upgrade {
+    let upgrade = json!({"cluster": "rack7", "number": 1, "order": {}, "version": "2", "fromKubernetes": "v1.20.2",
+        "state": "preparing", "paused": false, "aborted": false, "retry": 0, "by": "ada",
+        "startedAt": "2026-01-01T00:00:00Z", "nodes": [], "snapshot": {"since": "2026-01-01T00:00:00Z"}});
+    serde_json::from_value(upgrade).unwrap()
+}
+
 impl Bench {
+    /// Its machine runs the boot that its requests speak of.
+    async fn boots(&self) {
+        let (purpose, from) = (Purpose::Discovery, IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let fetched = Input::ConfigFetched { purpose, generation: 0, boot: self.boot, from };
+        self.service.registry.apply(self.machine, fetched, RowEffects::default()).await.unwrap();
+    }
+
     async fn put(&self, operation: Uuid, told: &[u8], body: Body) -> StatusCode {
         let digest = hex::encode(Sha256::digest(told));
         let proof = "revision=60&keys=200&etcdVersion=3.4.23&takenAt=2026-11-28T12%3A00%3A00Z";
@@ -102,9 +117,7 @@ async fn a_node_brings_what_was_ordered_of_it_and_an_administrator_gets_it_back(
     let record = cluster(&bench, Some(ordered(None))).await;
     let store = bench.service.registry.store();
     store.add_snapshot(record.id, &row(OPERATION, SnapshotState::Taking)).await.unwrap();
-    let (purpose, from) = (Purpose::Discovery, IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let fetched = Input::ConfigFetched { purpose, generation: 0, boot: bench.boot, from };
-    bench.service.registry.apply(bench.machine, fetched, RowEffects::default()).await.unwrap();
+    bench.boots().await;
     let content: Vec<u8> = b"the secrets of rack7, ".iter().copied().cycle().take(2_500_000).collect();
 
     assert_eq!(bench.put(Uuid::from_u128(8), &content, content.clone().into()).await, StatusCode::CONFLICT);
@@ -152,6 +165,34 @@ async fn a_node_brings_what_was_ordered_of_it_and_an_administrator_gets_it_back(
 }
 
 #[tokio::test]
+async fn what_just_came_and_what_an_upgrade_rests_on_stay_whatever_the_clock_said_before() {
+    let bench = bench().await;
+    let record = cluster(&bench, Some(ordered(None))).await;
+    let store = bench.service.registry.store();
+    let (rests_on, tomorrow) = (Uuid::from_u128(1), OffsetDateTime::now_utc() + time::Duration::DAY);
+    let upgrade = Upgrade { state: UpgradeState::Paused, paused: true, ..preparing() };
+    harness::begin(store, record.id, &upgrade).await.unwrap();
+    store.add_snapshot(record.id, &row(rests_on, SnapshotState::Verified)).await.unwrap();
+    let by_hand = |id: Uuid, state| EtcdSnapshot { upgrade: None, ..row(id, state) };
+    for number in 20..26 {
+        let ahead = by_hand(Uuid::from_u128(number), SnapshotState::Verified);
+        store.add_snapshot(record.id, &EtcdSnapshot { ordered_at: tomorrow, ..ahead }).await.unwrap();
+    }
+    store.add_snapshot(record.id, &by_hand(OPERATION, SnapshotState::Taking)).await.unwrap();
+    bench.boots().await;
+    assert_eq!(bench.put(OPERATION, b"a snapshot", "a snapshot".into()).await, StatusCode::OK);
+    let there = async || bench.rows(&record).await.iter().map(|row| row.id.as_u128()).collect::<Vec<_>>();
+    assert_eq!(there().await, [7, 25, 24, 23, 22, 1]);
+    let folder = bench.dir.path().join("etcd-snapshots").join(record.id.to_string());
+    assert!(folder.join(format!("{OPERATION}.sealed")).exists());
+    // The upgrade is over: its snapshot is one of many.
+    let (newest, revision) = store.newest_upgrade(record.id).await.unwrap().unwrap();
+    store.save_upgrade(record.id, &Upgrade { state: UpgradeState::Complete, ..newest }, revision).await.unwrap();
+    assert_eq!(bench.put(OPERATION, b"a snapshot", "a snapshot".into()).await, StatusCode::OK);
+    assert_eq!(there().await, [7, 25, 24, 23, 22]);
+}
+
+#[tokio::test]
 async fn a_snapshot_whose_run_is_over_has_failed_and_one_that_fails_says_why() {
     let bench = bench().await;
     let record = cluster(&bench, Some(ordered(None))).await;
@@ -187,10 +228,7 @@ async fn an_upgrade_without_its_snapshot_waits_is_tried_again_and_can_be_called_
     let bench = bench().await;
     let record = cluster(&bench, Some(ordered(Some(OffsetDateTime::now_utc())))).await;
     let store = bench.service.registry.store();
-    let upgrade = json!({"cluster": "rack7", "number": 1, "order": {}, "version": "2", "fromKubernetes": "v1.20.2",
-        "state": "preparing", "paused": false, "aborted": false, "retry": 0, "by": "ada",
-        "startedAt": "2026-01-01T00:00:00Z", "nodes": [], "snapshot": {"since": "2026-01-01T00:00:00Z"}});
-    let mut upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
+    let mut upgrade = preparing();
     harness::begin(store, record.id, &upgrade).await.unwrap();
     let _follower = follow(&bench);
     let newest = async |what: &str, fits: fn(&Upgrade) -> bool| {

@@ -194,7 +194,9 @@ pub async fn came(service: &Service, cluster: Uuid, row: &EtcdSnapshot, proof: S
         return Err(TakeError::NotOrdered);
     }
     service.upgrades.notify_one();
-    for id in turn::surplus(&store.snapshots(cluster).await?) {
+    let upgrade = store.newest_upgrade(cluster).await?.map(|(upgrade, _)| upgrade);
+    let goes_on = upgrade.filter(|upgrade| !upgrade.state.is_end()).map(|upgrade| upgrade.number);
+    for id in turn::surplus(&store.snapshots(cluster).await?, row.id, goes_on) {
         // The row first: a file without one goes at the next start.
         store.delete_snapshot(id).await?;
         service.snapshots.vault.remove(cluster, id)?;

@@ -12,7 +12,7 @@ use crate::cluster::etcd::EtcdMember;
 use crate::cluster::leave;
 use crate::cluster::record::{MemberRecord, Record, Run, is_in};
 
-/// So many that were verified are kept of a cluster, and so many that failed.
+/// So many that were verified are kept of a cluster, and so many that failed; those of an upgrade that goes on besides.
 pub const KEPT: usize = 5;
 /// An upgrade tries so many times.
 pub const TRIES: usize = 5;
@@ -149,11 +149,13 @@ pub fn lingers(row: &EtcdSnapshot, now: OffsetDateTime) -> bool {
     row.state == SnapshotState::Verified && row.heard_at.is_none_or(|at| now >= at + SILENT)
 }
 
-/// Those that go, of the snapshots of a cluster, the newest first.
+/// Those that go, of the snapshots of a cluster, the newest first. Never the one that just `came`, nor those of the upgrade
+/// that `goes_on`: it rests on one, and counts the others.
 #[must_use]
-pub fn surplus(all: &[EtcdSnapshot]) -> Vec<Uuid> {
-    let of = |state| all.iter().filter(move |row| row.state == state).skip(KEPT).map(|row| row.id);
-    of(SnapshotState::Verified).chain(of(SnapshotState::Failed)).collect()
+pub fn surplus(all: &[EtcdSnapshot], came: Uuid, goes_on: Option<u32>) -> Vec<Uuid> {
+    let stays = |row: &EtcdSnapshot| row.id == came || (row.upgrade.is_some() && row.upgrade == goes_on);
+    let of = |state| all.iter().filter(move |row| row.state == state).skip(KEPT).filter(|row| !stays(row));
+    of(SnapshotState::Verified).chain(of(SnapshotState::Failed)).map(|row| row.id).collect()
 }
 
 /// What an upgrade does that has to have a snapshot.

@@ -169,8 +169,20 @@ fn the_newest_few_are_kept() {
     let mut all: Vec<EtcdSnapshot> =
         (0..16).map(|n| row(n, state(n), NOW - SECOND * i32::try_from(n).unwrap())).collect();
     all.insert(0, row(99, SnapshotState::Taking, NOW));
-    let gone: BTreeSet<u128> = surplus(&all).iter().map(Uuid::as_u128).collect();
-    assert_eq!(gone, BTreeSet::from([10, 11, 12, 13, 14, 15]));
+    let gone = |came, goes_on| -> BTreeSet<u128> {
+        surplus(&all, Uuid::from_u128(came), goes_on).iter().map(Uuid::as_u128).collect()
+    };
+    assert_eq!(gone(0, None), BTreeSet::from([10, 11, 12, 13, 14, 15]));
+    assert_eq!(gone(14, None), BTreeSet::from([10, 11, 12, 13, 15]), "the one that just came stays");
+    all[11].upgrade = None;
+    all[13].upgrade = Some(2);
+    let gone = |goes_on| -> BTreeSet<u128> {
+        surplus(&all, Uuid::from_u128(0), goes_on).iter().map(Uuid::as_u128).collect()
+    };
+    // 10 was taken for no upgrade, 12 for upgrade 2, the others for upgrade 1.
+    assert_eq!(gone(None), BTreeSet::from([10, 11, 12, 13, 14, 15]), "none goes on");
+    assert_eq!(gone(Some(2)), BTreeSet::from([10, 11, 13, 14, 15]));
+    assert_eq!(gone(Some(1)), BTreeSet::from([10, 12]));
 }
 
 proptest! {
