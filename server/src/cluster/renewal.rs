@@ -297,9 +297,7 @@ pub fn view(record: &Record, upgrade: Option<&Upgrade>, now: OffsetDateTime) -> 
     let one = |member: &MemberRecord| {
         let renewal = member.renewal.as_ref()?;
         let detail = match renewal.state {
-            RenewalState::Wanted => {
-                waits(record, upgrade, member, now).map(|reason| format!("waits: {reason}"))
-            },
+            RenewalState::Wanted => waits(record, upgrade, member, now).map(|reason| format!("waits: {reason}")),
             _ => renewal.detail.clone(),
         };
         Some(NodeRenewal { node: member.hostname.clone(), state: renewal.state, detail, at: renewal.at })

@@ -14,9 +14,7 @@ const NOW: time::OffsetDateTime = datetime!(2026-11-28 12:00 UTC);
 
 /// Upgrade 3, begun without a snapshot, with these nodes.
 pub(in crate::cluster) fn upgrade(state: &str, nodes: &[(&str, &str)]) -> Upgrade {
-    let node = |(name, state): &(&str, &str)| {
-        json!({"name": name, "state": state, "reason": "", "attempt": 1, "since": "2026-01-01T00:00:00Z"})
-    };
+    let node = |(name, state): &(&str, &str)| json!({"name": name, "state": state, "reason": "", "attempt": 1, "since": "2026-01-01T00:00:00Z"});
     let nodes: Vec<_> = nodes.iter().map(node).collect();
     let upgrade = json!({"cluster": "rack7", "number": 3, "order": {}, "version": "2", "fromKubernetes": "v1.20.2",
         "state": state, "paused": false, "aborted": false, "retry": 0, "by": "ada",
