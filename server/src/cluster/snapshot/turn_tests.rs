@@ -170,8 +170,7 @@ fn a_run_whose_dates_lie_ahead_ends_all_the_same() {
     let year = Duration::days(365);
     let mut row = EtcdSnapshot { heard_at: None, ..row(7, SnapshotState::Taking, NOW + year) };
     let action = KubeadmAction::Snapshot;
-    scene.record.members[1].run =
-        Some(Run { operation: row.id, action, ordered_at: NOW + year, ended_at: None });
+    scene.record.members[1].run = Some(Run { operation: row.id, action, ordered_at: NOW + year, ended_at: None });
     let over = |row: &EtcdSnapshot, at| super::over(row, Some(&scene.record), Some(NOW + year), at);
     assert_eq!(over(&row, NOW + LONG), None, "by the dates alone nobody would know");
     row = set_back(&row, NOW).unwrap();
@@ -227,9 +226,8 @@ fn the_newest_few_are_kept() {
     assert_eq!(gone(14, None), BTreeSet::from([10, 11, 12, 13, 15]), "the one that just came stays");
     all[11].upgrade = None;
     all[13].upgrade = Some(2);
-    let gone = |goes_on| -> BTreeSet<u128> {
-        surplus(&all, Uuid::from_u128(0), goes_on).iter().map(Uuid::as_u128).collect()
-    };
+    let gone =
+        |goes_on| -> BTreeSet<u128> { surplus(&all, Uuid::from_u128(0), goes_on).iter().map(Uuid::as_u128).collect() };
     // 10 was taken for no upgrade, 12 for upgrade 2, the others for upgrade 1.
     assert_eq!(gone(None), BTreeSet::from([10, 11, 12, 13, 14, 15]), "none goes on");
     assert_eq!(gone(Some(2)), BTreeSet::from([10, 11, 13, 14, 15]));
