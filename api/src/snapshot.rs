@@ -26,6 +26,9 @@ pub struct SnapshotProof {
     /// When it was taken, by the node's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub taken_at: OffsetDateTime,
+    /// What was not held against the running etcd, and why; none: its keys and its digest were, or its agent does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_compared: Option<String>,
 }
 
 /// How far a snapshot is.
@@ -65,6 +68,9 @@ pub struct EtcdSnapshot {
     /// The upgrade that it was taken for; none: somebody asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<u32>,
+    /// The round of that upgrade's tries which it belongs to; each retry of the upgrade begins another one.
+    #[serde(default)]
+    pub round: u32,
     /// The control plane that takes it; empty: none could be chosen.
     pub node: String,
     /// Who asked for it.

@@ -1,7 +1,7 @@
 //! A snapshot of etcd, which counts only once an etcd has run on it.
 //!
 //! ```text
-//! check ─▶ save ─▶ restore ─▶ prove: an etcd of the same program on the copy, asked and ended ─▶ keep ─▶ upload (the agent)
+//! check ─▶ save, ask ─▶ restore ─▶ prove: an etcd of the same program on the copy, asked and ended ─▶ keep ─▶ upload (the agent)
 //! ```
 //! Everything happens in a folder for root alone, which is removed at every end; what a kill or a power cut left there goes
 //! when the next run begins, which begins from nothing. The running etcd is only read. What is kept are the newest
@@ -68,18 +68,20 @@ fn take(
     step("save")?;
     let taken_at = OffsetDateTime::now_utc();
     let saved = etcd.save(&work.0).map_err(at("save"))?;
+    // At once: API servers let etcd forget what is some minutes old, and a large copy takes longer.
+    let live = etcd.content_at(&work.0, saved.revision);
     step("restore")?;
     let mut restored = etcd.restore(&work.0).map_err(at("restore"))?;
     step("prove")?;
     let etcd_version = restored.version().map_err(at("prove"))?;
     let (content, kube_system) = restored.content(saved.revision).map_err(at("prove"))?;
-    let live = etcd.content_at(&work.0, saved.revision).map_err(at("prove"))?;
-    proof::judge(saved, content, kube_system, live).map_err(at("prove"))?;
+    let not_compared = proof::judge(saved, content, kube_system, live).map_err(at("prove"))?;
     drop(restored);
     step("keep")?;
     let file = work.0.join(SNAPSHOT);
     let (sha256, size) = digest(&file).map_err(|error| failure("keep", format!("{}: {error}", file.display())))?;
-    let found = SnapshotProof { size, sha256, revision: saved.revision, keys: content.keys, etcd_version, taken_at };
+    let (revision, keys) = (saved.revision, content.keys);
+    let found = SnapshotProof { size, sha256, revision, keys, etcd_version, taken_at, not_compared };
     snapshots.keep(operation, &file, &found).map_err(at("keep"))?;
     work.end().map_err(at("keep"))
 }
@@ -126,10 +128,11 @@ impl Snapshots {
         files::write_json(&place.with_extension("json"), found).map_err(|error| chain(&error))?;
         std::fs::rename(file, &place).map_err(failed)?;
         File::open(&self.0).and_then(|folder| folder.sync_all()).map_err(failed)?;
-        self.prune().map_err(failed)
+        self.prune((found.taken_at, operation)).map_err(failed)
     }
 
-    fn prune(&self) -> std::io::Result<()> {
+    /// Removes older ones than the newest few, and never the one that was just kept.
+    fn prune(&self, new: Taken) -> std::io::Result<()> {
         let mut kept = Vec::new();
         for entry in std::fs::read_dir(&self.0)?.flatten() {
             let path = entry.path();
@@ -141,16 +144,26 @@ impl Snapshots {
                 _ => std::fs::remove_file(&path)?,
             }
         }
-        kept.sort();
-        kept.dedup();
-        for (_, operation) in kept.iter().rev().skip(KEPT) {
-            let file = self.file(*operation);
+        for operation in surplus(kept, new) {
+            let file = self.file(operation);
             // The file first: what was found says nothing without it.
             std::fs::remove_file(&file)?;
             std::fs::remove_file(file.with_extension("json"))?;
         }
         Ok(())
     }
+}
+
+/// When one was taken, and its run.
+type Taken = (OffsetDateTime, Uuid);
+
+/// Those that go: all but the new one and the newest others. A date after the new one's is that of a clock which has been set
+/// back since, and says nothing: such a one goes before the others.
+fn surplus(mut all: Vec<Taken>, new: Taken) -> Vec<Uuid> {
+    all.retain(|(_, operation)| *operation != new.1);
+    all.sort_unstable_by_key(|(at, operation)| (*at <= new.0, *at, *operation));
+    all.dedup();
+    all.iter().rev().skip(KEPT - 1).map(|(_, operation)| *operation).collect()
 }
 
 /// A folder that is gone when this is.

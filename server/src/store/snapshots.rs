@@ -7,9 +7,10 @@ use uuid::Uuid;
 use super::{Store, StoreError, millis};
 
 impl Store {
-    /// The snapshots of a cluster, the newest first.
+    /// The snapshots of a cluster, the one that was written down last first: dates are those of a clock that may have been
+    /// set.
     pub async fn snapshots(&self, cluster: Uuid) -> Result<Vec<EtcdSnapshot>, StoreError> {
-        let rows = sqlx::query("SELECT doc FROM etcd_snapshot WHERE cluster = ? ORDER BY ordered_at DESC, id DESC");
+        let rows = sqlx::query("SELECT doc FROM etcd_snapshot WHERE cluster = ? ORDER BY rowid DESC");
         let rows = rows.bind(cluster.to_string()).fetch_all(&self.read).await?;
         rows.iter().map(|row| self.seal.decode("snapshot", row.get(0))).collect()
     }

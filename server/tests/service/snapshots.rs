@@ -55,6 +55,7 @@ fn row(id: Uuid, state: SnapshotState) -> EtcdSnapshot {
         id,
         cluster: "rack7".into(),
         upgrade: Some(1),
+        round: 0,
         node: "cp1".into(),
         by: "ada".into(),
         state,
@@ -65,10 +66,25 @@ fn row(id: Uuid, state: SnapshotState) -> EtcdSnapshot {
     }
 }
 
+/// An upgrade that waits for its snapshot.
+fn preparing() -> Upgrade {
+    let upgrade = json!({"cluster": "rack7", "number": 1, "order": {}, "version": "2", "fromKubernetes": "v1.20.2",
+        "state": "preparing", "paused": false, "aborted": false, "retry": 0, "by": "ada",
+        "startedAt": "2026-01-01T00:00:00Z", "nodes": [], "snapshot": {"since": "2026-01-01T00:00:00Z"}});
+    serde_json::from_value(upgrade).unwrap()
+}
+
 impl Bench {
+    /// Its machine runs the boot that its requests speak of.
+    async fn boots(&self) {
+        let (purpose, from) = (Purpose::Discovery, IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let fetched = Input::ConfigFetched { purpose, generation: 0, boot: self.boot, from };
+        self.service.registry.apply(self.machine, fetched, RowEffects::default()).await.unwrap();
+    }
+
     async fn put(&self, operation: Uuid, told: &[u8], body: Body) -> StatusCode {
         let digest = hex::encode(Sha256::digest(told));
-        let proof = "revision=60&keys=200&etcdVersion=3.4.23&takenAt=2026-11-28T12%3A00%3A00Z";
+        let proof = "revision=60&keys=200&etcdVersion=3.4.23&takenAt=2026-11-28T12%3A00%3A00Z&notCompared=by%20its%20%0Akeys%20alone";
         let uri = format!("/agent/v1/etcd-snapshot/{operation}?size={}&sha256={digest}&{proof}", told.len());
         let node = NodeIdentity { machine: self.machine, purpose: Purpose::Node, generation: 0, boot: self.boot };
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -102,9 +118,7 @@ async fn a_node_brings_what_was_ordered_of_it_and_an_administrator_gets_it_back(
     let record = cluster(&bench, Some(ordered(None))).await;
     let store = bench.service.registry.store();
     store.add_snapshot(record.id, &row(OPERATION, SnapshotState::Taking)).await.unwrap();
-    let (purpose, from) = (Purpose::Discovery, IpAddr::V4(Ipv4Addr::LOCALHOST));
-    let fetched = Input::ConfigFetched { purpose, generation: 0, boot: bench.boot, from };
-    bench.service.registry.apply(bench.machine, fetched, RowEffects::default()).await.unwrap();
+    bench.boots().await;
     let content: Vec<u8> = b"the secrets of rack7, ".iter().copied().cycle().take(2_500_000).collect();
 
     assert_eq!(bench.put(Uuid::from_u128(8), &content, content.clone().into()).await, StatusCode::CONFLICT);
@@ -130,6 +144,7 @@ async fn a_node_brings_what_was_ordered_of_it_and_an_administrator_gets_it_back(
     let rows = bench.rows(&record).await;
     let proof = rows[0].proof.as_ref().unwrap();
     assert_eq!((rows[0].state, proof.revision, proof.keys), (SnapshotState::Verified, 60, 200));
+    assert_eq!(proof.not_compared.as_deref(), Some("by its keys alone"));
     let sealed = std::fs::read(folder.join(format!("{OPERATION}.sealed"))).unwrap();
     assert!(!sealed.windows(11).any(|part| part == b"the secrets"));
     // The answer was lost: it comes once more, and the node's end changes nothing.
@@ -149,6 +164,34 @@ async fn a_node_brings_what_was_ordered_of_it_and_an_administrator_gets_it_back(
     let (_, list) = bench.get(&operator, "/api/v1/clusters/rack7/snapshots").await;
     let list: Value = serde_json::from_slice(&list).unwrap();
     assert_eq!((&list[0]["state"], &list[0]["proof"]["etcdVersion"]), (&json!("verified"), &json!("3.4.23")));
+}
+
+#[tokio::test]
+async fn what_just_came_and_what_an_upgrade_rests_on_stay_whatever_the_clock_said_before() {
+    let bench = bench().await;
+    let record = cluster(&bench, Some(ordered(None))).await;
+    let store = bench.service.registry.store();
+    let (rests_on, tomorrow) = (Uuid::from_u128(1), OffsetDateTime::now_utc() + time::Duration::DAY);
+    let upgrade = Upgrade { state: UpgradeState::Paused, paused: true, ..preparing() };
+    harness::begin(store, record.id, &upgrade).await.unwrap();
+    store.add_snapshot(record.id, &row(rests_on, SnapshotState::Verified)).await.unwrap();
+    let by_hand = |id: Uuid, state| EtcdSnapshot { upgrade: None, ..row(id, state) };
+    for number in 20..26 {
+        let ahead = by_hand(Uuid::from_u128(number), SnapshotState::Verified);
+        store.add_snapshot(record.id, &EtcdSnapshot { ordered_at: tomorrow, ..ahead }).await.unwrap();
+    }
+    store.add_snapshot(record.id, &by_hand(OPERATION, SnapshotState::Taking)).await.unwrap();
+    bench.boots().await;
+    assert_eq!(bench.put(OPERATION, b"a snapshot", "a snapshot".into()).await, StatusCode::OK);
+    let there = async || bench.rows(&record).await.iter().map(|row| row.id.as_u128()).collect::<Vec<_>>();
+    assert_eq!(there().await, [7, 25, 24, 23, 22, 1]);
+    let folder = bench.dir.path().join("etcd-snapshots").join(record.id.to_string());
+    assert!(folder.join(format!("{OPERATION}.sealed")).exists());
+    // The upgrade is over: its snapshot is one of many.
+    let (newest, revision) = store.newest_upgrade(record.id).await.unwrap().unwrap();
+    store.save_upgrade(record.id, &Upgrade { state: UpgradeState::Complete, ..newest }, revision).await.unwrap();
+    assert_eq!(bench.put(OPERATION, b"a snapshot", "a snapshot".into()).await, StatusCode::OK);
+    assert_eq!(there().await, [7, 25, 24, 23, 22]);
 }
 
 #[tokio::test]
@@ -187,10 +230,7 @@ async fn an_upgrade_without_its_snapshot_waits_is_tried_again_and_can_be_called_
     let bench = bench().await;
     let record = cluster(&bench, Some(ordered(Some(OffsetDateTime::now_utc())))).await;
     let store = bench.service.registry.store();
-    let upgrade = json!({"cluster": "rack7", "number": 1, "order": {}, "version": "2", "fromKubernetes": "v1.20.2",
-        "state": "preparing", "paused": false, "aborted": false, "retry": 0, "by": "ada",
-        "startedAt": "2026-01-01T00:00:00Z", "nodes": [], "snapshot": {"since": "2026-01-01T00:00:00Z"}});
-    let mut upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
+    let mut upgrade = preparing();
     harness::begin(store, record.id, &upgrade).await.unwrap();
     let _follower = follow(&bench);
     let newest = async |what: &str, fits: fn(&Upgrade) -> bool| {
@@ -225,7 +265,7 @@ async fn an_upgrade_without_its_snapshot_waits_is_tried_again_and_can_be_called_
     assert!(halted.detail.contains("tried 5 times") && halted.detail.contains("the disk is full"), "{halted:?}");
     follow::change(&bench.service, &record, UpgradeVerb::Retry).await.unwrap();
     let mut verified = row(Uuid::new_v4(), SnapshotState::Verified);
-    verified.upgrade = Some(2);
+    (verified.upgrade, verified.round) = (Some(2), 1);
     store.add_snapshot(record.id, &verified).await.unwrap();
     let goes_on = |upgrade: &Upgrade| upgrade.detail.contains("it cannot be looked at now: the PKI");
     let told = newest("it goes on to its cluster", goes_on).await;

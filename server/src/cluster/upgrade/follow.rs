@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::preflight::{self, NotAsked, Seen};
-use super::prepare::prepare;
+use super::prepare::{held, prepare};
 use super::{metrics, resource, verb, verdict};
 use crate::cluster::bringup::BringUpError;
 use crate::cluster::etcd::{CLIENT_PORT, Etcd};
@@ -422,6 +422,11 @@ async fn tell_and_hear(
             && let Some(waits) = check(service, record, upgrade, memory).await?
         {
             return Ok(waits);
+        }
+        if !upgrade.aborted
+            && let Some(detail) = held(service, record).await?
+        {
+            return Ok(Upgrade { detail, ..upgrade.clone() });
         }
     }
     if !api.write_update(&name, found, &wanted).await? {

@@ -120,7 +120,7 @@ pub fn plan(
         aborted: false,
         retry: 0,
         restored: false,
-        snapshot: (!order.skip_snapshot).then_some(UpgradeSnapshot { since: now, newest: None }),
+        snapshot: (!order.skip_snapshot).then_some(UpgradeSnapshot { since: now, round: 0, newest: None }),
         by: by.to_owned(),
         started_at: now,
         ended_at: None,

@@ -1,10 +1,12 @@
-//! What comes before an upgrade is told to its cluster: a snapshot of etcd that was proven.
+//! What comes before an upgrade is told to its cluster: a snapshot of etcd that was proven, and the end of what restarts its
+//! control planes already.
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
 use nkd_api::snapshot::SnapshotState;
 use nkd_api::upgrade::{Upgrade, UpgradeSnapshot, UpgradeState};
 use time::OffsetDateTime;
 
+use super::beside;
 use super::follow::UpgradeError;
 use super::verdict;
 use crate::cluster::record::Record;
@@ -24,15 +26,16 @@ pub(super) async fn prepare(
         return Ok(Some(verdict::never_told(upgrade)));
     }
     let store = service.registry.store();
+    let of = (upgrade.number, wanted.round);
     let mut rows = store.snapshots(record.id).await?;
     rows.retain(|row| row.upgrade == Some(upgrade.number));
     let mut newest = rows.iter().find(|row| row.state == SnapshotState::Verified).or(rows.first()).cloned();
     let preparing = UpgradeState::Preparing;
-    let (state, detail) = match turn::gate(&rows, wanted.since, OffsetDateTime::now_utc()) {
+    let (state, detail) = match turn::gate(&rows, wanted.round, OffsetDateTime::now_utc()) {
         Gate::Open => (preparing, String::new()),
         Gate::Wait(why) => (preparing, why),
         Gate::Halt(why) => (UpgradeState::Halted, why),
-        Gate::Order => match take::order(service, record.id, Some(upgrade.number), &upgrade.by).await {
+        Gate::Order => match take::order(service, record.id, Some(of), &upgrade.by).await {
             Ok(row) => {
                 let detail = format!("{} takes a snapshot of etcd: ordered", row.node);
                 newest = Some(row);
@@ -42,12 +45,29 @@ pub(super) async fn prepare(
             Err(TakeError::Store(StoreError::Stale)) => return Ok(Some(upgrade.clone())),
             Err(TakeError::Store(error)) => return Err(error.into()),
             Err(error) => {
-                take::not_ordered(service, record, upgrade.number, crate::http::chain(&error)).await?;
+                take::not_ordered(service, record, of, crate::http::chain(&error)).await?;
                 // The next look says it.
                 return Ok(Some(upgrade.clone()));
             }
         },
     };
-    let snapshot = Some(UpgradeSnapshot { since: wanted.since, newest });
+    let snapshot = Some(UpgradeSnapshot { newest, ..wanted.clone() });
     Ok(Some(Upgrade { state, detail, snapshot, ..upgrade.clone() }))
+}
+
+/// Why the cluster is not told yet. None: it may be, and whoever has looked at the cluster before this begins no other work on
+/// its control planes: the cluster is written down anew, so that what rests on an older look is stale.
+pub(super) async fn held(service: &Service, record: &Record) -> Result<Option<String>, UpgradeError> {
+    let store = service.registry.store();
+    loop {
+        let Some((record, revision)) = store.cluster(record.id).await? else { return Ok(None) };
+        if let Some(why) = beside::waits(&record) {
+            return Ok(Some(format!("waits: {why}")));
+        }
+        match store.save_cluster(&record, revision, &[], "service", OffsetDateTime::now_utc()).await {
+            Ok(_) => return Ok(None),
+            Err(StoreError::Stale) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }

@@ -54,7 +54,7 @@ pub fn said(record: &Record, before: &Upgrade, verb: UpgradeVerb, now: OffsetDat
             upgrade.detail.clear();
         }
         UpgradeVerb::Retry if upgrade.snapshot.as_ref().is_some_and(|wanted| !wanted.is_taken()) => {
-            upgrade.snapshot = Some(UpgradeSnapshot { since: now, newest: None });
+            upgrade.snapshot = upgrade.snapshot.map(|wanted| wanted.again(now));
             upgrade.state = UpgradeState::Preparing;
             upgrade.detail.clear();
         }
@@ -144,7 +144,7 @@ mod tests {
             assert!(told.aborted && !told.restored, "{told:?}");
         }
         // Without its snapshot it would end without a look at its cluster, which may have been told since.
-        let snapshot = Some(UpgradeSnapshot { since: NOW, newest: None });
+        let snapshot = Some(UpgradeSnapshot { since: NOW, round: 0, newest: None });
         let before = Upgrade { restored: true, snapshot, ..upgrade("paused", None) };
         assert_eq!(said(&record(), &before, UpgradeVerb::Abort, NOW).unwrap().snapshot, None);
         assert!(said(&record(), &before, UpgradeVerb::Resume, NOW).unwrap().snapshot.is_some());
