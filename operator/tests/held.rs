@@ -18,6 +18,8 @@ use axum::routing::{get, patch, post};
 use axum::{Json, Router};
 use nkd_operator::cluster::Cluster;
 use nkd_operator::lease::{Election, Tenure};
+use nkd_operator::lookups::Lookups;
+use nkd_operator::registry::Registries;
 use nkd_operator::run::{Operator, Own};
 use nkd_operator::serve::Metrics;
 use nkd_operator::watch::Watched;
@@ -209,7 +211,8 @@ async fn pods_that_do_not_leave_hold_up_nothing_else() {
     let election = Election::new(&cluster, "nkd-system", "me".into(), Duration::from_secs(30), tenure.clone());
     tokio::spawn(election.run(stop.clone(), stopped.clone()));
     let own = Own { namespace: "nkd-system".into(), pod: "me".into(), node: None };
-    let operator = Operator::new(cluster, watched, tenure, own, Metrics::default(), stop.clone());
+    let lookups = Lookups::new(Registries::default(), Arc::clone(&changed));
+    let operator = Operator::new(cluster, watched, tenure, own, Metrics::default(), lookups, stop.clone());
     let operator = tokio::spawn(operator.run(Arc::clone(&changed)));
 
     let staged = |api: &Api| api.nodes[1]["metadata"]["annotations"]["nkd.io/desired"].is_string();

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::preflight::{self, NotAsked, Seen};
 use super::prepare::{held, prepare};
-use super::{metrics, resource, verb, verdict};
+use super::{beside, metrics, resource, verb, verdict};
 use crate::cluster::bringup::BringUpError;
 use crate::cluster::etcd::{CLIENT_PORT, Etcd};
 use crate::cluster::kubernetes::{Cluster, KubeError};
@@ -417,6 +417,11 @@ async fn tell_and_hear(
     if upgrade.state == UpgradeState::Preparing && !told {
         if upgrade.aborted && found.is_none() {
             return Ok(verdict::never_told(upgrade));
+        }
+        if !upgrade.aborted
+            && let Some(why) = beside::waits(record)
+        {
+            return Ok(Upgrade { detail: format!("waits: {why}"), ..upgrade.clone() });
         }
         if !upgrade.aborted
             && let Some(waits) = check(service, record, upgrade, memory).await?

@@ -1,7 +1,7 @@
 //! What a word of a person makes of an upgrade (pure).
 
 use nkd_api::update::NodeState;
-use nkd_api::upgrade::{Upgrade, UpgradeSnapshot, UpgradeState, UpgradeVerb};
+use nkd_api::upgrade::{Upgrade, UpgradeState, UpgradeVerb};
 use time::OffsetDateTime;
 
 use super::verdict;
@@ -74,6 +74,7 @@ fn has_failed(upgrade: &Upgrade) -> bool {
 #[cfg(test)]
 mod tests {
     use nkd_api::cluster::MemberState;
+    use nkd_api::upgrade::UpgradeSnapshot;
     use serde_json::json;
     use uuid::Uuid;
 
