@@ -65,6 +65,9 @@ pub struct EtcdSnapshot {
     /// The upgrade that it was taken for; none: somebody asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<u32>,
+    /// The round of that upgrade's tries which it belongs to; each retry of the upgrade begins another one.
+    #[serde(default)]
+    pub round: u32,
     /// The control plane that takes it; empty: none could be chosen.
     pub node: String,
     /// Who asked for it.

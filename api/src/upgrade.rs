@@ -110,15 +110,24 @@ pub struct Upgrade {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct UpgradeSnapshot {
-    /// When the upgrade began, or was tried again: what failed before counts no more.
+    /// When the upgrade began, or was tried again.
     #[serde(with = "time::serde::rfc3339")]
     pub since: OffsetDateTime,
+    /// How often it was tried again: what failed in a round before counts no more.
+    #[serde(default)]
+    pub round: u32,
     /// The newest that was ordered for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest: Option<EtcdSnapshot>,
 }
 
 impl UpgradeSnapshot {
+    /// The next round of tries.
+    #[must_use]
+    pub fn again(&self, now: OffsetDateTime) -> Self {
+        Self { since: now, round: self.round.saturating_add(1), newest: None }
+    }
+
     /// It is there, and was proven.
     #[must_use]
     pub fn is_taken(&self) -> bool {

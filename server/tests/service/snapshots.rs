@@ -55,6 +55,7 @@ fn row(id: Uuid, state: SnapshotState) -> EtcdSnapshot {
         id,
         cluster: "rack7".into(),
         upgrade: Some(1),
+        round: 0,
         node: "cp1".into(),
         by: "ada".into(),
         state,
@@ -263,7 +264,7 @@ async fn an_upgrade_without_its_snapshot_waits_is_tried_again_and_can_be_called_
     assert!(halted.detail.contains("tried 5 times") && halted.detail.contains("the disk is full"), "{halted:?}");
     follow::change(&bench.service, &record, UpgradeVerb::Retry).await.unwrap();
     let mut verified = row(Uuid::new_v4(), SnapshotState::Verified);
-    verified.upgrade = Some(2);
+    (verified.upgrade, verified.round) = (Some(2), 1);
     store.add_snapshot(record.id, &verified).await.unwrap();
     let goes_on = |upgrade: &Upgrade| upgrade.detail.contains("the API of rack7 does not answer now");
     let told = newest("it goes on to its cluster", goes_on).await;

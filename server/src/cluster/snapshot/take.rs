@@ -57,14 +57,15 @@ pub enum TakeError {
     NotOrdered,
 }
 
-/// Orders one of a control plane. Durable when this returns.
+/// Orders one of a control plane. `upgrade`: the one that it is for, by its number, and the round of its tries. Durable when
+/// this returns.
 ///
 /// # Errors
 /// [`TakeError`]
 pub async fn order(
     service: &Service,
     cluster: Uuid,
-    upgrade: Option<u32>,
+    upgrade: Option<(u32, u32)>,
     by: &str,
 ) -> Result<EtcdSnapshot, TakeError> {
     let _one = service.snapshots.orders.lock().await;
@@ -89,7 +90,8 @@ pub async fn order(
         let row = EtcdSnapshot {
             id,
             cluster: record.name().to_owned(),
-            upgrade,
+            upgrade: upgrade.map(|(number, _)| number),
+            round: upgrade.map_or(0, |(_, round)| round),
             node: node.clone(),
             by: by.to_owned(),
             state: SnapshotState::Taking,
@@ -125,16 +127,22 @@ async fn able(service: &Service, record: &Record) -> Result<BTreeSet<Uuid>, Take
     Ok(able)
 }
 
-/// Writes down that an upgrade could have none ordered.
+/// Writes down that an upgrade could have none ordered in this round of its tries.
 ///
 /// # Errors
 /// [`StoreError`]
-pub async fn not_ordered(service: &Service, record: &Record, upgrade: u32, why: String) -> Result<(), StoreError> {
+pub async fn not_ordered(
+    service: &Service,
+    record: &Record,
+    (upgrade, round): (u32, u32),
+    why: String,
+) -> Result<(), StoreError> {
     let now = OffsetDateTime::now_utc();
     let row = EtcdSnapshot {
         id: Uuid::now_v7(),
         cluster: record.name().to_owned(),
         upgrade: Some(upgrade),
+        round,
         node: String::new(),
         by: "service".to_owned(),
         state: SnapshotState::Failed,
@@ -211,8 +219,12 @@ pub async fn came(service: &Service, cluster: Uuid, row: &EtcdSnapshot, proof: S
 pub async fn look(service: &Service) -> Result<(), TakeError> {
     let _no_order = service.snapshots.orders.lock().await;
     let store = service.registry.store();
-    for (cluster, row) in store.all_snapshots().await? {
+    for (cluster, mut row) in store.all_snapshots().await? {
         let now = OffsetDateTime::now_utc();
+        if let Some(believed) = turn::set_back(&row, now) {
+            store.change_snapshot(&believed).await?;
+            row = believed;
+        }
         match row.state {
             SnapshotState::Taking => {}
             SnapshotState::Verified if turn::lingers(&row, now) => {

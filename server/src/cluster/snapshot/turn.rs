@@ -1,4 +1,7 @@
 //! Who takes a snapshot of etcd, when it has failed, and what an upgrade that needs one does next (pure).
+//!
+//! The clock may be set while all this goes on. A date after now is not believed: nobody waits for it. Which snapshot is the
+//! newest, and how often an upgrade has tried, is no matter of dates.
 
 use std::collections::BTreeSet;
 
@@ -117,6 +120,18 @@ pub fn told(row: &EtcdSnapshot, progress: &KubeadmState, now: OffsetDateTime) ->
     EtcdSnapshot { state, detail, heard_at: Some(now), ..row.clone() }
 }
 
+/// One that is being taken, when the clock was set back since: its dates that lie ahead count from now on, so that its end is
+/// not waited for until the clock has come there again. None: all of them are believed.
+#[must_use]
+pub fn set_back(row: &EtcdSnapshot, now: OffsetDateTime) -> Option<EtcdSnapshot> {
+    let believed = EtcdSnapshot {
+        ordered_at: row.ordered_at.min(now),
+        heard_at: row.heard_at.map(|at| at.min(now)),
+        ..row.clone()
+    };
+    (row.state == SnapshotState::Taking && believed != *row).then_some(believed)
+}
+
 /// Why one that is being taken is not taken any more. `record`: its cluster's; none: that is gone. `seen`: when the machine
 /// was heard last, about whatever.
 #[must_use]
@@ -146,7 +161,7 @@ pub fn over(
 /// True for a run that has done what it is for, and whose agent does not come to say so: others wait for its end.
 #[must_use]
 pub fn lingers(row: &EtcdSnapshot, now: OffsetDateTime) -> bool {
-    row.state == SnapshotState::Verified && row.heard_at.is_none_or(|at| now >= at + SILENT)
+    row.state == SnapshotState::Verified && row.heard_at.is_none_or(|at| at > now || now >= at + SILENT)
 }
 
 /// Those that go, of the snapshots of a cluster, the newest first. Never the one that just `came`, nor those of the upgrade
@@ -171,9 +186,9 @@ pub enum Gate {
     Halt(String),
 }
 
-/// By the snapshots that were ordered for this upgrade since it began, or was tried again; the newest first.
+/// By the snapshots that were ordered for this upgrade, the newest first, and the round of tries that it is in.
 #[must_use]
-pub fn gate(rows: &[EtcdSnapshot], since: OffsetDateTime, now: OffsetDateTime) -> Gate {
+pub fn gate(rows: &[EtcdSnapshot], round: u32, now: OffsetDateTime) -> Gate {
     let Some(newest) = rows.first() else { return Gate::Order };
     if rows.iter().any(|row| row.state == SnapshotState::Verified) {
         return Gate::Open;
@@ -183,7 +198,7 @@ pub fn gate(rows: &[EtcdSnapshot], since: OffsetDateTime, now: OffsetDateTime) -
         let step = if detail.is_empty() { "ordered" } else { detail };
         return Gate::Wait(format!("{node} takes a snapshot of etcd: {step}"));
     }
-    let tries = rows.iter().filter(|row| row.ordered_at >= since).count();
+    let tries = rows.iter().filter(|row| row.round == round).count();
     if tries == 0 {
         return Gate::Order;
     }
@@ -193,7 +208,7 @@ pub fn gate(rows: &[EtcdSnapshot], since: OffsetDateTime, now: OffsetDateTime) -
     }
     let wait = FIRST_WAIT * 2i32.saturating_pow(u32::try_from(tries - 1).unwrap_or(0).min(8));
     let ended = newest.heard_at.unwrap_or(newest.ordered_at);
-    if now < ended + wait {
+    if ended <= now && now < ended + wait {
         let seconds = wait.whole_seconds();
         return Gate::Wait(format!(
             "no snapshot of etcd is taken yet{on}: {detail} (try {tries} of {TRIES}, the next one after {seconds} s)"

@@ -1,5 +1,6 @@
 //! Who takes a snapshot, and what an upgrade does with those that failed.
 
+use nkd_api::upgrade::UpgradeSnapshot;
 use proptest::prelude::*;
 use time::macros::datetime;
 
@@ -93,6 +94,7 @@ fn row(number: u128, state: SnapshotState, ordered_at: OffsetDateTime) -> EtcdSn
         id: Uuid::from_u128(number),
         cluster: "rack7".into(),
         upgrade: Some(1),
+        round: 0,
         node: "cp2".into(),
         by: "ada".into(),
         state,
@@ -108,12 +110,12 @@ fn an_upgrade_tries_five_times_waits_longer_each_time_and_begins_anew_when_asked
     let mut rows: Vec<EtcdSnapshot> = Vec::new();
     let (mut at, mut waits) = (NOW, Vec::new());
     loop {
-        match gate(&rows, NOW, at) {
+        match gate(&rows, 0, at) {
             Gate::Order => rows.insert(0, row(rows.len() as u128, SnapshotState::Failed, at)),
             Gate::Wait(why) => {
                 assert!(why.contains("save: the disk is full") && why.contains("on cp2"), "{why}");
                 let begun = at;
-                while matches!(gate(&rows, NOW, at), Gate::Wait(_)) {
+                while matches!(gate(&rows, 0, at), Gate::Wait(_)) {
                     at += SECOND;
                 }
                 waits.push((at - begun).whole_seconds());
@@ -126,13 +128,61 @@ fn an_upgrade_tries_five_times_waits_longer_each_time_and_begins_anew_when_asked
         }
     }
     assert_eq!((rows.len(), waits.as_slice()), (5, &[30, 60, 120, 240][..]));
-    assert_eq!(gate(&rows, at + SECOND, at + SECOND), Gate::Order, "a retry");
-    rows.insert(0, row(9, SnapshotState::Taking, at));
-    assert!(
-        matches!(gate(&rows, at + SECOND, at + SECOND), Gate::Wait(why) if why.starts_with("cp2 takes a snapshot"))
-    );
+    assert_eq!(gate(&rows, 1, at), Gate::Order, "a retry");
+    rows.insert(0, EtcdSnapshot { round: 1, ..row(9, SnapshotState::Taking, at) });
+    assert!(matches!(gate(&rows, 1, at), Gate::Wait(why) if why.starts_with("cp2 takes a snapshot")));
     rows[0].state = SnapshotState::Verified;
-    assert_eq!(gate(&rows, at + SECOND, at + SECOND), Gate::Open);
+    assert_eq!(gate(&rows, 1, at), Gate::Open);
+}
+
+#[test]
+fn a_clock_that_is_set_back_neither_holds_an_upgrade_up_nor_lets_it_try_for_ever() {
+    let year = Duration::days(365);
+    // The failure was written down when the clock was a year ahead.
+    let mut rows = vec![row(0, SnapshotState::Failed, NOW + year)];
+    assert_eq!(gate(&rows, 0, NOW), Gate::Order);
+    // What was ordered since is the newest, whatever the dates say, and its wait counts again.
+    rows.insert(0, row(1, SnapshotState::Failed, NOW));
+    assert!(matches!(gate(&rows, 0, NOW), Gate::Wait(why) if why.contains("try 2 of 5")));
+    // It is a year ahead at every failure, and right again at every look.
+    rows[0].heard_at = Some(NOW + year);
+    for _ in 2..TRIES {
+        assert_eq!(gate(&rows, 0, NOW), Gate::Order);
+        rows.insert(0, row(rows.len() as u128, SnapshotState::Failed, NOW + year));
+    }
+    assert!(matches!(gate(&rows, 0, NOW), Gate::Halt(why) if why.contains("tried 5 times")));
+}
+
+#[test]
+fn what_was_kept_before_rounds_were_counted_reads_and_counts() {
+    let mut old = serde_json::to_value(row(0, SnapshotState::Failed, NOW)).unwrap();
+    old.as_object_mut().unwrap().remove("round").unwrap();
+    let old: EtcdSnapshot = serde_json::from_value(old).unwrap();
+    let wanted: UpgradeSnapshot = serde_json::from_str(r#"{"since": "2026-01-01T00:00:00Z"}"#).unwrap();
+    let (rows, again) = ([old], wanted.again(NOW));
+    assert!(matches!(gate(&rows, wanted.round, NOW), Gate::Wait(why) if why.contains("try 1 of 5")));
+    assert_eq!((again.since, gate(&rows, again.round, NOW)), (NOW, Gate::Order));
+}
+
+#[test]
+fn a_run_whose_dates_lie_ahead_ends_all_the_same() {
+    let mut scene = Scene::new();
+    let year = Duration::days(365);
+    let mut row = EtcdSnapshot { heard_at: None, ..row(7, SnapshotState::Taking, NOW + year) };
+    let action = KubeadmAction::Snapshot;
+    scene.record.members[1].run = Some(Run { operation: row.id, action, ordered_at: NOW + year, ended_at: None });
+    let over = |row: &EtcdSnapshot, at| super::over(row, Some(&scene.record), Some(NOW + year), at);
+    assert_eq!(over(&row, NOW + LONG), None, "by the dates alone nobody would know");
+    row = set_back(&row, NOW).unwrap();
+    assert_eq!((row.ordered_at, set_back(&row, NOW)), (NOW, None));
+    assert_eq!(over(&row, NOW + SILENT - SECOND), None, "it has its time, counted from now");
+    assert!(over(&row, NOW + SILENT).unwrap().contains("does not begin"));
+    row = told(&row, &KubeadmState::Running { step: "restore".into() }, NOW + year);
+    row = set_back(&row, NOW).unwrap();
+    assert_eq!(over(&row, NOW + LONG - SECOND), None);
+    assert!(over(&row, NOW + LONG).unwrap().contains("does not end"));
+    let verified = EtcdSnapshot { state: SnapshotState::Verified, heard_at: Some(NOW + year), ..row };
+    assert!(lingers(&verified, NOW) && set_back(&verified, NOW).is_none());
 }
 
 #[test]
@@ -176,9 +226,8 @@ fn the_newest_few_are_kept() {
     assert_eq!(gone(14, None), BTreeSet::from([10, 11, 12, 13, 15]), "the one that just came stays");
     all[11].upgrade = None;
     all[13].upgrade = Some(2);
-    let gone = |goes_on| -> BTreeSet<u128> {
-        surplus(&all, Uuid::from_u128(0), goes_on).iter().map(Uuid::as_u128).collect()
-    };
+    let gone =
+        |goes_on| -> BTreeSet<u128> { surplus(&all, Uuid::from_u128(0), goes_on).iter().map(Uuid::as_u128).collect() };
     // 10 was taken for no upgrade, 12 for upgrade 2, the others for upgrade 1.
     assert_eq!(gone(None), BTreeSet::from([10, 11, 12, 13, 14, 15]), "none goes on");
     assert_eq!(gone(Some(2)), BTreeSet::from([10, 11, 13, 14, 15]));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nkd_api::cluster::Role;
 use nkd_api::update::NodeState;
-use nkd_api::upgrade::{Planned, Upgrade, UpgradeOrder, UpgradeSnapshot, UpgradeState, UpgradeVerb};
+use nkd_api::upgrade::{Planned, Upgrade, UpgradeOrder, UpgradeState, UpgradeVerb};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
@@ -223,7 +223,7 @@ pub async fn change(service: &Service, record: &Record, verb: UpgradeVerb) -> Re
                 upgrade.detail.clear();
             }
             UpgradeVerb::Retry if upgrade.snapshot.as_ref().is_some_and(|wanted| !wanted.is_taken()) => {
-                upgrade.snapshot = Some(UpgradeSnapshot { since: OffsetDateTime::now_utc(), newest: None });
+                upgrade.snapshot = upgrade.snapshot.map(|wanted| wanted.again(OffsetDateTime::now_utc()));
                 upgrade.state = UpgradeState::Preparing;
                 upgrade.detail.clear();
             }

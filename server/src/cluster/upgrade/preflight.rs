@@ -115,7 +115,7 @@ pub fn plan(
         paused: false,
         aborted: false,
         retry: 0,
-        snapshot: (!order.skip_snapshot).then_some(UpgradeSnapshot { since: now, newest: None }),
+        snapshot: (!order.skip_snapshot).then_some(UpgradeSnapshot { since: now, round: 0, newest: None }),
         by: by.to_owned(),
         started_at: now,
         ended_at: None,

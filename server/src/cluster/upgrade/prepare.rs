@@ -24,15 +24,16 @@ pub(super) async fn prepare(
         return Ok(Some(Upgrade { state: UpgradeState::Aborted, detail, ..upgrade.clone() }));
     }
     let store = service.registry.store();
+    let of = (upgrade.number, wanted.round);
     let mut rows = store.snapshots(record.id).await?;
     rows.retain(|row| row.upgrade == Some(upgrade.number));
     let mut newest = rows.iter().find(|row| row.state == SnapshotState::Verified).or(rows.first()).cloned();
     let preparing = UpgradeState::Preparing;
-    let (state, detail) = match turn::gate(&rows, wanted.since, OffsetDateTime::now_utc()) {
+    let (state, detail) = match turn::gate(&rows, wanted.round, OffsetDateTime::now_utc()) {
         Gate::Open => (preparing, String::new()),
         Gate::Wait(why) => (preparing, why),
         Gate::Halt(why) => (UpgradeState::Halted, why),
-        Gate::Order => match take::order(service, record.id, Some(upgrade.number), &upgrade.by).await {
+        Gate::Order => match take::order(service, record.id, Some(of), &upgrade.by).await {
             Ok(row) => {
                 let detail = format!("{} takes a snapshot of etcd: ordered", row.node);
                 newest = Some(row);
@@ -42,12 +43,12 @@ pub(super) async fn prepare(
             Err(TakeError::Store(StoreError::Stale)) => return Ok(Some(upgrade.clone())),
             Err(TakeError::Store(error)) => return Err(error.into()),
             Err(error) => {
-                take::not_ordered(service, record, upgrade.number, crate::http::chain(&error)).await?;
+                take::not_ordered(service, record, of, crate::http::chain(&error)).await?;
                 // The next look says it.
                 return Ok(Some(upgrade.clone()));
             }
         },
     };
-    let snapshot = Some(UpgradeSnapshot { since: wanted.since, newest });
+    let snapshot = Some(UpgradeSnapshot { newest, ..wanted.clone() });
     Ok(Some(Upgrade { state, detail, snapshot, ..upgrade.clone() }))
 }
