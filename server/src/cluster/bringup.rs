@@ -301,8 +301,11 @@ impl Work {
             (Some(_), None) => self.word_of_etcd(&in_vain).await?,
             _ => None,
         };
+        // Read after the cluster itself: see how an upgrade is told.
+        let upgrade = self.service.registry.store().newest_upgrade(self.record.id).await?.map(|(upgrade, _)| upgrade);
+        let upgrade = upgrade.as_ref();
         let (nodes, quorum, now) = (nodes.as_deref(), quorum.as_deref(), OffsetDateTime::now_utc());
-        let seen = Seen { machines: &machines, nodes, quorum, etcd: etcd.as_ref(), in_vain: &in_vain, now };
+        let seen = Seen { machines: &machines, nodes, quorum, etcd: etcd.as_ref(), in_vain: &in_vain, upgrade, now };
         let mut steps = plan::plan(&self.record, seen);
         let went_on = !steps.is_empty();
         // Members that have left are taken off the list at the end, the last first: the steps name them by their places.

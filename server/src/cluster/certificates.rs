@@ -3,6 +3,7 @@
 
 use nkd_api::agent::NodeCertificate;
 use nkd_api::cluster::{ClusterCertificate, ClusterCertificates, Role};
+use nkd_api::upgrade::Upgrade;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -84,11 +85,17 @@ fn changes(member: &MemberRecord, new: &[NodeCertificate]) -> Option<String> {
 /// All certificates of a cluster.
 pub async fn view(service: &Service, record: &Record) -> Result<ClusterCertificates, BringUpError> {
     let pki = order::pki(service, record).await?;
-    Ok(shown(record, &pki, OffsetDateTime::now_utc())?)
+    let upgrade = service.registry.store().newest_upgrade(record.id).await?.map(|(upgrade, _)| upgrade);
+    Ok(shown(record, &pki, upgrade.as_ref(), OffsetDateTime::now_utc())?)
 }
 
-/// All certificates of a cluster, by what is known now.
-pub fn shown(record: &Record, pki: &ClusterPki, now: OffsetDateTime) -> Result<ClusterCertificates, PkiError> {
+/// All certificates of a cluster, by what is known now. `upgrade`: its newest.
+pub fn shown(
+    record: &Record,
+    pki: &ClusterPki,
+    upgrade: Option<&Upgrade>,
+    now: OffsetDateTime,
+) -> Result<ClusterCertificates, PkiError> {
     let mut certificates = Vec::new();
     for expiry in pki.expiries(now)? {
         certificates.push(ClusterCertificate {
@@ -116,7 +123,7 @@ pub fn shown(record: &Record, pki: &ClusterPki, now: OffsetDateTime) -> Result<C
     let unreadable = |m: &MemberRecord| m.unreadable.iter().map(|u| format!("{}: {u}", m.hostname)).collect::<Vec<_>>();
     Ok(ClusterCertificates {
         certificates,
-        renewals: renewal::view(record, now),
+        renewals: renewal::view(record, upgrade, now),
         unreadable: record.members.iter().flat_map(unreadable).collect(),
     })
 }

@@ -14,6 +14,7 @@ use time::Duration;
 use super::plan::{Seen, Step, TRIES, has_enrolled, is_due, machine_of, why_not_enrolled};
 use super::record::{Leaving, MemberRecord, Record, is_in};
 use super::renewal;
+use super::upgrade::beside;
 
 /// An agent that has been silent for so long is said to be away.
 const SILENT: Duration = Duration::seconds(120);
@@ -116,6 +117,13 @@ fn control_plane(record: &Record, index: usize, seen: Seen<'_>) -> Result<(), St
     }
     if record.members.iter().enumerate().any(|(i, m)| i != index && is_busy(m)) {
         return Err("another control plane joins or leaves".into());
+    }
+    // One that is gone is only taken off etcd's list: whoever asks for that may be waiting for just this.
+    let member = &record.members[index];
+    let lost = member.leaving.is_some_and(|leaving| leaving.lost);
+    let other = beside::at_work(record, seen.upgrade).find(|node| !lost && *node != member.hostname);
+    if let Some(other) = other {
+        return Err(format!("{other} is being upgraded"));
     }
     match seen.quorum {
         Some(why) => Err(why.to_owned()),

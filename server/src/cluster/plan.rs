@@ -8,7 +8,8 @@
 //! ```
 //! Everything is derived from the record and from what is seen now, so that a service that was killed goes on where it
 //! was. Never: a second `init` once a control plane has joined; two control planes joining or leaving at the same time; a
-//! join before the API answers; a control plane that leaves and takes etcd's majority with it.
+//! join before the API answers; a control plane that leaves and takes etcd's majority with it; one that begins to join or
+//! leave while an upgrade has another one at work.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,12 +17,14 @@ use std::time::Duration;
 use nkd_api::agent::KubeadmAction;
 use nkd_api::cluster::{MemberState, Role};
 use nkd_api::machine::{Machine, Phase};
+use nkd_api::upgrade::Upgrade;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::peer::EtcdWord;
 use super::record::{MemberRecord, Record, is_in, labels};
 use super::recovery::{self, InVain};
+use super::upgrade::beside;
 use super::{housekeeper, kubeadm, leave, renewal, taints};
 
 /// A run that failed is tried again so many times.
@@ -61,6 +64,8 @@ pub struct Seen<'a> {
     pub etcd: Option<&'a EtcdWord>,
     /// Agents that have asked for their orders in vain.
     pub in_vain: &'a [InVain],
+    /// The newest upgrade of the cluster.
+    pub upgrade: Option<&'a Upgrade>,
     /// Now.
     pub now: OffsetDateTime,
 }
@@ -205,7 +210,7 @@ pub fn plan(record: &Record, seen: Seen<'_>) -> Vec<Step> {
     steps.extend(runs(record, seen, going));
     // After the joins: neither begins while the other is under way, and they are ordered one look after the other.
     if !record.destroying && !steps.iter().any(|step| matches!(step, Step::Run { .. })) {
-        steps.extend(renewal::next(record, seen.now).into_iter().map(Step::Renew));
+        steps.extend(renewal::next(record, seen.upgrade, seen.now).into_iter().map(Step::Renew));
     }
     if let (true, None, Some(etcd)) = (record.is_initialised(), seen.nodes, seen.etcd) {
         steps.extend(recovery::next(record, etcd, seen.in_vain, seen.now).map(Step::Recover));
@@ -357,7 +362,9 @@ fn runs(record: &Record, seen: Seen<'_>, going: bool) -> Vec<Step> {
     }
     let join = |(member, _): (usize, &MemberRecord)| Step::Run { member, action: KubeadmAction::Join };
     let joining = going || members().any(|(_, m)| leave::is_busy(m));
-    let control_plane = members().find(|(i, m)| m.role == Role::ControlPlane && !joining && may_run(&(*i, m)));
+    let upgraded = |name: &str| beside::at_work(record, seen.upgrade).any(|node| node != name);
+    let may_join = |m: &MemberRecord| m.role == Role::ControlPlane && !joining && !upgraded(&m.hostname);
+    let control_plane = members().find(|(i, m)| may_join(m) && may_run(&(*i, m)));
     let workers = members().filter(|(i, m)| m.role == Role::Worker && may_run(&(*i, m)));
     control_plane.into_iter().chain(workers).map(join).collect()
 }

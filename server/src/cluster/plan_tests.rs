@@ -2,10 +2,12 @@
 
 use nkd_api::cluster::{API_VERSION, Cluster, ClusterSpec, Kubernetes, Metadata, Pool, PoolMachine};
 use nkd_api::machine::Identity;
+use nkd_api::update::NodeState;
 use proptest::prelude::*;
 
 use super::super::change;
 use super::super::record::{Leaving, Run, Then};
+use super::super::upgrade::beside::tests::upgrade;
 use super::*;
 use crate::machine::lifecycle::new_machine;
 
@@ -81,6 +83,7 @@ impl World {
             quorum,
             etcd: None,
             in_vain: &[],
+            upgrade: None,
             now: self.now,
         }
     }
@@ -480,4 +483,41 @@ fn an_operator_or_a_clock_that_is_put_back_ends_the_wait() {
     world.now -= Duration::from_secs(3600 * 24 * 365);
     world.turn();
     assert!(world.now < later && world.record.members[0].state == MemberState::Joining, "the clock was wrong");
+}
+
+#[test]
+fn no_control_plane_begins_to_join_or_leave_while_an_upgrade_has_another_one_at_work() {
+    fn planned(world: &World, upgrade: Option<&Upgrade>) -> Vec<Step> {
+        plan(&world.record, Seen { upgrade, ..world.seen() })
+    }
+    let mut world = World::new(3, 0);
+    for _ in 0..40 {
+        for n in 0..3 {
+            world.happens(&Event::Enrolls(n));
+            world.happens(&Event::Ends(n, true));
+            world.happens(&Event::Ready(n, true));
+        }
+        world.turn();
+    }
+    assert!(world.record.members.iter().all(|m| m.state == MemberState::Ready));
+    let of = |name| upgrade("running", &[(name, NodeState::Rebooting)]);
+    change::leave(&mut world.record.members[1], Leaving::new(NOW, false, Then::Gone));
+    let held = planned(&world, Some(&of("cp1")));
+    assert!(
+        matches!(&held[..], [Step::Note { member: 1, detail: Some(why), .. }] if why == "cp1 is being upgraded"),
+        "{held:?}"
+    );
+    for free in [None, Some(of("cp2"))] {
+        assert_eq!(planned(&world, free.as_ref()), [Step::Drain { member: 1 }], "nobody else is at work");
+    }
+    world.record.members[1].leaving = Some(Leaving::new(NOW, true, Then::Gone));
+    assert_eq!(planned(&world, Some(&of("cp1"))), [Step::Part { member: 1 }], "its machine is gone");
+
+    let again = &mut world.record.members[1];
+    (again.state, again.run, again.generation, again.leaving) = (MemberState::Enrolled, None, None, None);
+    let joins = Step::Run { member: 1, action: KubeadmAction::Join };
+    assert!(!planned(&world, Some(&of("cp1"))).contains(&joins));
+    for free in [None, Some(of("cp2"))] {
+        assert!(planned(&world, free.as_ref()).contains(&joins));
+    }
 }

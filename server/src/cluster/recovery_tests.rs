@@ -242,6 +242,7 @@ proptest! {
                 quorum: None,
                 etcd: Some(&etcd),
                 in_vain: &world.in_vain,
+                upgrade: None,
                 now,
             };
             let steps = plan::plan(record, seen);

@@ -6,11 +6,13 @@
 //!              ▲           └──────────▶ Failed ◀──────┘ it shows the old ones
 //!              └── waits, longer each time ┘
 //! ```
-//! One control plane at a time, and none while another joins, leaves or is away (unless days are left only): its API
-//! server and its etcd are restarted on the way. The member keeps its state: it is in the cluster all the while.
+//! One control plane at a time, and none while another joins, leaves or is away, or an upgrade of the cluster goes on (unless
+//! days are left only): its API server and its etcd are restarted on the way. The member keeps its state: it is in the
+//! cluster all the while.
 
 use nkd_api::agent::{KubeadmAction, KubeadmState, NodeCertificate};
 use nkd_api::cluster::{Health, MemberState, NodeRenewal, RenewalState, Role};
+use nkd_api::upgrade::Upgrade;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -19,11 +21,14 @@ use super::health::due;
 use super::record::{MemberRecord, Record, Run, is_in};
 use super::recovery;
 use super::snapshot::turn;
+use super::upgrade::beside;
 
 /// The kubelet's own client certificate: the kubelet renews it.
 pub const KUBELET: &str = "kubelet";
-/// With less than this left, nothing is waited for.
+/// With less than this left, nothing is waited for but a control plane that an upgrade has away.
 const URGENT: Duration = Duration::days(7);
+/// With less than this left, nothing at all.
+const LAST: Duration = Duration::days(1);
 /// How long a node may take to show its new certificates.
 const REPORT: Duration = Duration::minutes(5);
 /// How long a run may take before somebody should look.
@@ -101,9 +106,9 @@ pub fn under_way(member: &MemberRecord) -> bool {
         }
 }
 
-/// Whose turn it is; at most one control plane is restarted at a time.
+/// Whose turn it is; at most one control plane is restarted at a time. `upgrade`: the newest of the cluster.
 #[must_use]
-pub fn next(record: &Record, now: OffsetDateTime) -> Vec<Turn> {
+pub fn next(record: &Record, upgrade: Option<&Upgrade>, now: OffsetDateTime) -> Vec<Turn> {
     let control_planes = || record.members.iter().enumerate().filter(|(_, m)| m.role == Role::ControlPlane);
     let mut turns: Vec<Turn> = control_planes().filter_map(|(index, member)| shown(index, member, now)).collect();
     let moves = |m: &MemberRecord| matches!(m.state, MemberState::Joining | MemberState::Leaving);
@@ -111,7 +116,8 @@ pub fn next(record: &Record, now: OffsetDateTime) -> Vec<Turn> {
     if control_planes().any(|(_, member)| busy(member)) {
         return turns;
     }
-    let candidate = control_planes().find(|(_, member)| wanted(member, now) && waits(record, member, now).is_none());
+    let may = |member: &MemberRecord| wanted(member, now) && waits(record, upgrade, member, now).is_none();
+    let candidate = control_planes().find(|(_, member)| may(member));
     turns.extend(candidate.map(|(member, _)| Turn::Order { member }));
     turns
 }
@@ -130,7 +136,7 @@ fn shown(index: usize, member: &MemberRecord, now: OffsetDateTime) -> Option<Tur
     if old.is_empty() && made(&member.certificates).next().is_some() {
         return Some(Turn::Done { member: index });
     }
-    (now >= renewal.at + REPORT).then(|| Turn::Failed {
+    is_over(renewal.at, REPORT, now).then(|| Turn::Failed {
         member: index,
         reason: match old.as_slice() {
             [] => "kubeadm said that it is done, and the node shows no certificates".to_owned(),
@@ -149,9 +155,14 @@ fn wanted(member: &MemberRecord, now: OffsetDateTime) -> bool {
     let settled = matches!(member.state, MemberState::Joined | MemberState::Ready) && member.machine.is_some();
     let asked = member.renewal.as_ref().is_some_and(|r| r.state == RenewalState::Wanted);
     let failed = member.renewal.as_ref().filter(|r| r.state == RenewalState::Failed);
-    let rested = failed.is_none_or(|r| now >= r.at + wait(r.failures));
+    let rested = failed.is_none_or(|r| is_over(r.at, wait(r.failures), now));
     let is_due = || made(&member.certificates).any(|c| now >= due(c.since, c.not_after));
     settled && rested && (asked || failed.is_some() || is_due())
+}
+
+/// True when a wait since then is over. A date further ahead than the wait is long is that of a clock which was set back.
+fn is_over(since: OffsetDateTime, wait: Duration, now: OffsetDateTime) -> bool {
+    now >= since + wait || since > now + wait
 }
 
 fn wait(failures: u32) -> Duration {
@@ -159,13 +170,27 @@ fn wait(failures: u32) -> Duration {
 }
 
 /// Why this one has to wait for others.
-fn waits(record: &Record, member: &MemberRecord, now: OffsetDateTime) -> Option<String> {
-    if made(&member.certificates).any(|c| c.not_after - now < URGENT) {
+fn waits(record: &Record, upgrade: Option<&Upgrade>, member: &MemberRecord, now: OffsetDateTime) -> Option<String> {
+    let left = made(&member.certificates).map(|c| c.not_after - now).min();
+    let has_less_than = |limit| left.is_some_and(|left| left < limit);
+    let urgent = has_less_than(URGENT);
+    let told = upgrade.filter(|upgrade| beside::is_told(upgrade));
+    if has_less_than(LAST) || (urgent && told.is_none()) {
         return None;
+    }
+    if let Some(Upgrade { number, state, .. }) = told {
+        if !urgent {
+            return Some(format!("upgrade {number} has to end first, it is {}", state.as_str()));
+        }
+        if let Some(node) = beside::at_work(record, told).next() {
+            return Some(format!("upgrade {number} is at work on {node}"));
+        }
     }
     let others = record.members.iter().filter(|m| m.role == Role::ControlPlane && m.hostname != member.hostname);
     let away = others.filter(|m| is_in(m.state) && m.state != MemberState::Ready).map(|m| m.hostname.as_str()).next();
     match (&record.health, away) {
+        // Who is away is not known then.
+        (Health::Unreachable { .. }, _) if urgent => None,
         (Health::Unreachable { .. }, _) => Some("the cluster's API does not answer".to_owned()),
         (_, Some(away)) => Some(format!("{away} is not Ready")),
         _ => None,
@@ -266,13 +291,13 @@ pub fn request(record: &mut Record, node: Option<&str>, now: OffsetDateTime) -> 
     if any { Ok(said) } else { Err(Refused::Nobody) }
 }
 
-/// As the API shows it.
+/// As the API shows it. `upgrade`: the newest of the cluster.
 #[must_use]
-pub fn view(record: &Record, now: OffsetDateTime) -> Vec<NodeRenewal> {
+pub fn view(record: &Record, upgrade: Option<&Upgrade>, now: OffsetDateTime) -> Vec<NodeRenewal> {
     let one = |member: &MemberRecord| {
         let renewal = member.renewal.as_ref()?;
         let detail = match renewal.state {
-            RenewalState::Wanted => waits(record, member, now).map(|reason| format!("waits: {reason}")),
+            RenewalState::Wanted => waits(record, upgrade, member, now).map(|reason| format!("waits: {reason}")),
             _ => renewal.detail.clone(),
         };
         Some(NodeRenewal { node: member.hostname.clone(), state: renewal.state, detail, at: renewal.at })

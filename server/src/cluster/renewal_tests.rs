@@ -1,9 +1,11 @@
 //! One control plane at a time, whatever goes wrong, and done only when the node has shown it.
 
+use nkd_api::update::NodeState;
 use proptest::prelude::*;
 use time::macros::datetime;
 
 use super::super::plan::{self, Seen};
+use super::super::upgrade::beside::tests::upgrade;
 use super::*;
 
 const NOW: OffsetDateTime = datetime!(2026-03-01 12:00 UTC);
@@ -39,6 +41,11 @@ fn record(control_planes: usize) -> Record {
         member.certificates = if member.role == Role::ControlPlane { all } else { all[2..].to_vec() };
     }
     record
+}
+
+/// Without an upgrade.
+fn next(record: &Record, now: OffsetDateTime) -> Vec<Turn> {
+    super::next(record, None, now)
 }
 
 fn order(record: &mut Record, now: OffsetDateTime) -> Vec<String> {
@@ -123,7 +130,7 @@ fn it_waits_for_control_planes_that_are_away_until_days_are_left() {
     request(&mut record, Some("cp1"), NOW).unwrap();
     record.members[1].state = MemberState::Joined;
     assert_eq!(next(&record, NOW), []);
-    assert_eq!(view(&record, NOW)[0].detail.as_deref(), Some("waits: cp2 is not Ready"));
+    assert_eq!(view(&record, None, NOW)[0].detail.as_deref(), Some("waits: cp2 is not Ready"));
     let late = NOW + Duration::days(359);
     assert_eq!(next(&record, late), [Turn::Order { member: 0 }]);
     record.members[1].state = MemberState::Ready;
@@ -132,6 +139,56 @@ fn it_waits_for_control_planes_that_are_away_until_days_are_left() {
     assert_eq!(next(&record, late), [Turn::Order { member: 0 }], "an API whose certificate is over does not answer");
     record.members[1].state = MemberState::Joining;
     assert_eq!(next(&record, late), [], "never while another joins");
+}
+
+#[test]
+fn it_waits_for_an_upgrade_that_goes_on_until_days_are_left() {
+    let mut record = record(3);
+    request(&mut record, Some("cp2"), NOW).unwrap();
+    let order = [Turn::Order { member: 1 }];
+    let week = NOW + Duration::days(359);
+    for state in ["preparing", "running", "paused", "halted", "aborting"] {
+        let goes_on = upgrade(state, &[("cp1", NodeState::Done), ("w1", NodeState::Rebooting)]);
+        assert_eq!(super::next(&record, Some(&goes_on), NOW), [], "{state}");
+        let said = view(&record, Some(&goes_on), NOW).remove(0).detail.unwrap();
+        assert_eq!(said, format!("waits: upgrade 3 has to end first, it is {state}"));
+    }
+    for state in ["complete", "aborted"] {
+        assert_eq!(super::next(&record, Some(&upgrade(state, &[])), NOW), order, "{state}");
+    }
+    // Days are left: not while it has a control plane away, and not while another one is.
+    let works = upgrade("running", &[("cp1", NodeState::Rebooting)]);
+    assert_eq!(super::next(&record, Some(&works), week), []);
+    let said = view(&record, Some(&works), week).remove(0).detail.unwrap();
+    assert_eq!(said, "waits: upgrade 3 is at work on cp1");
+    let between = upgrade("running", &[("cp1", NodeState::Done), ("cp2", NodeState::Staged)]);
+    record.members[2].renewal = record.members[1].renewal.clone();
+    record.members[2].state = MemberState::Joined;
+    assert_eq!(super::next(&record, Some(&between), week), [Turn::Order { member: 2 }], "the one that is away itself");
+    record.members[2].renewal = None;
+    record.members[2].certificates.clear();
+    record.members[0].certificates.clear();
+    assert_eq!(super::next(&record, Some(&between), week), []);
+    assert_eq!(view(&record, Some(&between), week)[0].detail.as_deref(), Some("waits: cp3 is not Ready"));
+    record.members[2].state = MemberState::Ready;
+    assert_eq!(super::next(&record, Some(&between), week), order);
+    // Hours are left.
+    record.members[2].state = MemberState::Joined;
+    assert_eq!(super::next(&record, Some(&works), NOW + Duration::days(363) + Duration::MINUTE), order);
+}
+
+#[test]
+fn a_clock_that_is_set_back_ends_no_renewal_late() {
+    let mut record = record(1);
+    let year = Duration::days(365);
+    request(&mut record, None, NOW).unwrap();
+    order(&mut record, NOW + year);
+    heard(&mut record.members[0], &KubeadmState::Done, NOW + year);
+    assert!(matches!(next(&record, NOW)[..], [Turn::Failed { member: 0, .. }]));
+    record.members[0].renewal.as_mut().unwrap().at = NOW + REPORT;
+    assert_eq!(next(&record, NOW), [], "a little ahead is believed");
+    order(&mut record, NOW + year);
+    assert_eq!((state(&record, 0), next(&record, NOW)), (Some(RenewalState::Failed), vec![Turn::Order { member: 0 }]));
 }
 
 #[test]
@@ -193,7 +250,7 @@ proptest! {
             prop_assert!(record.members.iter().filter(|m| under_way(m)).count() <= 1);
             let after: Vec<_> = record.members.iter().map(|m| m.state).collect();
             prop_assert_eq!(states, after);
-            let steps = plan::plan(record, Seen { machines: &[], nodes: Some(&[]), quorum: None, etcd: None, in_vain: &[], now });
+            let steps = plan::plan(record, Seen { machines: &[], nodes: Some(&[]), quorum: None, etcd: None, in_vain: &[], upgrade: None, now });
             let runs = steps.iter().any(|step| matches!(step, plan::Step::Run { .. }));
             prop_assert!(!runs, "{:?}", steps);
             Ok(())

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::process::Stdio;
 use std::sync::Arc;
 
+use nkd_api::agent::KubeadmState;
 use nkd_api::channel::Channel;
 use nkd_api::cluster::{Certificates, Health, MemberState};
 use nkd_api::update::{Condition, NodeState, NodeStatus, Phase, UpdateStatus};
@@ -14,6 +15,7 @@ use nkd_api::user::{Role, User};
 use nkd_server::cluster::order::pki_name;
 use nkd_server::cluster::pki::ClusterPki;
 use nkd_server::cluster::record::Record;
+use nkd_server::cluster::renewal::{self, Turn};
 use nkd_server::cluster::upgrade::follow;
 use nkd_server::fleet::secret;
 use nkd_server::http::{TlsServer, router};
@@ -275,6 +277,30 @@ async fn an_upgrade_is_begun_paused_resumed_and_tried_again() {
         let over = "upgrade 1 of rack7 is over: complete; `nkd upgrade start rack7` begins another one";
         assert!(why.contains(over), "{why}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_not_told_of_an_upgrade_while_certificates_are_renewed() {
+    let scene = Scene::new(false).await;
+    let store = scene.bench.service.registry.store();
+    let change = async |change: &dyn Fn(&mut Record)| {
+        let (mut record, revision) = store.cluster_by_name("rack7").await.unwrap().unwrap();
+        change(&mut record);
+        store.save_cluster(&record, revision, &[], "test", OffsetDateTime::now_utc()).await.unwrap();
+    };
+    let now = OffsetDateTime::now_utc();
+    change(&|record| drop(renewal::take(record, &Turn::Order { member: 0 }, Uuid::from_u128(7), now))).await;
+    scene.ok("start", &ORDER);
+    let waits = scene.upgrade("it says what it waits for", |upgrade| !upgrade.detail.is_empty()).await;
+    assert_eq!(waits.state, UpgradeState::Preparing);
+    assert_eq!(waits.detail, "waits: the certificates of cp1 are renewed");
+    assert!(scene.ok("status", &[]).contains("is preparing: waits: the certificates of cp1 are renewed"));
+    assert_eq!(scene.cluster.update("nkd-1"), None);
+    let failed = KubeadmState::Failed { step: "x".into(), reason: "y".into(), log_tail: String::new() };
+    change(&|record| drop(renewal::heard(&mut record.members[0], &failed, now))).await;
+    scene.spec("nkd-1", "the cluster is told", |_| true).await;
+    let told = scene.until(UpgradeState::Running).await;
+    assert_eq!(told.detail, "");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics;
 use super::preflight::{self, NotAsked, Seen};
-use super::prepare::prepare;
+use super::prepare::{held, prepare};
 use super::resource;
 use crate::cluster::bringup::BringUpError;
 use crate::cluster::etcd::{CLIENT_PORT, Etcd};
@@ -319,6 +319,12 @@ async fn follow(service: &Service, record: &Record) -> Result<(), UpgradeError> 
     let followed = match api.update(&name).await? {
         Some((spec, status)) if spec == wanted => resource::followed(&upgrade, &status),
         _ => {
+            if upgrade.state == UpgradeState::Preparing
+                && let Some(detail) = held(service, record).await?
+            {
+                let waits = Upgrade { detail, ..upgrade.clone() };
+                return keep(service, record, (&upgrade, revision), waits, now).await;
+            }
             api.apply_update(&name, &wanted).await?;
             let state = if upgrade.state == UpgradeState::Preparing { UpgradeState::Running } else { upgrade.state };
             Upgrade { state, detail: String::new(), ..upgrade.clone() }

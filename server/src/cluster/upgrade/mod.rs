@@ -8,6 +8,7 @@
 //! What was promised is in the store before it is in the cluster. The resource is applied again whenever the two differ, so
 //! a service that was killed goes on; and a rollout goes on while the service is away.
 
+pub mod beside;
 pub mod budgets;
 pub mod follow;
 pub mod metrics;

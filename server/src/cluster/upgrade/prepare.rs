@@ -1,10 +1,12 @@
-//! What comes before an upgrade is told to its cluster: a snapshot of etcd that was proven.
+//! What comes before an upgrade is told to its cluster: a snapshot of etcd that was proven, and the end of what restarts its
+//! control planes already.
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
 use nkd_api::snapshot::SnapshotState;
 use nkd_api::upgrade::{Upgrade, UpgradeSnapshot, UpgradeState};
 use time::OffsetDateTime;
 
+use super::beside;
 use super::follow::UpgradeError;
 use crate::cluster::record::Record;
 use crate::cluster::snapshot::take::{self, TakeError};
@@ -51,4 +53,21 @@ pub(super) async fn prepare(
     };
     let snapshot = Some(UpgradeSnapshot { newest, ..wanted.clone() });
     Ok(Some(Upgrade { state, detail, snapshot, ..upgrade.clone() }))
+}
+
+/// Why the cluster is not told yet. None: it may be, and whoever has looked at the cluster before this begins no other work on
+/// its control planes: the cluster is written down anew, so that what rests on an older look is stale.
+pub(super) async fn held(service: &Service, record: &Record) -> Result<Option<String>, UpgradeError> {
+    let store = service.registry.store();
+    loop {
+        let Some((record, revision)) = store.cluster(record.id).await? else { return Ok(None) };
+        if let Some(why) = beside::waits(&record) {
+            return Ok(Some(format!("waits: {why}")));
+        }
+        match store.save_cluster(&record, revision, &[], "service", OffsetDateTime::now_utc()).await {
+            Ok(_) => return Ok(None),
+            Err(StoreError::Stale) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
