@@ -266,16 +266,7 @@ impl Client {
         proof: &SnapshotProof,
         file: &std::path::Path,
     ) -> Result<(), CallError> {
-        let taken_at = proof.taken_at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
-        let path = format!(
-            "/agent/v1/etcd-snapshot/{operation}?size={}&sha256={}&revision={}&keys={}&etcdVersion={}&takenAt={}",
-            proof.size,
-            proof.sha256,
-            proof.revision,
-            proof.keys,
-            percent(&proof.etcd_version),
-            percent(&taken_at)
-        );
+        let path = format!("/agent/v1/etcd-snapshot/{operation}?{}", query(proof));
         let local = |source| CallError::File { path: file.to_owned(), source };
         let body = FileBody::open(file).map_err(local)?;
         let moves = body.moves();
@@ -452,6 +443,22 @@ fn refusal(status: StatusCode, body: &[u8]) -> CallError {
     CallError::Status { status, message }
 }
 
+/// What was found of a snapshot, as the service reads it.
+fn query(proof: &SnapshotProof) -> String {
+    let taken_at = proof.taken_at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
+    let not_compared = proof.not_compared.as_ref().map(|what| format!("&notCompared={}", percent(what)));
+    format!(
+        "size={}&sha256={}&revision={}&keys={}&etcdVersion={}&takenAt={}{}",
+        proof.size,
+        proof.sha256,
+        proof.revision,
+        proof.keys,
+        percent(&proof.etcd_version),
+        percent(&taken_at),
+        not_compared.unwrap_or_default()
+    )
+}
+
 /// The unreserved characters of RFC 3986 as they are, the rest as `%XX`.
 fn percent(text: &str) -> String {
     text.bytes()
@@ -506,3 +513,23 @@ where
 
 /// An answer as it streams in.
 pub(crate) type Streaming = Response<Incoming>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_compared_goes_with_the_snapshot() {
+        let taken_at = time::OffsetDateTime::UNIX_EPOCH;
+        let (sha256, etcd_version) = (nkd_api::Sha256Digest([7; 32]), "3.4.23".to_owned());
+        let mut proof =
+            SnapshotProof { size: 5, sha256, revision: 60, keys: 2, etcd_version, taken_at, not_compared: None };
+        let all = format!(
+            "size=5&sha256={}&revision=60&keys=2&etcdVersion=3.4.23&takenAt=1970-01-01T00%3A00%3A00Z",
+            "07".repeat(32)
+        );
+        assert_eq!(query(&proof), all);
+        proof.not_compared = Some("not held against it: no answer".to_owned());
+        assert_eq!(query(&proof), format!("{all}&notCompared=not%20held%20against%20it%3A%20no%20answer"));
+    }
+}

@@ -26,6 +26,9 @@ pub struct SnapshotProof {
     /// When it was taken, by the node's clock.
     #[serde(with = "time::serde::rfc3339")]
     pub taken_at: OffsetDateTime,
+    /// What was not held against the running etcd, and why; none: its keys and its digest were, or its agent does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_compared: Option<String>,
 }
 
 /// How far a snapshot is.

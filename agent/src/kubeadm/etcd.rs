@@ -123,13 +123,13 @@ impl Programs {
         Ok(Restored { programs: self, folder: folder.to_owned(), child })
     }
 
-    /// What the running etcd held at a revision; none when it has forgotten that already.
-    pub(super) fn content_at(&self, folder: &Path, revision: u64) -> Result<Option<Content>, String> {
+    /// What the running etcd held at a revision, or why it does not say so. It remembers a revision for some minutes.
+    pub(super) fn content_at(&self, folder: &Path, revision: u64) -> Result<Content, String> {
         let live: Vec<&str> = self.live.iter().map(String::as_str).collect();
-        match self.content(folder, &live, revision) {
-            Err(reason) if reason.contains(COMPACTED) => Ok(None),
-            other => other.map(Some),
-        }
+        self.content(folder, &live, revision).map_err(|reason| match reason.contains(COMPACTED) {
+            true => format!("it has forgotten revision {revision} already"),
+            false => reason,
+        })
     }
 
     fn content(&self, folder: &Path, of: &[&str], revision: u64) -> Result<Content, String> {

@@ -92,9 +92,14 @@ pub(super) fn version(text: &str) -> Result<String, String> {
     Ok(all.into_iter().next().ok_or("etcdctl has asked nobody for a version")?.status.version)
 }
 
-/// Why the snapshot is none, if it is none. `live`: the running etcd at the revision of the snapshot; none when it has
-/// forgotten that revision already.
-pub(super) fn judge(saved: Saved, restored: Content, kube_system: u64, live: Option<Content>) -> Result<(), String> {
+/// What could not be held against the running etcd, and why; or why the snapshot is none. `live`: the running etcd at the
+/// revision of the snapshot, or why it has not said what it holds there.
+pub(super) fn judge(
+    saved: Saved,
+    restored: Content,
+    kube_system: u64,
+    live: Result<Content, String>,
+) -> Result<Option<String>, String> {
     let Content { revision, keys, hash } = restored;
     if revision < saved.revision {
         return Err(format!("it holds revision {}, and what was restored only {revision}", saved.revision));
@@ -105,20 +110,26 @@ pub(super) fn judge(saved: Saved, restored: Content, kube_system: u64, live: Opt
     if kube_system != 1 {
         return Err(format!("{KUBE_SYSTEM} is not in what was restored"));
     }
-    let Some(live) = live else { return Ok(()) };
+    let live = match live {
+        Ok(live) => live,
+        Err(why) => return Ok(Some(format!("not held against the running etcd: {why}"))),
+    };
     if live.keys != keys {
         return Err(format!(
             "at revision {} etcd has {} keys below {KEYS}, and what was restored {keys}",
             saved.revision, live.keys
         ));
     }
-    if let (Some((of_live, since)), Some((of_it, from))) = (live.hash, hash)
-        && since == from
-        && of_live != of_it
-    {
-        return Err(format!("at revision {} etcd holds something else than what was restored", saved.revision));
+    match (live.hash, hash) {
+        (Some((of_live, since)), Some((of_it, from))) if since == from => match of_live == of_it {
+            true => Ok(None),
+            false => Err(format!("at revision {} etcd holds something else than what was restored", saved.revision)),
+        },
+        _ => Ok(Some(
+            "held against the running etcd by the number of its keys alone: it gave no digest that can be compared"
+                .to_owned(),
+        )),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -145,12 +156,16 @@ mod tests {
     fn it_counts_when_everything_that_was_there_came_back() {
         let saved = Saved { revision: 60 };
         let good = Content { revision: 60, keys: 200, hash: Some((7, 50)) };
-        assert_eq!(judge(saved, good, 1, Some(good)), Ok(()));
-        assert_eq!(judge(saved, Content { revision: 61, ..good }, 1, None), Ok(()), "the revision is forgotten");
-        // Only digests of the same history say something.
+        assert_eq!(judge(saved, good, 1, Ok(good)), Ok(None));
+        // What was not compared is said.
+        let forgotten = judge(saved, Content { revision: 61, ..good }, 1, Err("it is away".to_owned()));
+        assert_eq!(forgotten, Ok(Some("not held against the running etcd: it is away".to_owned())));
         for hash in [Some((8, 55)), None] {
-            assert_eq!(judge(saved, good, 1, Some(Content { hash, ..good })), Ok(()));
+            let told = judge(saved, good, 1, Ok(Content { hash, ..good })).unwrap().unwrap();
+            assert!(told.contains("by the number of its keys alone"), "{told}");
+            assert!(judge(saved, good, 1, Ok(Content { hash, keys: 201, ..good })).unwrap_err().contains("201 keys"));
         }
+        assert!(judge(saved, good, 0, Err("it is away".to_owned())).unwrap_err().contains("kube-system is not"));
         for (restored, kube_system, live, why) in [
             (Content { revision: 59, ..good }, 1, good, "only 59"),
             (Content { keys: 0, ..good }, 0, good, "nothing is below"),
@@ -158,7 +173,7 @@ mod tests {
             (good, 1, Content { keys: 201, ..good }, "201 keys"),
             (good, 1, Content { hash: Some((8, 50)), ..good }, "something else"),
         ] {
-            let told = judge(saved, restored, kube_system, Some(live)).unwrap_err();
+            let told = judge(saved, restored, kube_system, Ok(live)).unwrap_err();
             assert!(told.contains(why), "{told}");
         }
     }

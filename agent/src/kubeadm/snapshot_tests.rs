@@ -11,7 +11,15 @@ fn keep(snapshots: &Snapshots, operation: u128, hour: i64) {
     std::fs::write(&file, "a snapshot").unwrap();
     let (sha256, size) = digest(&file).unwrap();
     let taken_at = OffsetDateTime::UNIX_EPOCH + time::Duration::hours(hour);
-    let found = SnapshotProof { size, sha256, revision: 1, keys: 1, etcd_version: "3.4.23".into(), taken_at };
+    let found = SnapshotProof {
+        size,
+        sha256,
+        revision: 1,
+        keys: 1,
+        etcd_version: "3.4.23".into(),
+        taken_at,
+        not_compared: None,
+    };
     snapshots.keep(Uuid::from_u128(operation), &file, &found).unwrap();
 }
 
@@ -20,9 +28,8 @@ fn the_one_that_was_just_kept_stays_whatever_the_clock_said_before() {
     let state = tempfile::tempdir().unwrap();
     let snapshots = Snapshots::new(state.path());
     drop(snapshots.lock().unwrap());
-    let there = || -> Vec<u128> {
-        (1..=9).filter(|n| snapshots.find(Uuid::from_u128(*n)).unwrap().is_some()).collect()
-    };
+    let there =
+        || -> Vec<u128> { (1..=9).filter(|n| snapshots.find(Uuid::from_u128(*n)).unwrap().is_some()).collect() };
     for (operation, hour) in [(1, 10), (2, 11), (3, 12), (4, 13)] {
         keep(&snapshots, operation, hour);
     }
@@ -128,6 +135,23 @@ impl World {
     }
 }
 
+#[test]
+#[ignore = "needs NKD_KUBERNETES, and root"]
+fn the_running_etcd_says_what_it_held_until_it_has_forgotten_that() {
+    let world = World::start(23990);
+    assert!(world.ctl(&["put", "/registry/pods/b", "1"]));
+    let work = tempfile::tempdir().unwrap();
+    let etcd = Programs::new(world.root(), &World::arguments(world.port)).unwrap();
+    let saved = etcd.save(work.path()).unwrap();
+    let live = etcd.content_at(work.path(), saved.revision).unwrap();
+    assert_eq!((saved.revision, live.keys, live.hash.is_some()), (3, 2, true));
+    assert!(world.ctl(&["del", "/registry/pods/a"]) && world.ctl(&["put", "/registry/pods/c", "1"]));
+    assert_eq!(etcd.content_at(work.path(), saved.revision).unwrap().hash, live.hash, "it remembers");
+    assert!(world.ctl(&["compact", "5"]));
+    let forgotten = etcd.content_at(work.path(), saved.revision).unwrap_err();
+    assert_eq!(forgotten, "it has forgotten revision 3 already");
+}
+
 fn damage(file: &Path) {
     use std::os::unix::fs::FileExt;
     File::options().write(true).open(file).unwrap().write_all_at(b"XXXX", 9000).unwrap();
@@ -166,6 +190,9 @@ fn a_snapshot_counts_once_it_was_restored_and_everything_came_back() {
         }
     });
     compacted.unwrap();
+    // Before it was forgotten, the running etcd was asked.
+    let (_, proof) = Snapshots::new(state.path()).find(Uuid::from_u128(3)).unwrap().unwrap();
+    assert_eq!((proof.keys, proof.not_compared), (2, None));
     let damaged = world.take(state.path(), 4, |step| {
         if step == "restore" {
             damage(&at("work/snapshot.db"));

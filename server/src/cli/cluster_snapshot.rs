@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use futures_util::StreamExt;
 use nkd_api::Sha256Digest;
-use nkd_api::snapshot::{EtcdSnapshot, SnapshotState};
+use nkd_api::snapshot::{EtcdSnapshot, SnapshotProof, SnapshotState};
 use reqwest::Method;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -120,15 +120,21 @@ fn said(snapshot: &EtcdSnapshot) -> String {
     let EtcdSnapshot { id, node, .. } = snapshot;
     match (&snapshot.proof, snapshot.detail.as_str()) {
         (Some(proof), _) => format!(
-            "{id}: verified, {} with {} keys at revision {}, by etcd {} on {node}",
+            "{id}: verified, {} with {} keys at revision {}, by etcd {} on {node}{}",
             bytes(proof.size),
             proof.keys,
             proof.revision,
-            proof.etcd_version
+            proof.etcd_version,
+            limits(proof)
         ),
         (None, "") => format!("{id}: ordered of {node}"),
         (None, detail) => format!("{id}: {} on {node}: {detail}", snapshot.state.as_str()),
     }
+}
+
+/// What is not proven of it.
+pub(super) fn limits(proof: &SnapshotProof) -> String {
+    proof.not_compared.as_ref().map(|what| format!("; {what}")).unwrap_or_default()
 }
 
 fn text(all: &[EtcdSnapshot]) -> String {
@@ -146,7 +152,11 @@ fn text(all: &[EtcdSnapshot]) -> String {
             or(proof.map(|proof| proof.revision.to_string())),
             or(proof.map(|proof| proof.keys.to_string())),
             or(proof.map(|proof| proof.etcd_version.clone())),
-            if s.detail.is_empty() { "-".to_owned() } else { s.detail.clone() },
+            match proof.and_then(|proof| proof.not_compared.clone()) {
+                Some(what) => what,
+                None if s.detail.is_empty() => "-".to_owned(),
+                None => s.detail.clone(),
+            },
         ]
     };
     let head = ["SNAPSHOT", "STATE", "ORDERED", "NODE", "UPGRADE", "BY", "SIZE", "REVISION", "KEYS", "ETCD", "DETAIL"];

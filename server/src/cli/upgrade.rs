@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 use super::CliError;
 use super::client::{Client, segment};
+use super::cluster_snapshot::limits;
 use super::context::ContextArgs;
 use super::output::{OutputArgs, age, table};
 
@@ -325,8 +326,12 @@ fn snapshot(upgrade: &Upgrade) -> String {
         None => "etcd: a snapshot comes first".to_owned(),
         Some(one) => match &one.proof {
             Some(proof) => format!(
-                "etcd: snapshot {} of {}, proven by a restore: revision {}, {} keys",
-                one.id, one.node, proof.revision, proof.keys
+                "etcd: snapshot {} of {}, proven by a restore: revision {}, {} keys{}",
+                one.id,
+                one.node,
+                proof.revision,
+                proof.keys,
+                limits(proof)
             ),
             None => format!("etcd: snapshot {} of {} is {}", one.id, one.node, one.state.as_str()),
         },

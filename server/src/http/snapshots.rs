@@ -33,6 +33,9 @@ const PIECE: Duration = Duration::from_secs(60);
 /// The largest that is taken. etcd itself should not hold more than half of it.
 const LARGEST: u64 = 16 << 30;
 
+/// Characters that are kept of what a node could not compare.
+const LONGEST: usize = 1000;
+
 impl From<TakeError> for ApiError {
     fn from(error: TakeError) -> Self {
         match error {
@@ -124,7 +127,7 @@ pub(super) async fn receive(
     State(service): App,
     Node(node): Node,
     Path(operation): Path<Uuid>,
-    Query(proof): Query<SnapshotProof>,
+    Query(mut proof): Query<SnapshotProof>,
     body: Body,
 ) -> Result<Json<EtcdSnapshot>> {
     if node.purpose != Purpose::Node {
@@ -140,6 +143,8 @@ pub(super) async fn receive(
     if proof.etcd_version.len() > 64 || proof.etcd_version.chars().any(char::is_control) {
         return Err(ApiError::invalid("etcdVersion: this is no version"));
     }
+    // It may be what a program has said.
+    proof.not_compared = proof.not_compared.map(|why| why.chars().filter(|c| !c.is_control()).take(LONGEST).collect());
     let (cluster, row) = take::expected(&service, machine.id, operation).await?;
     let (sender, pieces) = mpsc::channel(2);
     let vault = service.snapshots.vault.clone();

@@ -84,7 +84,7 @@ impl Bench {
 
     async fn put(&self, operation: Uuid, told: &[u8], body: Body) -> StatusCode {
         let digest = hex::encode(Sha256::digest(told));
-        let proof = "revision=60&keys=200&etcdVersion=3.4.23&takenAt=2026-11-28T12%3A00%3A00Z";
+        let proof = "revision=60&keys=200&etcdVersion=3.4.23&takenAt=2026-11-28T12%3A00%3A00Z&notCompared=by%20its%20%0Akeys%20alone";
         let uri = format!("/agent/v1/etcd-snapshot/{operation}?size={}&sha256={digest}&{proof}", told.len());
         let node = NodeIdentity { machine: self.machine, purpose: Purpose::Node, generation: 0, boot: self.boot };
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -144,6 +144,7 @@ async fn a_node_brings_what_was_ordered_of_it_and_an_administrator_gets_it_back(
     let rows = bench.rows(&record).await;
     let proof = rows[0].proof.as_ref().unwrap();
     assert_eq!((rows[0].state, proof.revision, proof.keys), (SnapshotState::Verified, 60, 200));
+    assert_eq!(proof.not_compared.as_deref(), Some("by its keys alone"));
     let sealed = std::fs::read(folder.join(format!("{OPERATION}.sealed"))).unwrap();
     assert!(!sealed.windows(11).any(|part| part == b"the secrets"));
     // The answer was lost: it comes once more, and the node's end changes nothing.
