@@ -2,6 +2,7 @@
 
 use nkd_api::cluster::{API_VERSION, Cluster, ClusterSpec, Kubernetes, Metadata, Pool, PoolMachine};
 use nkd_api::machine::Identity;
+use nkd_api::update::NodeState;
 use proptest::prelude::*;
 
 use super::super::change;
@@ -499,7 +500,7 @@ fn no_control_plane_begins_to_join_or_leave_while_an_upgrade_has_another_one_at_
         world.turn();
     }
     assert!(world.record.members.iter().all(|m| m.state == MemberState::Ready));
-    let of = |name| upgrade("running", &[(name, "rebooting")]);
+    let of = |name| upgrade("running", &[(name, NodeState::Rebooting)]);
     change::leave(&mut world.record.members[1], Leaving::new(NOW, false, Then::Gone));
     let held = planned(&world, Some(&of("cp1")));
     assert!(

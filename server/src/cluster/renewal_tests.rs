@@ -1,5 +1,6 @@
 //! One control plane at a time, whatever goes wrong, and done only when the node has shown it.
 
+use nkd_api::update::NodeState;
 use proptest::prelude::*;
 use time::macros::datetime;
 
@@ -147,7 +148,7 @@ fn it_waits_for_an_upgrade_that_goes_on_until_days_are_left() {
     let order = [Turn::Order { member: 1 }];
     let week = NOW + Duration::days(359);
     for state in ["preparing", "running", "paused", "halted", "aborting"] {
-        let goes_on = upgrade(state, &[("cp1", "done"), ("w1", "rebooting")]);
+        let goes_on = upgrade(state, &[("cp1", NodeState::Done), ("w1", NodeState::Rebooting)]);
         assert_eq!(super::next(&record, Some(&goes_on), NOW), [], "{state}");
         let said = view(&record, Some(&goes_on), NOW).remove(0).detail.unwrap();
         assert_eq!(said, format!("waits: upgrade 3 has to end first, it is {state}"));
@@ -156,11 +157,11 @@ fn it_waits_for_an_upgrade_that_goes_on_until_days_are_left() {
         assert_eq!(super::next(&record, Some(&upgrade(state, &[])), NOW), order, "{state}");
     }
     // Days are left: not while it has a control plane away, and not while another one is.
-    let works = upgrade("running", &[("cp1", "rebooting")]);
+    let works = upgrade("running", &[("cp1", NodeState::Rebooting)]);
     assert_eq!(super::next(&record, Some(&works), week), []);
     let said = view(&record, Some(&works), week).remove(0).detail.unwrap();
     assert_eq!(said, "waits: upgrade 3 is at work on cp1");
-    let between = upgrade("running", &[("cp1", "done"), ("cp2", "staged")]);
+    let between = upgrade("running", &[("cp1", NodeState::Done), ("cp2", NodeState::Staged)]);
     record.members[2].renewal = record.members[1].renewal.clone();
     record.members[2].state = MemberState::Joined;
     assert_eq!(super::next(&record, Some(&between), week), [Turn::Order { member: 2 }], "the one that is away itself");

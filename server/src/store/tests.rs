@@ -246,6 +246,7 @@ async fn upgrades_that_went_on_are_held_in_what_is_restored() {
     let running = store(dir.path()).await;
     let channel = json!({"name": "stable", "profile": "lab", "architecture": "x86_64", "releases": []});
     running.save_channel(&serde_json::from_value(channel).unwrap(), 0).await.unwrap();
+    let (_, revision) = running.channel("stable").await.unwrap().unwrap();
     let mut ids = Vec::new();
     for (name, state, aborted) in [
         ("on", "running", false),
@@ -262,7 +263,7 @@ async fn upgrades_that_went_on_are_held_in_what_is_restored() {
             "state": state, "detail": "as it was", "paused": false, "aborted": aborted, "retry": 0, "by": "test",
             "startedAt": "2026-01-01T00:00:00Z", "nodes": []});
         let upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
-        running.begin_upgrade((record.id, 1), &upgrade, ("stable", 1), |_| true).await.unwrap();
+        running.begin_upgrade((record.id, 1), &upgrade, ("stable", revision), |_| true).await.unwrap();
         ids.push((record.id, upgrade));
     }
     let archive = target.path().join("nkd.backup");

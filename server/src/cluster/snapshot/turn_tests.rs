@@ -159,9 +159,9 @@ fn what_was_kept_before_rounds_were_counted_reads_and_counts() {
     old.as_object_mut().unwrap().remove("round").unwrap();
     let old: EtcdSnapshot = serde_json::from_value(old).unwrap();
     let wanted: UpgradeSnapshot = serde_json::from_str(r#"{"since": "2026-01-01T00:00:00Z"}"#).unwrap();
-    assert!(matches!(gate(std::slice::from_ref(&old), wanted.round, NOW), Gate::Wait(why) if why.contains("try 1 of 5")));
-    let again = wanted.again(NOW);
-    assert_eq!((again.since, gate(&[old], again.round, NOW)), (NOW, Gate::Order));
+    let (rows, again) = ([old], wanted.again(NOW));
+    assert!(matches!(gate(&rows, wanted.round, NOW), Gate::Wait(why) if why.contains("try 1 of 5")));
+    assert_eq!((again.since, gate(&rows, again.round, NOW)), (NOW, Gate::Order));
 }
 
 #[test]

@@ -13,8 +13,8 @@ use crate::cluster::renewal::Turn;
 const NOW: time::OffsetDateTime = datetime!(2026-11-28 12:00 UTC);
 
 /// Upgrade 3, begun without a snapshot, with these nodes.
-pub(in crate::cluster) fn upgrade(state: &str, nodes: &[(&str, &str)]) -> Upgrade {
-    let node = |(name, state): &(&str, &str)| json!({"name": name, "state": state, "reason": "", "attempt": 1, "since": "2026-01-01T00:00:00Z"});
+pub(in crate::cluster) fn upgrade(state: &str, nodes: &[(&str, NodeState)]) -> Upgrade {
+    let node = |(name, state): &(&str, NodeState)| json!({"name": name, "state": state, "reason": "", "attempt": 1, "since": "2026-01-01T00:00:00Z"});
     let nodes: Vec<_> = nodes.iter().map(node).collect();
     let upgrade = json!({"cluster": "rack7", "number": 3, "order": {}, "version": "2", "fromKubernetes": "v1.20.2",
         "state": state, "paused": false, "aborted": false, "retry": 0, "by": "ada",
@@ -51,22 +51,22 @@ fn an_upgrade_counts_from_its_snapshot_to_its_end() {
 fn control_planes_between_cordon_and_health_are_at_work() {
     let record = record();
     for (state, works) in [
-        ("waiting", false),
-        ("staging", false),
-        ("staged", false),
-        ("blocked", false),
-        ("draining", true),
-        ("upgrading", true),
-        ("rebooting", true),
-        ("soaking", false),
-        ("done", false),
-        ("failed", false),
+        (NodeState::Waiting, false),
+        (NodeState::Staging, false),
+        (NodeState::Staged, false),
+        (NodeState::Blocked, false),
+        (NodeState::Draining, true),
+        (NodeState::Upgrading, true),
+        (NodeState::Rebooting, true),
+        (NodeState::Soaking, false),
+        (NodeState::Done, false),
+        (NodeState::Failed, false),
     ] {
         let goes_on = upgrade("running", &[("w1", state), ("cp2", state)]);
         let names: Vec<&str> = at_work(&record, Some(&goes_on)).collect();
-        assert_eq!(names, if works { vec!["cp2"] } else { Vec::new() }, "{state}");
+        assert_eq!(names, if works { vec!["cp2"] } else { Vec::new() }, "{state:?}");
     }
-    let over = upgrade("complete", &[("cp2", "rebooting")]);
+    let over = upgrade("complete", &[("cp2", NodeState::Rebooting)]);
     assert_eq!(at_work(&record, Some(&over)).count() + at_work(&record, None).count(), 0);
 }
 
