@@ -535,16 +535,17 @@ impl Channels {
 
 /// Makes refs and summary what the list of releases says.
 fn settle(repository: &Repository, channels: &[Channel], profile: &str, signer: &Signer) -> Result<(), ChannelError> {
-    let (mut newest, mut refs, mut commits) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+    let (mut newest, mut refs, mut commits) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
     let mut signed = Vec::new();
     for channel in channels.iter().filter(|channel| channel.profile == profile) {
         for release in &channel.releases {
             let own = format!("nkd/{}/{}", channel.name, release.number);
-            refs.insert(own.clone());
             commits.insert(release.commit.clone());
             if !repository.has(&release.commit) {
                 let (channel, number) = (&channel.name, release.number);
                 tracing::warn!(channel, number, "the commit of a release is not here: publish it again");
+                // What it has is left to it.
+                refs.insert(own, None);
                 continue;
             }
             // Published before the service had its ed25519 key, or taken once more by a service that was killed then.
@@ -556,7 +557,7 @@ fn settle(repository: &Repository, channels: &[Channel], profile: &str, signer: 
                 }
                 Err(error) => return Err(error),
             }
-            repository.point(&own, &release.commit)?;
+            refs.insert(own, Some(release.commit.as_str()));
             // The ref that a promoted commit came from goes on with its own builds.
             if release.promoted_from.is_none() && !release.reference.is_empty() {
                 let held = newest.entry(release.reference.as_str()).or_insert(release);
@@ -566,18 +567,33 @@ fn settle(repository: &Repository, channels: &[Channel], profile: &str, signer: 
             }
         }
     }
-    for (reference, release) in newest {
-        repository.point(reference, &release.commit)?;
-        refs.insert(reference.to_owned());
-    }
-    for name in repository.refs()?.iter().filter(|name| !refs.contains(*name)) {
-        // Of releases that are retired, or that were never acknowledged.
-        if name.starts_with("nkd/") || repository.commit(name).is_ok_and(|commit| !commits.contains(&commit)) {
-            repository.ostree("refs", &["--delete", name])?;
+    let mut builders: Vec<(&str, &Release)> = newest.into_iter().collect();
+    builders.sort_by_key(|(_, release)| std::cmp::Reverse(release.published_at));
+    for (name, release) in builders {
+        match within(name, "nkd") || refs.keys().any(|other| within(name, other) || within(other, name)) {
+            // Refs are files: one cannot be the folder of another. Nodes pull by commit, and the newest keeps its name.
+            true => tracing::warn!(name, "a builder's ref is left out: another one is in its way"),
+            false => drop(refs.insert(name.to_owned(), Some(release.commit.as_str()))),
         }
+    }
+    for name in repository.refs()?.iter().filter(|name| !refs.contains_key(*name)) {
+        // Of releases that are retired, or that were never acknowledged.
+        let in_the_way = refs.keys().any(|other| within(name, other) || within(other, name));
+        let stale = || repository.commit(name).is_ok_and(|commit| !commits.contains(&commit));
+        if name.starts_with("nkd/") || in_the_way || stale() {
+            repository.forget(name)?;
+        }
+    }
+    for (name, commit) in refs.iter().filter_map(|(name, commit)| Some((name, (*commit)?))) {
+        repository.point(name, commit)?;
     }
     repository.renew_deltas(&signed, signer.ed25519())?;
     repository.summarize(signer)
+}
+
+/// Whether a ref is another one, or would lie in a folder of its name.
+fn within(name: &str, other: &str) -> bool {
+    name.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn wrong(what: &'static str, reason: &str) -> ChannelError {

@@ -154,6 +154,16 @@ impl Repository {
         self.ostree("refs", &["--force", &format!("--create={reference}"), commit]).map(drop)
     }
 
+    /// Takes a ref away, and the folders that it was alone in: another one may have the name of one.
+    pub(super) fn forget(&self, reference: &str) -> Result<(), ChannelError> {
+        self.ostree("refs", &["--delete", reference])?;
+        let heads = self.path.join("refs/heads");
+        let folders = Path::new(reference).ancestors().skip(1).take_while(|folder| !folder.as_os_str().is_empty());
+        // One that holds something stays, and so do those that it lies in.
+        let _ = folders.map(|folder| std::fs::remove_dir(heads.join(folder))).take_while(Result::is_ok).count();
+        Ok(())
+    }
+
     /// Signs a commit, beside the signatures that it has.
     pub(super) fn sign(&self, commit: &str, signer: &Signer) -> Result<(), ChannelError> {
         let words = [homedir(signer), commit.into(), signer.fingerprint().into()];

@@ -225,6 +225,36 @@ async fn what_is_not_signed_as_asked_is_not_published() {
     assert_eq!(publish(&place, &builder, &["--key", &ours])["number"], 1);
 }
 
+/// Refs are files: a branch of one builder may be called like the folder of another's, or of ours.
+#[tokio::test]
+async fn branches_that_are_in_each_others_way_take_no_release_off_the_list() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    builder.build("1", b"one", &[]);
+    publish(&place, &builder, &[]);
+    let (parent, _) = REF.split_once('/').unwrap();
+    for (channel, branch) in [("second", parent), ("third", "nkd"), ("fourth", REF)] {
+        let repo = builder.path(channel);
+        let flag = format!("--repo={repo}");
+        good("ostree", &["init", &flag, "--mode=archive"]);
+        std::fs::write(builder.folder.join("tree/usr/bin/system"), channel).unwrap();
+        let (tree, version) = (format!("--tree=dir={}", builder.path("tree")), "--add-metadata-string=version=1");
+        good("ostree", &["commit", &flag, "--branch", branch, &tree, version]);
+        let words = ["channel", "publish", channel, "--ostree", &repo, "--profile", "lab", "--architecture", "x86_64"];
+        place.ok(&words);
+    }
+    let ours = place.state().join("ostree/lab");
+    let refs = good("ostree", &["refs", &format!("--repo={}", ours.display())]);
+    let summary = std::fs::read(ours.join("summary")).unwrap();
+    // The newest has the name that two wanted.
+    for name in ["nkd/stable/1", "nkd/second/1", "nkd/third/1", "nkd/fourth/1", REF] {
+        assert!(refs.lines().any(|line| line == name), "{name}: {refs}");
+        assert!(summary.windows(name.len()).any(|part| part == name.as_bytes()), "{name} is not in the summary");
+    }
+    assert!(refs.lines().all(|line| line != parent && line != "nkd"), "{refs}");
+}
+
 /// A release for which there is no room is not called one that is not signed.
 #[tokio::test]
 #[ignore = "namespace tier: needs root"]

@@ -453,5 +453,8 @@ async fn an_archive_that_reaches_out_of_itself_is_refused() {
     not_taken(&place, &at("cut.tar.gz"), "it breaks off");
     std::fs::write(at("text"), "this is no archive, and it is long enough to be one ".repeat(40)).unwrap();
     not_taken(&place, &at("text"), "it does not read");
+    // What stands in it is nobody's business: who asks may not be able to read it himself.
+    let order = place.cli(&["channel", "publish", "stable", "--ostree", &at("text").display().to_string()]);
+    assert!(!String::from_utf8_lossy(&order.stderr).contains("this is no archive"), "{order:?}");
     not_taken(&place, &tar("nothing.tar", &[(file, "README", b"x", "")]), "it holds neither an ostree repository");
 }

@@ -4,6 +4,7 @@
 
 use std::io::{self, Read};
 
+use super::packing::TOO_MUCH;
 use super::{Failed, Limits};
 
 /// Of an extension, or of anything else that is held in memory.
@@ -70,7 +71,9 @@ pub(super) fn broken(error: io::Error) -> Failed {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => Failed::Refused("it breaks off".into()),
         _ if text.contains("failed to read entire block") => Failed::Refused("it breaks off".into()),
-        _ => Failed::Refused(format!("it does not read: {error}")),
+        _ if text.starts_with(TOO_MUCH) => Failed::Refused(format!("it does not read: {text}")),
+        // What a reader of tars says quotes what it has read: of a file that who asks may not read himself, say.
+        _ => Failed::Refused("it does not read: it is no tar, no OCI archive, or a damaged one".into()),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::io::{self, BufRead, Read};
 
+/// How the word for what unpacks to too much begins.
+pub(super) const TOO_MUCH: &str = "it unpacks to more than";
 /// Memory that a packer may ask for.
 const XZ_MEMORY: u64 = 256 << 20;
 
@@ -34,7 +36,7 @@ impl<R: Read> Read for Bounded<R> {
         self.left = self
             .left
             .checked_sub(got as u64)
-            .ok_or_else(|| io::Error::other(format!("it unpacks to more than {} bytes", self.limit)))?;
+            .ok_or_else(|| io::Error::other(format!("{TOO_MUCH} {} bytes", self.limit)))?;
         Ok(got)
     }
 }
