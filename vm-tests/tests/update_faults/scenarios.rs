@@ -333,7 +333,10 @@ impl Scene {
         // A kubelet makes its node when it starts.
         self.nodes[2].shell("systemctl restart kubelet", within(30))?;
         self.runs.clone_from(&release.commit);
-        self.lab.wait_ready(CLUSTER, within(200))?;
+        // What the service says of the cluster may be of a moment before.
+        self.until("w2 has a Node that is Ready", 200, |scene, _| {
+            Ok(scene.kubectl(&["get", "node", "w2", "--no-headers"]).is_ok_and(|text| text.contains(" Ready ")))
+        })?;
         self.lab.nkd(&["upgrade", "retry", CLUSTER])?;
         self.until_state("complete", 300)?;
         self.expect_all_whole(&release)?;
