@@ -69,10 +69,12 @@ impl Channels {
                 && is(&order.kubernetes, r.kubernetes.as_ref())
                 && is(&order.version, Some(&r.version))
         };
-        let there = channel.newest().filter(same).cloned();
         let folder = self.folder().join(&channel.profile);
-        // After a backup was restored, the list names commits that are not here.
-        let here = there.is_some() && Repository::at(&folder).is_ok_and(|ours| ours.has(&found.commit));
+        // After a backup was restored, the list names commits that are not here: whichever comes again takes its own place.
+        let is_here = Repository::at(&folder).is_ok_and(|ours| ours.has(&found.commit));
+        let lost = || channel.releases.iter().rfind(same).filter(|_| !is_here);
+        let there = channel.newest().filter(same).or_else(lost).cloned();
+        let here = there.is_some() && is_here;
         // An upstream that has nothing new wants nothing.
         if let Some(there) = there.clone().filter(|_| here && upstream.is_some()) {
             return Ok(there);

@@ -225,6 +225,28 @@ async fn what_is_not_signed_as_asked_is_not_published() {
     assert_eq!(publish(&place, &builder, &["--key", &ours])["number"], 1);
 }
 
+/// A backup holds the list, and not the commits: each that is published again takes its own place, in whatever order.
+#[tokio::test]
+async fn releases_whose_commits_are_lost_are_published_again_as_themselves() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    let mut commits = Vec::new();
+    for number in 1..=3_u8 {
+        commits.push(builder.build(&number.to_string(), &[number; 9], &[]));
+        assert_eq!(publish(&place, &builder, &[])["number"], number);
+    }
+    std::fs::remove_dir_all(place.state().join("ostree/lab")).unwrap();
+    for number in [3_usize, 1, 2] {
+        let commit = &commits[number - 1];
+        let again = publish(&place, &builder, &["--ref", commit]);
+        assert_eq!((&again["number"], &again["commit"]), (&number.into(), &commit.as_str().into()));
+        assert!(object(&place.state().join("ostree/lab"), commit, "commit").exists());
+    }
+    let channel: Value = serde_json::from_str(&place.ok(&["channel", "show", "stable", "-o", "json"])).unwrap();
+    assert_eq!(channel["releases"].as_array().unwrap().len(), 3);
+}
+
 /// Refs are files: a branch of one builder may be called like the folder of another's, or of ours.
 #[tokio::test]
 async fn branches_that_are_in_each_others_way_take_no_release_off_the_list() {
