@@ -55,7 +55,7 @@ enum Command {
     /// Node images: import, list, show, remove, gc
     #[command(subcommand, visible_alias = "images")]
     Image(image::ImageCommand),
-    /// Channels of releases that nodes are updated to: publish, promote, mirror, list, show, mark, prune, explain, unknown
+    /// Channels of releases that nodes are updated to: publish, promote, mirror, list, show, mark, prune, delete, explain, unknown
     #[command(subcommand, visible_alias = "channels")]
     Channel(channel::ChannelCommand),
     /// Nodes that may restart now, having asked by the FleetLock protocol: list, release

@@ -5,11 +5,12 @@
 
 use std::sync::PoisonError;
 
-use nkd_api::channel::{DeletedChannel, Release};
+use nkd_api::channel::DeletedChannel;
 use nkd_api::user::AuditEntry;
 use time::OffsetDateTime;
 
 use super::polled::NEEDED_FOR;
+use super::retire::taken_off;
 use super::{ChannelError, Channels};
 
 impl Channels {
@@ -22,15 +23,7 @@ impl Channels {
         let (channel, revision) =
             self.store.channel(name).await?.ok_or_else(|| ChannelError::NoChannel(name.to_owned()))?;
         let polled = self.store.polled(name, now - NEEDED_FOR).await?;
-        let entry = |release: &Release| AuditEntry {
-            at: now,
-            who: by.to_owned(),
-            action: "channel.retire".into(),
-            target: format!("{name} {}", release.number),
-            // Nowhere else is it known any more.
-            detail: serde_json::to_string(release).unwrap_or_default(),
-        };
-        let trail: Vec<AuditEntry> = channel.releases.iter().map(entry).collect();
+        let trail: Vec<AuditEntry> = channel.releases.iter().map(|release| taken_off(name, release, by, now)).collect();
         let holds = self.store.delete_channel(&channel, revision, &trail, now).await?;
         if !holds.is_empty() {
             return Err(ChannelError::Held { channel: name.to_owned(), holds });

@@ -69,15 +69,7 @@ impl Channels {
         let goes = |release: &Release| pruned.retired.iter().any(|gone| gone.number == release.number);
         let rest = channel.releases.iter().filter(|release| !goes(release)).cloned().collect();
         let rest = Channel { releases: rest, ..channel.clone() };
-        let entry = |release: &Release| AuditEntry {
-            at: now,
-            who: by.to_owned(),
-            action: "channel.retire".into(),
-            target: format!("{name} {}", release.number),
-            // Nowhere else is it known any more.
-            detail: serde_json::to_string(release).unwrap_or_default(),
-        };
-        let trail: Vec<AuditEntry> = pruned.retired.iter().map(entry).collect();
+        let trail: Vec<AuditEntry> = pruned.retired.iter().map(|release| taken_off(name, release, by, now)).collect();
         let commits: Vec<&str> = pruned.retired.iter().map(|release| release.commit.as_str()).collect();
         self.store.retire(&rest, revision, &commits, &trail, now).await?;
         for commit in &commits {
@@ -182,5 +174,17 @@ pub async fn run(channels: Arc<Channels>) {
                 tracing::warn!(error = &error as &dyn std::error::Error, "retired releases could not be removed");
             }
         }
+    }
+}
+
+/// What the audit trail keeps of a release that is taken off its channel.
+pub(super) fn taken_off(channel: &str, release: &Release, by: &str, at: OffsetDateTime) -> AuditEntry {
+    AuditEntry {
+        at,
+        who: by.to_owned(),
+        action: "channel.retire".into(),
+        target: format!("{channel} {}", release.number),
+        // Nowhere else is it known any more.
+        detail: serde_json::to_string(release).unwrap_or_default(),
     }
 }
