@@ -20,6 +20,9 @@ pub(super) struct Keys {
 /// Of a file of keys or certificates.
 const LARGEST_KEYS: u64 = 1 << 20;
 
+/// Large files are in the difference too. ostree would leave them out, and a node takes a difference that is whole, or none.
+const WHOLE: &str = "--min-fallback-size=0";
+
 /// Before the names of repositories in which a signature is verified.
 pub(super) const VERIFY: &str = ".verify-";
 
@@ -65,11 +68,6 @@ impl Repository {
         } else {
             Err(ChannelError::NoRef { reference: reference.into(), known: self.refs()?.join(", ") })
         }
-    }
-
-    /// Whether the commit itself is there.
-    pub(super) fn has(&self, commit: &str) -> bool {
-        self.object(commit, "commit").is_file()
     }
 
     /// Where an object of this kind is, if it is there.
@@ -182,13 +180,13 @@ impl Repository {
 
     /// Makes what a node that runs `from` needs for `to`, in one file, if it is not there.
     pub(super) fn delta(&self, from: &str, to: &str) -> Result<(), ChannelError> {
-        let words = ["generate", "--if-not-exists", &format!("--from={from}"), &format!("--to={to}")];
+        let words = ["generate", "--if-not-exists", WHOLE, &format!("--from={from}"), &format!("--to={to}")];
         self.ostree("static-delta", &words).map(drop)
     }
 
     /// Makes it anew.
     pub(super) fn replace_delta(&self, from: &str, to: &str) -> Result<(), ChannelError> {
-        let words = ["generate", &format!("--from={from}"), &format!("--to={to}")];
+        let words = ["generate", WHOLE, &format!("--from={from}"), &format!("--to={to}")];
         self.ostree("static-delta", &words).map(drop)
     }
 

@@ -5,6 +5,27 @@ use serde_json::json;
 use super::harness::{Place, eventually};
 use super::{Builder, MAC, REF, good, node, noise, publish, run, system};
 
+/// An agent fetches a difference as one, and applies it without a network.
+#[tokio::test]
+async fn a_difference_holds_large_files_too() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    let one = builder.build("1", b"one", &[]);
+    publish(&place, &builder, &[]);
+    let two = builder.build("2", &noise(1, 6 << 20), &[]);
+    publish(&place, &builder, &[]);
+    let ours = place.state().join("ostree/lab");
+    let node = format!("--repo={}", place.dir.path().join("node").display());
+    good("ostree", &["init", &node, "--mode=bare-user"]);
+    good("ostree", &["pull-local", &node, ours.to_str().unwrap(), &one]);
+    let folders = good("find", &[ours.join("deltas").to_str().unwrap(), "-name", "superblock", "-printf", "%h\n"]);
+    assert_eq!(folders.lines().count(), 1, "{folders}");
+    good("ostree", &["static-delta", "apply-offline", &node, folders.trim()]);
+    good("ostree", &["fsck", &node]);
+    assert!(good("ostree", &["ls", &node, &two, "/usr/bin/system"]).contains(&(6 << 20).to_string()));
+}
+
 #[tokio::test]
 async fn a_machine_that_is_far_behind_moves_few_bytes_too() {
     let place = Place::new();
