@@ -90,7 +90,8 @@ fn unstageable(scene: &mut Scene) -> Result {
     // The disk is full: what is left of it does not hold a file of the release, which is next to nothing on its way.
     let fourth = scene.publish("fourth", &[("usr/share/nkd-ballast", &"ballast\n".repeat(8 << 20))])?;
     let fill = |scene: &Scene| {
-        let fill = "fallocate -l $(($(df --output=avail -B1 /var | tail -n 1) - 41943040)) /var/filler; sync";
+        // What the file system keeps for root counts: ostree is root.
+        let fill = "fallocate -l $(($(stat --file-system --format='%f * %S' /var) - 41943040)) /var/filler; sync";
         scene.shells[1].run(fill, within(120)).map(drop)
     };
     let free = |scene: &mut Scene| {
