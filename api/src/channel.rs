@@ -32,6 +32,20 @@ impl Channel {
     }
 }
 
+/// A channel, and which of its releases nobody can fetch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ShownChannel {
+    /// The channel.
+    #[serde(flatten)]
+    pub channel: Channel,
+    /// Numbers of releases whose commit is not in the repository, as after a backup was restored, which holds none. Nothing
+    /// leads to them until they are published again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<u32>,
+}
+
 /// An operating system, and the version of Kubernetes that is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -128,6 +142,9 @@ pub struct PublishOrder {
     /// So many minutes until every node may have it.
     #[serde(default)]
     pub rollout_minutes: u32,
+    /// It is meant that it is older than the newest release, or holds an older Kubernetes.
+    #[serde(default)]
+    pub allow_downgrade: bool,
 }
 
 /// What is to become a release of another channel.
@@ -146,6 +163,9 @@ pub struct PromoteOrder {
     /// So many minutes until every node may have it.
     #[serde(default)]
     pub rollout_minutes: u32,
+    /// It is meant that it is older than the newest release there, or holds an older Kubernetes.
+    #[serde(default)]
+    pub allow_downgrade: bool,
 }
 
 /// How many releases a channel is to keep.

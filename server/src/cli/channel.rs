@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use nkd_api::channel::{
-    Channel, DeletedChannel, Explained, ExplainedRelease, MarkOrder, PromoteOrder, PruneOrder, Pruned, PublishOrder,
-    PublishUpdate, Release, UnknownRelease,
+    DeletedChannel, Explained, ExplainedRelease, MarkOrder, PromoteOrder, PruneOrder, Pruned, PublishOrder,
+    PublishUpdate, Release, ShownChannel, UnknownRelease,
 };
 use reqwest::Method;
 use time::OffsetDateTime;
@@ -84,6 +84,9 @@ pub(super) struct WayArgs {
     /// So long until every node may have it, like 90m, 48h or 7d [default: all at once]
     #[arg(long, value_name = "TIME", value_parser = minutes)]
     rollout: Option<u32>,
+    /// Although its version, its Kubernetes or its commit is older than that of the newest release
+    #[arg(long)]
+    allow_downgrade: bool,
 }
 
 #[derive(Debug, Args)]
@@ -192,6 +195,7 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
                 notes: args.notes,
                 barrier: args.way.barrier,
                 rollout_minutes: args.way.rollout.unwrap_or(0),
+                allow_downgrade: args.way.allow_downgrade,
             };
             let path = format!("/api/v1/channels/{}/releases", segment(&args.name));
             let release = follow(client.send(Method::POST, &path, Some(&order)).await?, &args.name).await?;
@@ -200,7 +204,8 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
         ChannelCommand::Promote(args) => {
             let PromoteArgs { name, release, to, way, output } = args;
             let rollout_minutes = way.rollout.unwrap_or(0);
-            let order = PromoteOrder { release, to, barrier: way.barrier, rollout_minutes };
+            let WayArgs { barrier, allow_downgrade, .. } = way;
+            let order = PromoteOrder { release, to, barrier, rollout_minutes, allow_downgrade };
             let path = format!("/api/v1/channels/{}/promotions", segment(&name));
             let release = follow(client.send(Method::POST, &path, Some(&order)).await?, &order.to).await?;
             output.print(&release, |release| published(&order.to, release));
@@ -257,20 +262,22 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
             });
         }
         ChannelCommand::List(output) => {
-            let channels: Vec<Channel> = client.get("/api/v1/channels").await?;
+            let channels: Vec<ShownChannel> = client.get("/api/v1/channels").await?;
             let now = OffsetDateTime::now_utc();
             output.print(&channels, |channels| {
                 table(
                     &["NAME", "PROFILE", "ARCH", "RELEASES", "NEWEST", "KUBERNETES", "AGE"],
-                    channels.iter().map(|c| {
+                    channels.iter().map(|ShownChannel { channel: c, missing }| {
                         let newest = c.newest();
+                        let is_missing = newest.is_some_and(|r| missing.contains(&r.number));
+                        let mark = if is_missing { " (missing)" } else { "" };
                         let of = |field: fn(&Release) -> String| newest.map_or_else(|| "-".into(), field);
                         vec![
                             c.name.clone(),
                             c.profile.clone(),
                             c.architecture.clone(),
                             c.releases.len().to_string(),
-                            of(|r| r.version.clone()),
+                            of(|r| r.version.clone()) + mark,
                             of(|r| r.kubernetes.clone().unwrap_or_else(|| "-".into())),
                             newest.map_or_else(|| "-".into(), |r| age(r.published_at, now)),
                         ]
@@ -292,9 +299,9 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
             });
         }
         ChannelCommand::Show { name, output } => {
-            let channel: Channel = client.get(&format!("/api/v1/channels/{}", segment(&name))).await?;
+            let channel: ShownChannel = client.get(&format!("/api/v1/channels/{}", segment(&name))).await?;
             let now = OffsetDateTime::now_utc();
-            output.print(&channel, |c| {
+            output.print(&channel, |ShownChannel { channel: c, missing }| {
                 table(
                     &["RELEASE", "VERSION", "KUBERNETES", "COMMIT", "SIGNED BY", "AGE", "MARKS", "NOTES"],
                     c.releases.iter().map(|r| {
@@ -305,7 +312,7 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
                             r.commit.chars().take(12).collect(),
                             r.signed_by.clone().unwrap_or_else(|| "-".into()),
                             age(r.published_at, now),
-                            marks(r),
+                            if missing.contains(&r.number) { MISSING.to_owned() } else { marks(r) },
                             r.notes.clone(),
                         ]
                     }),
@@ -326,6 +333,9 @@ fn published(channel: &str, release: &Release) -> String {
         ),
     }
 }
+
+/// Of a release that nothing leads to.
+const MISSING: &str = "missing: publish it again";
 
 /// What is known of a release, in one cell.
 fn marks(release: &Release) -> String {

@@ -4,9 +4,9 @@
 //! that an edge leads to, so each release has at most one edge: to the newest release that is open to the asker.
 //!
 //! What always holds: an edge leads to a newer release; it never passes a barrier without stopping there; nothing leads to
-//! a dead end or away from one; a rollout, once it has let a system in, does not shut it out again.
+//! a dead end or away from one, or to a commit that is not here; a rollout, once it has let a system in, does not shut it out again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use nkd_api::channel::{Channel, Release};
 use serde::Serialize;
@@ -54,6 +54,9 @@ pub enum Absent {
     /// The target is a dead end.
     #[error("it is a dead end: {0}")]
     DeadEnd(String),
+    /// A backup was restored, which holds no commits.
+    #[error("its commit is not here: publish it again")]
+    NotHere,
     /// There is a release between them that must not be left out.
     #[error("release {0} is a barrier and comes first")]
     Barrier(u32),
@@ -70,12 +73,13 @@ pub enum Absent {
     Newer(u32),
 }
 
-/// The graph for an asker.
+/// The graph for an asker. `missing`: commits that the repository does not have.
 #[must_use]
-pub fn graph(channel: &Channel, asker: &Asker<'_>, now: OffsetDateTime) -> Graph {
+pub fn graph(channel: &Channel, missing: &BTreeSet<String>, asker: &Asker<'_>, now: OffsetDateTime) -> Graph {
     let releases = distinct(channel);
     let nodes = releases.iter().enumerate().map(|(age, release)| node(age, release)).collect();
-    let edges = (0..releases.len()).filter_map(|from| Some((from, target(&releases, from, asker, now)?))).collect();
+    let way = Way { releases: &releases, missing, asker, now };
+    let edges = (0..releases.len()).filter_map(|from| Some((from, way.target(from)?))).collect();
     Graph { nodes, edges }
 }
 
@@ -83,19 +87,19 @@ pub fn graph(channel: &Channel, asker: &Asker<'_>, now: OffsetDateTime) -> Graph
 #[must_use]
 pub fn explain<'a>(
     channel: &'a Channel,
+    missing: &BTreeSet<String>,
     commit: &str,
     asker: &Asker<'_>,
     now: OffsetDateTime,
 ) -> Option<Vec<(&'a Release, Option<Absent>)>> {
     let releases = distinct(channel);
     let from = releases.iter().position(|release| release.commit == commit)?;
-    let best = target(&releases, from, asker, now);
+    let way = Way { releases: &releases, missing, asker, now };
+    let best = way.target(from);
     let of = |to: usize| match best {
         Some(best) if best == to => None,
-        Some(best) if best > to && closed(&releases, from, to, asker, now).is_none() => {
-            Some(Absent::Newer(releases[best].number))
-        }
-        _ => closed(&releases, from, to, asker, now),
+        Some(best) if best > to && way.closed(from, to).is_none() => Some(Absent::Newer(releases[best].number)),
+        _ => way.closed(from, to),
     };
     Some((from + 1..releases.len()).map(|to| (releases[to], of(to))).collect())
 }
@@ -119,28 +123,41 @@ fn node(age: usize, release: &Release) -> Node {
     Node { version: release.version.clone(), payload: release.commit.clone(), metadata }
 }
 
-/// The newest release that is open.
-fn target(releases: &[&Release], from: usize, asker: &Asker<'_>, now: OffsetDateTime) -> Option<usize> {
-    (from + 1..releases.len()).rev().find(|to| closed(releases, from, *to, asker, now).is_none())
+/// What the ways between releases depend on.
+struct Way<'a> {
+    releases: &'a [&'a Release],
+    missing: &'a BTreeSet<String>,
+    asker: &'a Asker<'a>,
+    now: OffsetDateTime,
 }
 
-/// Why the way from one release to a newer one is closed.
-fn closed(releases: &[&Release], from: usize, to: usize, asker: &Asker<'_>, now: OffsetDateTime) -> Option<Absent> {
-    let (here, there) = (releases[from], releases[to]);
-    if let Some(reason) = &here.dead_end {
-        return Some(Absent::From(here.number, reason.clone()));
+impl Way<'_> {
+    /// The newest release that is open.
+    fn target(&self, from: usize) -> Option<usize> {
+        (from + 1..self.releases.len()).rev().find(|to| self.closed(from, *to).is_none())
     }
-    if let Some(reason) = &there.dead_end {
-        return Some(Absent::DeadEnd(reason.clone()));
+
+    /// Why the way from one release to a newer one is closed.
+    fn closed(&self, from: usize, to: usize) -> Option<Absent> {
+        let (here, there) = (self.releases[from], self.releases[to]);
+        if let Some(reason) = &here.dead_end {
+            return Some(Absent::From(here.number, reason.clone()));
+        }
+        if let Some(reason) = &there.dead_end {
+            return Some(Absent::DeadEnd(reason.clone()));
+        }
+        if self.missing.contains(&there.commit) {
+            return Some(Absent::NotHere);
+        }
+        let between = self.releases[from + 1..to].iter().find(|release| release.barrier && release.dead_end.is_none());
+        if let Some(barrier) = between {
+            return Some(Absent::Barrier(barrier.number));
+        }
+        let (reached, turn) = (reached(there, self.now), wariness(self.asker, there));
+        let percent = |share: f64| share * 100.0;
+        (reached < turn)
+            .then(|| Absent::Rollout { reached: percent(reached).floor() as u32, at: percent(turn).ceil() as u32 })
     }
-    let between = releases[from + 1..to].iter().find(|release| release.barrier && release.dead_end.is_none());
-    if let Some(barrier) = between {
-        return Some(Absent::Barrier(barrier.number));
-    }
-    let (reached, turn) = (reached(there, now), wariness(asker, there));
-    let percent = |share: f64| share * 100.0;
-    (reached < turn)
-        .then(|| Absent::Rollout { reached: percent(reached).floor() as u32, at: percent(turn).ceil() as u32 })
 }
 
 /// The share of nodes that may have a release by now, from 0 to 1.

@@ -47,15 +47,25 @@ prop_compose! {
     }
 }
 
+/// Commits that are not here.
+fn any_missing() -> impl Strategy<Value = BTreeSet<String>> {
+    prop::collection::btree_set((1..9_u32).prop_map(|commit| format!("{commit:064x}")), 0..4)
+}
+
 fn any_asker() -> impl Strategy<Value = (Option<String>, Option<f64>)> {
     (prop::option::of("[a-f0-9]{8}"), prop::option::of(0.0..1.0))
 }
 
 proptest! {
     #[test]
-    fn edges_are_as_promised(channel in any_channel(), (node, wariness) in any_asker(), minutes in 0..1500_i64) {
+    fn edges_are_as_promised(
+        channel in any_channel(),
+        missing in any_missing(),
+        (node, wariness) in any_asker(),
+        minutes in 0..1500_i64,
+    ) {
         let asker = Asker { node: node.as_deref(), wariness };
-        let Graph { nodes, edges } = graph(&channel, &asker, at(minutes));
+        let Graph { nodes, edges } = graph(&channel, &missing, &asker, at(minutes));
         let releases = distinct(&channel);
         prop_assert_eq!(nodes.len(), releases.len());
         for (age, node) in nodes.iter().enumerate() {
@@ -66,6 +76,7 @@ proptest! {
         for (from, to) in &edges {
             prop_assert!(from < to);
             prop_assert!(releases[*from].dead_end.is_none() && releases[*to].dead_end.is_none());
+            prop_assert!(!missing.contains(&releases[*to].commit), "nobody could fetch it");
             let skipped = &releases[from + 1..*to];
             prop_assert!(skipped.iter().all(|release| !release.barrier || release.dead_end.is_some()));
             prop_assert_eq!(edges.iter().filter(|(other, _)| other == from).count(), 1);
@@ -73,18 +84,23 @@ proptest! {
     }
 
     #[test]
-    fn every_absent_edge_has_its_reason(channel in any_channel(), (node, wariness) in any_asker(), minutes in 0..1500_i64) {
+    fn every_absent_edge_has_its_reason(
+        channel in any_channel(),
+        missing in any_missing(),
+        (node, wariness) in any_asker(),
+        minutes in 0..1500_i64,
+    ) {
         let asker = Asker { node: node.as_deref(), wariness };
-        let Graph { nodes, edges } = graph(&channel, &asker, at(minutes));
+        let Graph { nodes, edges } = graph(&channel, &missing, &asker, at(minutes));
         for (from, node) in nodes.iter().enumerate() {
-            let explained = explain(&channel, &node.payload, &asker, at(minutes)).unwrap();
+            let explained = explain(&channel, &missing, &node.payload, &asker, at(minutes)).unwrap();
             prop_assert_eq!(explained.len(), nodes.len() - from - 1);
             for (to, (release, absent)) in (from + 1..).zip(explained) {
                 prop_assert_eq!(&release.commit, &nodes[to].payload);
                 prop_assert_eq!(absent.is_none(), edges.contains(&(from, to)), "{:?}", absent);
             }
         }
-        prop_assert_eq!(explain(&channel, "unknown", &asker, at(minutes)), None);
+        prop_assert_eq!(explain(&channel, &missing, "unknown", &asker, at(minutes)), None);
     }
 
     #[test]
@@ -92,7 +108,7 @@ proptest! {
         let slow = Release { rollout_minutes: minutes, ..release(2) };
         let channel = channel(vec![release(1), slow]);
         let asker = Asker { node: Some(&node), wariness: None };
-        let open = |after: i64| !graph(&channel, &asker, at(2000 + after)).edges.is_empty();
+        let open = |after: i64| !graph(&channel, &BTreeSet::new(), &asker, at(2000 + after)).edges.is_empty();
         prop_assert!(!open(early) || open(early + later));
         prop_assert!(open(i64::from(minutes)), "in the end everybody may");
     }
@@ -106,7 +122,7 @@ fn a_rollout_lets_nodes_in_evenly_and_not_always_the_same_first() {
         let open = |node: u32| {
             let name = format!("{node:032x}");
             let asker = Asker { node: Some(&name), wariness: None };
-            !graph(&channel, &asker, at(i64::from(number) * 1000 + 30)).edges.is_empty()
+            !graph(&channel, &BTreeSet::new(), &asker, at(i64::from(number) * 1000 + 30)).edges.is_empty()
         };
         (0..1000).map(open).collect()
     };
@@ -124,12 +140,18 @@ fn reasons_are_sentences() {
     let slow = Release { rollout_minutes: 100, ..release(4) };
     let all = channel(vec![release(1), barrier, dead, slow]);
     let asker = Asker { node: None, wariness: Some(0.8) };
-    let said = |from: u32, after: i64| -> Vec<String> {
-        let explained = explain(&all, &format!("{from:064x}"), &asker, at(4000 + after)).unwrap();
+    let mut missing = BTreeSet::new();
+    let said = |missing: &BTreeSet<String>, from: u32, after: i64| -> Vec<String> {
+        let explained = explain(&all, missing, &format!("{from:064x}"), &asker, at(4000 + after)).unwrap();
         explained.into_iter().map(|(_, absent)| absent.map_or("open".into(), |a| a.to_string())).collect()
     };
-    assert_eq!(said(1, 50), ["open", "it is a dead end: it eats disks", "release 2 is a barrier and comes first"]);
-    assert_eq!(said(2, 50)[1], "its rollout has reached 50 % of the nodes, and this one comes at 80 %");
-    assert_eq!(said(2, 80)[1], "open");
-    assert_eq!(said(3, 80), ["release 3 is a dead end: it eats disks"]);
+    assert_eq!(
+        said(&missing, 1, 50),
+        ["open", "it is a dead end: it eats disks", "release 2 is a barrier and comes first"]
+    );
+    assert_eq!(said(&missing, 2, 50)[1], "its rollout has reached 50 % of the nodes, and this one comes at 80 %");
+    assert_eq!(said(&missing, 2, 80)[1], "open");
+    assert_eq!(said(&missing, 3, 80), ["release 3 is a dead end: it eats disks"]);
+    missing.insert(format!("{:064x}", 4));
+    assert_eq!(said(&missing, 2, 80)[1], "its commit is not here: publish it again");
 }

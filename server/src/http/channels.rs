@@ -12,7 +12,7 @@ use http_body_util::BodyExt as _;
 use nkd_api::ErrorBody;
 use nkd_api::channel::{
     Channel, DeletedChannel, MarkOrder, PromoteOrder, PruneOrder, Pruned, PublishOrder, PublishUpdate, Release,
-    UnknownRelease,
+    ShownChannel, UnknownRelease,
 };
 use nkd_api::user::Role;
 use time::OffsetDateTime;
@@ -47,17 +47,24 @@ pub(super) fn is_file(path: &str) -> bool {
 const SERVED: [&str; 7] = ["config", "delta-indexes", "deltas", "objects", "refs", "summary", "summary.sig"];
 
 /// All channels.
-#[utoipa::path(get, path = "/api/v1/channels", tag = "channels", responses((status = 200, body = Vec<Channel>), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn list(State(service): App, caller: Caller) -> Result<Json<Vec<Channel>>> {
+#[utoipa::path(get, path = "/api/v1/channels", tag = "channels", responses((status = 200, body = Vec<ShownChannel>), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn list(State(service): App, caller: Caller) -> Result<Json<Vec<ShownChannel>>> {
     caller.require(Role::Viewer)?;
-    Ok(Json(service.registry.store().channels().await?))
+    let channels = service.registry.store().channels().await?;
+    Ok(Json(channels.into_iter().map(|channel| shown(&service, channel)).collect()))
 }
 
 /// A channel.
-#[utoipa::path(get, path = "/api/v1/channels/{channel}", tag = "channels", responses((status = 200, body = Channel), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn show(State(service): App, caller: Caller, Path(name): Path<String>) -> Result<Json<Channel>> {
+#[utoipa::path(get, path = "/api/v1/channels/{channel}", tag = "channels", responses((status = 200, body = ShownChannel), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn show(State(service): App, caller: Caller, Path(name): Path<String>) -> Result<Json<ShownChannel>> {
     caller.require(Role::Viewer)?;
-    Ok(Json(known(&service, &name).await?))
+    Ok(Json(shown(&service, known(&service, &name).await?)))
+}
+
+fn shown(service: &Service, channel: Channel) -> ShownChannel {
+    let gone = service.channels.missing(&channel.profile);
+    let missing = channel.releases.iter().filter(|release| gone.contains(&release.commit));
+    ShownChannel { missing: missing.map(|release| release.number).collect(), channel }
 }
 
 /// The channel of this name.

@@ -1,6 +1,7 @@
 //! The update graph, as zincati asks for it, and what it means for a machine.
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -73,7 +74,8 @@ pub(super) async fn graph(
             };
             service.channels.polled_from(connection.peer.ip(), poll);
             let asker = Asker { node, wariness: asked.rollout_wariness };
-            axum::Json(graph::graph(&channel, &asker, now)).into_response()
+            let missing = service.channels.missing(&channel.profile);
+            axum::Json(graph::graph(&channel, &missing, &asker, now)).into_response()
         }
         Ok(None) => {
             let value = format!("there is no channel {} for {}", asked.stream, asked.basearch);
@@ -110,7 +112,8 @@ pub(super) async fn explain(
     let missing = || ApiError::not_found(format!("there is no channel `{}`", query.channel));
     let (channel, _) = channel.ok_or_else(|| missing().hint("`nkd channel list` shows those there are"))?;
     let asks = Asks::of(&service, &machine);
-    Ok(super::extract::Json(explained(machine.name, &channel, &asks, OffsetDateTime::now_utc())))
+    let missing = service.channels.missing(&channel.profile);
+    Ok(super::extract::Json(explained(machine.name, &channel, &missing, &asks, OffsetDateTime::now_utc())))
 }
 
 /// How a machine asks for updates, as far as that is known.
@@ -141,11 +144,17 @@ impl Asks {
     }
 }
 
-pub(super) fn explained(machine: String, channel: &Channel, asks: &Asks, now: OffsetDateTime) -> Explained {
+pub(super) fn explained(
+    machine: String,
+    channel: &Channel,
+    missing: &BTreeSet<String>,
+    asks: &Asks,
+    now: OffsetDateTime,
+) -> Explained {
     let (commit, asker) = (asks.commit.clone(), &asks.asker());
     let release = |commit: &str| channel.releases.iter().rfind(|release| release.commit == commit);
     let running = commit.as_deref().and_then(release);
-    let newer = commit.as_deref().and_then(|commit| graph::explain(channel, commit, asker, now));
+    let newer = commit.as_deref().and_then(|commit| graph::explain(channel, missing, commit, asker, now));
     let summary = match (&commit, running, &newer) {
         (None, ..) => "the machine has not said which deployment it runs".to_owned(),
         (Some(_), None, _) => format!("what it runs is no release of the channel `{}`", channel.name),

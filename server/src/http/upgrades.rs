@@ -179,7 +179,8 @@ async fn in_channels(service: &Service, machine: &Machine, named: Option<String>
         sentences.push("no channel leads it anywhere: `nkd channel list` shows those there are".to_owned());
     }
     for channel in channels {
-        let explained = updates::explained(machine.name.clone(), &channel, asks, OffsetDateTime::now_utc());
+        let missing = service.channels.missing(&channel.profile);
+        let explained = updates::explained(machine.name.clone(), &channel, &missing, asks, OffsetDateTime::now_utc());
         if !explained.summary.is_empty() {
             sentences.push(format!("by the channel {}: {}", channel.name, explained.summary));
         }

@@ -213,9 +213,10 @@ pub async fn serve(settings: Settings) -> Result<(), ServeError> {
         tracing::warn!(error = &error as &dyn std::error::Error, "files of snapshots that nobody knows of are left");
     }
     service.channels.tidy().await;
+    service.channels.look_for_commits().await?;
     let channels = Arc::clone(&service.channels);
     tasks.spawn(async move {
-        match channels.settle().await {
+        match channels.settle(OffsetDateTime::now_utc()).await {
             // The next start does.
             Ok(()) | Err(ChannelError::Stopped) => {}
             Err(error) => tracing::error!(

@@ -180,6 +180,21 @@ impl Store {
         Ok(rows.iter().map(retired).collect())
     }
 
+    /// Commits that are no release are as good as retired; one that is keeps its time.
+    pub async fn retire_loose(
+        &self,
+        profile: &str,
+        commits: &[&String],
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        let mut tx = self.write.begin().await?;
+        for commit in commits {
+            retired(profile, commit, now).execute(&mut *tx).await?;
+        }
+        tx.commit().await?;
+        Ok(())
+    }
+
     /// Forgets retired commits, unless they were retired again.
     pub async fn forget_retired(&self, gone: &[Retired]) -> Result<(), StoreError> {
         let mut tx = self.write.begin().await?;

@@ -54,6 +54,7 @@ const PURE: [&str; 64] = [
     "server/src/content/channel/hold.rs",
     "server/src/content/channel/mirror/decide.rs",
     "server/src/content/channel/polled.rs",
+    "server/src/content/channel/downgrade.rs",
     "server/src/content/channel/prune.rs",
     "server/src/content/channel/reads.rs",
     "server/src/content/channel/source/filez.rs",

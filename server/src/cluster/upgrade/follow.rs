@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use nkd_api::channel::Channel;
 use nkd_api::cluster::Role;
 use nkd_api::upgrade::{Planned, Upgrade, UpgradeOrder, UpgradeState, UpgradeVerb};
 use time::OffsetDateTime;
@@ -113,6 +114,12 @@ async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Se
     Ok(seen)
 }
 
+/// Whether the commit of the release that is meant is nowhere to be fetched.
+fn is_missing(service: &Service, channel: &Channel, order: &UpgradeOrder) -> Result<bool, NotAsked> {
+    let release = preflight::release(channel, order)?;
+    Ok(service.channels.missing(&channel.profile).contains(&release.commit))
+}
+
 /// The versions of the API servers of all control planes that answer; of whoever is behind a balancer, if none is reached.
 async fn versions_of(record: &Record, servers: &[(String, Cluster)], api: &Cluster) -> BTreeMap<String, String> {
     let answers = join_all(servers.iter().map(|(_, api)| api.version())).await;
@@ -197,6 +204,7 @@ pub async fn start(
         let locks = store.locks().await?;
         let held = lock::held(&nodes, &locks, now).into_iter();
         seen.leases = held.map(|(node, lease)| (node.to_owned(), lease.clone())).collect();
+        seen.missing = is_missing(service, releases, order)?;
         let planned = preflight::plan(record, releases, order, &seen, number, by, now)?;
         if order.dry_run {
             return Ok(planned);
@@ -461,7 +469,8 @@ async fn check(
     let channel = service.registry.store().channel(&name).await?;
     let (channel, _) = channel.ok_or(UpgradeError::NoChannel(name))?;
     let kubernetes = preflight::release(&channel, &upgrade.order)?.kubernetes.clone();
-    let seen = look(service, record, kubernetes.as_deref()).await?;
+    let mut seen = look(service, record, kubernetes.as_deref()).await?;
+    seen.missing = is_missing(service, &channel, &upgrade.order)?;
     let reasons = preflight::refusals(record, &channel, upgrade, &seen)?;
     if reasons.is_empty() {
         memory.refused = None;

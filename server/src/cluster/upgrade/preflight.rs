@@ -43,6 +43,8 @@ pub struct Seen {
     pub leases: Vec<(String, Lease)>,
     /// The operator runs.
     pub operator: bool,
+    /// The commit of the release is not in the channel's repository.
+    pub missing: bool,
 }
 
 /// What is asked for cannot be at all.
@@ -192,6 +194,13 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
     }
     if let Some(reason) = &release.dead_end {
         say(true, format!("release {} is a dead end: {reason}", release.number));
+    }
+    if seen.missing && upgrade.commit.is_some() {
+        let number = release.number;
+        say(
+            true,
+            format!("the commit of release {number} is not here: `nkd channel publish {}` it again", channel.name),
+        );
     }
     let profile = &record.cluster.spec.os.profile;
     if channel.profile != *profile {

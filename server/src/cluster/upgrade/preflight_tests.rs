@@ -119,7 +119,7 @@ fn halves_of_a_release() {
 #[test]
 fn what_is_wrong_with_the_cluster_stands_in_the_way() {
     type Spoil = (&'static str, fn(&mut Scene));
-    let spoil: [Spoil; 10] = [
+    let spoil: [Spoil; 11] = [
         ("is being taken apart", |scene| scene.record.destroying = true),
         ("cp1 is not Ready", |scene| {
             scene.record.members.iter_mut().find(|m| m.hostname == "cp1").unwrap().state = MemberState::Joined;
@@ -135,6 +135,9 @@ fn what_is_wrong_with_the_cluster_stands_in_the_way() {
             let lease = Lease { group, id, address: None, fencing: 1, since: NOW, expires: NOW };
             scene.seen.leases = vec![("w1".into(), lease)];
             scene.refused("or `nkd lock release rack 0a0b` if it does not come back");
+        }),
+        ("the commit of release 2 is not here: `nkd channel publish stable` it again", |scene| {
+            scene.seen.missing = true
         }),
         ("is a dead end: it eats disks", |scene| {
             scene.order.release = Some(2);

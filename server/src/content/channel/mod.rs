@@ -8,8 +8,10 @@
 mod delete;
 pub mod delta;
 mod detached;
+mod downgrade;
 mod ed25519;
 mod gpg_agent;
+mod here;
 pub mod hold;
 mod key_folder;
 pub mod metrics;
@@ -40,6 +42,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::here::Missing;
 use self::hold::Hold;
 use self::metrics::Metrics;
 use self::polled::Noted;
@@ -127,6 +130,14 @@ pub enum ChannelError {
         number: u32,
         /// Why.
         reason: String,
+    },
+    /// Everybody would be led back.
+    #[error("every system of the channel `{channel}` would be led back: {why}; say --allow-downgrade if that is meant")]
+    Downgrade {
+        /// Which channel.
+        channel: String,
+        /// What is older.
+        why: String,
     },
     /// The same commit is a later release, which is what counts.
     #[error(
@@ -251,6 +262,7 @@ pub struct Channels {
     /// What clients read of the repositories.
     reads: std::sync::Mutex<Reads>,
     unknown: std::sync::Mutex<Unknown>,
+    missing: Missing,
     /// Releases that systems of other people run.
     polled: std::sync::Mutex<Noted>,
     /// How long a retired commit stays, and how long after somebody has read of it.
@@ -277,6 +289,7 @@ impl Channels {
             following,
             reads,
             unknown,
+            missing: Missing::default(),
             polled,
             grace: GRACE,
             stop: CancellationToken::new(),
@@ -446,16 +459,18 @@ impl Channels {
     ///
     /// # Errors
     /// [`ChannelError`]; nodes that pull by commit are served all the same.
-    pub async fn settle(&self) -> Result<(), ChannelError> {
+    pub async fn settle(&self, now: OffsetDateTime) -> Result<(), ChannelError> {
         let _writing = self.turn().await?;
         let channels = self.store.channels().await?;
         let profiles: BTreeSet<&str> = channels.iter().map(|c| c.profile.as_str()).collect();
         for profile in &profiles {
+            self.clear_after(profile, now).await;
             let signer = self.signer().await?;
             let (repository, channels) = (self.folder().join(profile), channels.clone());
             let profile = (*profile).to_owned();
             blocking(move || settle(&Repository::open(&repository)?, &channels, &profile, &signer)).await?;
         }
+        self.look_for_commits().await?;
         let left: BTreeSet<String> = self.store.retired().await?.into_iter().map(|retired| retired.profile).collect();
         for profile in left.iter().filter(|profile| !profiles.contains(profile.as_str())) {
             // After a backup was restored, there may be no repository.

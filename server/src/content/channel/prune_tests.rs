@@ -1,5 +1,7 @@
 //! What pruning promises, for any channel and whoever uses it.
 
+use std::collections::BTreeSet;
+
 use nkd_api::channel::Promoted;
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
@@ -96,8 +98,9 @@ proptest! {
         // Whoever runs a release is led nowhere that the way did not lead before.
         let asker = Asker { node: None, wariness: Some(wariness) };
         for commit in users.machines.iter().map(|(_, commit)| commit).chain(users.polled.iter().map(|p| &p.commit)) {
-            let before = graph::explain(&channel, commit, &asker, at(minutes)).unwrap_or_default();
-            for (release, closed) in graph::explain(&after, commit, &asker, at(minutes)).unwrap_or_default() {
+            let none = BTreeSet::new();
+            let before = graph::explain(&channel, &none, commit, &asker, at(minutes)).unwrap_or_default();
+            for (release, closed) in graph::explain(&after, &none, commit, &asker, at(minutes)).unwrap_or_default() {
                 let was = before.iter().find(|(r, _)| r.number == release.number).map(|(_, closed)| closed);
                 let was_open = matches!(was, Some(None | Some(graph::Absent::Newer(_))));
                 prop_assert!(closed.is_some() || was_open, "{:?} was {:?}", release, was);

@@ -8,6 +8,7 @@ use nkd_api::channel::{Channel, PromoteOrder, Promoted, PublishOrder, Release};
 use time::OffsetDateTime;
 
 use super::delta::origins;
+use super::downgrade::{self, Offered};
 use super::mirror::Record;
 use super::polled::NEEDED_FOR;
 use super::program::ProgramError;
@@ -98,15 +99,28 @@ impl Channels {
         let version = version.filter(|version| !version.trim().is_empty());
         let version = version.ok_or_else(|| wrong("version", "the commit does not tell it: say it with --version"))?;
         let kubernetes = order.kubernetes.clone().or_else(|| found.kubernetes.clone());
+        if there.is_none() && !order.allow_downgrade {
+            let made_at = found.made_at;
+            let offered =
+                Offered { commit: &found.commit, version: &version, kubernetes: kubernetes.as_deref(), made_at };
+            self.not_older(&channel, &offered).await?;
+        }
 
         step("taking the commit, and verifying it");
         let (source, commit) = (found.source, found.commit.clone());
-        let (repository, signed_by) = blocking(move || {
+        let taken = blocking(move || {
             let repository = Repository::open(&folder)?;
             let signed_by = repository.take(&source.repository, &commit, &keys)?;
             Ok((repository, signed_by))
-        })
-        .await?;
+        });
+        let profile = channel.profile.clone();
+        let (repository, signed_by) = match taken.await {
+            Ok(taken) => taken,
+            Err(error) => {
+                self.clear_after(&profile, now).await;
+                return Err(error);
+            }
+        };
         let release = there.unwrap_or_else(|| Release {
             number: next_number(&channel),
             version,
@@ -121,7 +135,25 @@ impl Channels {
             dead_end: None,
             rollout_minutes: order.rollout_minutes,
         });
-        self.list(repository, (channel, revision), release, upstream, step).await
+        let listed = self.list(repository, (channel, revision), release, upstream, step).await;
+        if listed.is_err() {
+            self.clear_after(&profile, now).await;
+        }
+        listed
+    }
+
+    /// Refuses what is older than the release that systems are led to now.
+    async fn not_older(&self, channel: &Channel, offered: &Offered<'_>) -> Result<(), ChannelError> {
+        let Some(newest) = downgrade::newest(channel) else { return Ok(()) };
+        let (folder, commit) = (self.folder().join(&channel.profile), newest.commit.clone());
+        let made_at = blocking(move || match Repository::at(&folder) {
+            Ok(repository) if repository.has(&commit) => repository.made_at(&commit).map(Some),
+            _ => Ok(None),
+        });
+        match downgrade::older(newest, made_at.await?, offered) {
+            Some(why) => Err(ChannelError::Downgrade { channel: channel.name.clone(), why }),
+            None => Ok(()),
+        }
     }
 
     /// A release that is there. Who names a key wants to know whether the commit bears its signature: what is served stays as it
@@ -196,6 +228,12 @@ impl Channels {
         if let Some(there) = target.releases.iter().rfind(same) {
             open(&order.to, there)?;
             return Ok(there.clone());
+        }
+        if !order.allow_downgrade {
+            let (ours, commit) = (repository.clone(), release.commit.clone());
+            let made_at = blocking(move || ours.made_at(&commit)).await?;
+            let (commit, version, kubernetes) = (&release.commit, &release.version, release.kubernetes.as_deref());
+            self.not_older(&target, &Offered { commit, version, kubernetes, made_at }).await?;
         }
         let release = Release {
             number: next_number(&target),
@@ -272,6 +310,7 @@ impl Channels {
             self.store.save_channel(&channel, revision).await?;
         }
         step("writing the summary");
+        self.look_for(&self.store.channels().await?, &channel.profile).await;
         let (channels, profile, by) = (self.store.channels().await?, channel.profile, Arc::clone(signer));
         let settled = blocking(move || settle(&repository, &channels, &profile, &by)).await;
         if let Err(error) = settled {
@@ -309,6 +348,7 @@ struct Found {
     commit: String,
     version: Option<String>,
     kubernetes: Option<String>,
+    made_at: OffsetDateTime,
 }
 
 impl Found {
@@ -331,6 +371,7 @@ impl Found {
         })?;
         let version = repository.metadata(&commit, "version")?;
         let kubernetes = repository.metadata(&commit, KUBERNETES)?;
+        let made_at = repository.made_at(&commit)?;
         if let Some(said) = kubernetes.as_ref().filter(|said| !is_version(said)) {
             return Err(wrong("kubernetes", &format!("the commit says `{said}` ({KUBERNETES}): it is like v1.31.4")));
         }
@@ -341,7 +382,7 @@ impl Found {
         // A ref that was fetched from a remote is called REMOTE:REF. Names of our own are no builder's.
         let reference = reference.map(|name| name.split_once(':').map_or(name.clone(), |(_, name)| name.to_owned()));
         let reference = reference.filter(|name| !name.starts_with("nkd/")).unwrap_or_default();
-        Ok(Self { source, reference, commit, version, kubernetes })
+        Ok(Self { source, reference, commit, version, kubernetes, made_at })
     }
 }
 

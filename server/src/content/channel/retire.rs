@@ -140,6 +140,7 @@ impl Channels {
     /// Refs and summary of a repository, as the list of releases has them.
     pub(super) async fn settle_profile(&self, profile: &str) -> Result<(), ChannelError> {
         let (channels, signer) = (self.store.channels().await?, self.signer().await?);
+        self.look_for(&channels, profile).await;
         let (folder, profile) = (self.folder().join(profile), profile.to_owned());
         blocking(move || settle(&Repository::at(&folder)?, &channels, &profile, &signer)).await
     }

@@ -2,6 +2,7 @@
 
 mod delete;
 mod deltas;
+mod here;
 mod mirror;
 mod promote;
 mod prune;
@@ -296,6 +297,13 @@ async fn a_release_without_room_says_so_and_leaves_nothing() {
         refused(&order, "there is no room for commit");
     }
     assert_eq!(place.ok(&["channel", "list", "-o", "json"]).trim(), "[]", "nothing was published");
+    let ours = state.join("ostree/lab");
+    let left = |folder: &str, of: &str| {
+        let names = std::fs::read_dir(ours.join(folder)).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_str().unwrap().contains(of)).count()
+    };
+    assert_eq!((left("state", "commitpartial"), left("tmp", "staging-")), (0, 0));
+    assert!(good("find", &[ours.join("objects").to_str().unwrap(), "-type", "f"]).is_empty());
     builder.build("2", b"small", &signed);
     good("gpgconf", &["--homedir", &home, "--kill", "gpg-agent"]);
     let release = publish(&place, &builder, &["--key", &public]);
