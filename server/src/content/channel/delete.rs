@@ -1,7 +1,8 @@
 //! A channel goes with all its releases; their objects leave the repository later, as those of retired ones do.
 //!
 //! The list without the channel, its commits among the retired ones and the audit trail are one write; refs and summary
-//! follow, and are made right again at every start ([`Channels::settle`]).
+//! follow, and are made right again at every start ([`Channels::settle`]). The numbers of its releases are never given
+//! again: a channel of this name goes on where this one ended.
 
 use std::sync::PoisonError;
 

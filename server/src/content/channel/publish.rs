@@ -107,8 +107,9 @@ impl Channels {
             Ok((repository, signed_by))
         })
         .await?;
-        let release = there.unwrap_or_else(|| Release {
-            number: next_number(&channel),
+        let number = self.store.next_release(name).await?;
+        let release = there.unwrap_or(Release {
+            number,
             version,
             commit: found.commit,
             reference: found.reference,
@@ -198,7 +199,7 @@ impl Channels {
             return Ok(there.clone());
         }
         let release = Release {
-            number: next_number(&target),
+            number: self.store.next_release(&order.to).await?,
             published_at: now,
             promoted_from: Some(Promoted { channel: name.into(), release: release.number }),
             barrier: order.barrier,
@@ -295,11 +296,6 @@ fn open(channel: &str, release: &Release) -> Result<(), ChannelError> {
 
 pub(super) fn is_version(text: &str) -> bool {
     crate::cluster::file::syntax::version(text).is_some()
-}
-
-/// The newest release never goes, so no number comes twice.
-fn next_number(channel: &Channel) -> u32 {
-    channel.newest().map_or(1, |release| release.number + 1)
 }
 
 /// What an order found in its repository.
