@@ -25,7 +25,7 @@ use super::error::chain;
 use super::extract::{Json, Path, lines_of};
 use super::page_cache::PageCache;
 use super::{ApiError, Connection};
-use crate::content::channel::{ChannelError, joined};
+use crate::content::channel::{ChannelError, joined, text};
 use crate::content::image::profile;
 use crate::service::Service;
 
@@ -89,6 +89,8 @@ pub(super) async fn publish(
     Json(order): Json<PublishOrder>,
 ) -> Result<Response> {
     caller.require(Role::Operator)?;
+    // Before the audit trail has them.
+    text::of_publication(&order).map_err(|error| ApiError::invalid(error.to_string()))?;
     caller.audit(&service, "channel.publish", &name, &order.ostree).await?;
     let channels = Arc::clone(&service.channels);
     Ok(told(caller, service, "channel.publish", name.clone(), |step| async move {
@@ -161,13 +163,13 @@ pub(super) async fn mark(
     Json(order): Json<MarkOrder>,
 ) -> Result<Json<Release>> {
     caller.require(Role::Operator)?;
+    text::of_mark(&order).map_err(|error| ApiError::invalid(error.to_string()))?;
     let detail = serde_json::to_string(&order).unwrap_or_default();
     caller.audit(&service, "channel.mark", &format!("{name} {number}"), &detail).await?;
     match service.channels.mark(&name, number, order).await {
         Ok(release) => Ok(Json(release)),
         Err(ChannelError::Store(error)) => Err(error.into()),
         Err(error @ ChannelError::Again { .. }) => Err(ApiError::conflict(chain(&error))),
-        Err(error @ ChannelError::Order { .. }) => Err(ApiError::invalid(chain(&error))),
         Err(error) => Err(ApiError::not_found(chain(&error))),
     }
 }

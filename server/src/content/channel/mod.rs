@@ -23,6 +23,7 @@ mod repository;
 pub mod retire;
 mod signer;
 mod source;
+pub mod text;
 pub mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,8 +60,6 @@ const ED25519_KEY: &str = "channel/ed25519-key";
 /// The public halves, beside the repositories.
 const KEY_FILE: &str = "key.asc";
 const ED25519_KEY_FILE: &str = "key.ed25519";
-/// Of a dead end, in characters.
-const LONGEST_REASON: usize = 500;
 /// Of retired commits.
 const GRACE: time::Duration = time::Duration::hours(1);
 
@@ -475,12 +474,6 @@ impl Channels {
         let missing = || ChannelError::Missing { channel: name.into(), number };
         let none = || ChannelError::NoChannel(name.to_owned());
         let (mut channel, revision) = self.store.channel(name).await?.ok_or_else(none)?;
-        if order.dead_end.as_ref().is_some_and(|reason| reason.chars().count() > LONGEST_REASON) {
-            return Err(wrong(
-                "deadEnd",
-                &format!("the reason goes to every node: at most {LONGEST_REASON} characters"),
-            ));
-        }
         let commit = channel.release(number).ok_or_else(missing)?.commit.clone();
         // A commit that was published twice is what its last release says.
         let counts =

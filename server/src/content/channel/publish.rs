@@ -14,7 +14,7 @@ use super::program::ProgramError;
 use super::repository::Keys;
 use super::signer::Signer;
 use super::source::Source;
-use super::{ChannelError, Channels, Repository, blocking, put_away, settle, wrong};
+use super::{ChannelError, Channels, Repository, blocking, put_away, settle, text, wrong};
 use crate::content::image::profile;
 use crate::machine::lifecycle::{NAME_RULE, valid_name};
 
@@ -97,6 +97,10 @@ impl Channels {
         let version = order.version.clone().or_else(|| found.version.clone());
         let version = version.filter(|version| !version.trim().is_empty());
         let version = version.ok_or_else(|| wrong("version", "the commit does not tell it: say it with --version"))?;
+        if there.is_none() && !text::is_version(&version) {
+            let reason = "what the commit says is too long, or has control characters: say another one with --version";
+            return Err(wrong("version", reason));
+        }
         let kubernetes = order.kubernetes.clone().or_else(|| found.kubernetes.clone());
 
         step("taking the commit, and verifying it");

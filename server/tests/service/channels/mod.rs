@@ -449,6 +449,11 @@ async fn wrong_orders_say_what_to_do() {
     refused(&place.cli(&["channel", "mark", "none", "1", "--barrier", "true"]), "there is no channel `none`");
     let long = "x".repeat(501);
     refused(&place.cli(&["channel", "mark", "stable", "1", "--dead-end", &long]), "at most 500 characters");
+    refused(&place.cli(&["channel", "mark", "stable", "1", "--dead-end", "a\nb"]), "deadEnd: character 2 is a control");
+    refused(&order(&["--version", "1\u{1b}[2J"]), "version: character 2 is a control character");
+    refused(&order(&["--notes", &"x".repeat(4001)]), "notes: it has 4001 characters: write at most 4000");
+    let trail = place.ok(&["audit"]);
+    assert!(!trail.contains(&long) && !trail.contains("[2J"), "{trail}");
     // The same commit once more, called otherwise: marks of the first would not count, and a dead end stays one.
     publish(&place, &builder, &["--version", "1 again"]);
     let mark = |number| place.cli(&["channel", "mark", "stable", number, "--dead-end", "it eats disks"]);

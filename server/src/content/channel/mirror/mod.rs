@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use self::decide::{Offered, Verdict, judge, pause};
 use self::upstream::Upstream;
 use super::publish::{fits, is_version, new_channel};
-use super::{ChannelError, Channels, Repository, blocking, wrong};
+use super::{ChannelError, Channels, Repository, blocking, text, wrong};
 use crate::http::chain;
 use crate::machine::lifecycle::{NAME_RULE, valid_name};
 use crate::store::StoreError;
@@ -261,8 +261,9 @@ impl Channels {
             ostree: upstream.path().display().to_string(),
             reference: Some(mirror.reference.clone()),
             kubernetes: mirror.kubernetes.clone(),
-            // A commit that has no version is called by its name.
-            version: offered.version.is_none().then(|| commit.chars().take(12).collect()),
+            // A commit that has no version, or none that can be shown, is called by its name.
+            version: (!offered.version.as_deref().is_some_and(text::is_version))
+                .then(|| commit.chars().take(12).collect()),
             profile: Some(mirror.profile.clone()),
             architecture: Some(mirror.architecture.clone()),
             key: record.keys.as_ref().map(|_| upstream.keys().display().to_string()),
