@@ -109,6 +109,12 @@ pub enum ChannelError {
         "the channel `{0}` follows no upstream: `nkd channel mirror {0} --from ADDRESS --ref REF` makes it follow one"
     )]
     NoMirror(String),
+    /// A program of a service that was killed does not end.
+    #[error(
+        "{}: what a service that was killed left running there does not end: see who has the file `lock` open, and whether its disk answers",
+        .0.display()
+    )]
+    LeftRunning(PathBuf),
     /// Something else was ordered while a look was under way.
     #[error("the channel `{0}` follows another upstream by now, or none")]
     FollowsAnother(String),

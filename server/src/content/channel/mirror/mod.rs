@@ -4,6 +4,7 @@
 //! goes on. A look that fails leaves the channel as it is; the next one comes after a pause that doubles.
 
 pub mod decide;
+mod leftover;
 mod upstream;
 
 use std::collections::BTreeSet;
