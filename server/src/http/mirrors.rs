@@ -14,7 +14,7 @@ use super::ApiError;
 use super::auth::Caller;
 use super::error::chain;
 use super::extract::{Json, Path};
-use crate::content::channel::mirror::address;
+use crate::content::channel::mirror::{MirrorNow, address};
 use crate::content::channel::{ChannelError, text};
 use crate::service::Service;
 
@@ -22,8 +22,8 @@ type Result<T> = std::result::Result<T, ApiError>;
 type App = State<Arc<Service>>;
 
 /// What a channel follows, and how that goes.
-#[utoipa::path(get, path = "/api/v1/channels/{channel}/mirror", tag = "channels", responses((status = 200, body = Mirror), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn show(State(service): App, caller: Caller, Path(name): Path<String>) -> Result<Json<Mirror>> {
+#[utoipa::path(get, path = "/api/v1/channels/{channel}/mirror", tag = "channels", responses((status = 200, body = MirrorNow), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn show(State(service): App, caller: Caller, Path(name): Path<String>) -> Result<Json<MirrorNow>> {
     caller.require(Role::Viewer)?;
     Ok(Json(service.channels.mirror(&name).await.map_err(told)?))
 }

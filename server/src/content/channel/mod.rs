@@ -253,6 +253,8 @@ pub struct Channels {
     mirrors: watch::Sender<()>,
     /// What channels follow changes, or a release of an upstream is published.
     following: Mutex<()>,
+    /// Since when upstreams are being looked at, by channel.
+    looking: std::sync::Mutex<BTreeMap<String, OffsetDateTime>>,
     /// What clients read of the repositories.
     reads: std::sync::Mutex<Reads>,
     unknown: std::sync::Mutex<Unknown>,
@@ -280,6 +282,7 @@ impl Channels {
             metrics,
             mirrors,
             following,
+            looking: std::sync::Mutex::default(),
             reads,
             unknown,
             polled,
