@@ -17,6 +17,7 @@ use super::channel_mirror::{self as mirror, MirrorArgs};
 use super::client::{self, ClientError, segment};
 use super::context::ContextArgs;
 use super::output::{OutputArgs, age, table};
+use crate::content::channel::PublishLine;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ChannelCommand {
@@ -343,15 +344,20 @@ fn marks(release: &Release) -> String {
 async fn follow(response: reqwest::Response, channel: &str) -> Result<Release, CliError> {
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(Duration::from_millis(120));
-    let release = client::follow(response, |line| match line {
+    let last = client::follow(response, |line: PublishLine| match line.update {
         PublishUpdate::Step { name } => {
             bar.set_message(name);
             None
         }
-        PublishUpdate::Done { release } => Some(Ok(*release)),
+        PublishUpdate::Done { release } => Some(Ok((*release, line.summary_problem))),
         PublishUpdate::Failed { message } => Some(Err(ClientError::Publish(message))),
     });
-    let release = release.await;
+    let last = last.await;
     bar.finish_and_clear();
-    Ok(release.ok_or_else(|| ClientError::BrokeOff(format!("nkd channel show {channel}")))??)
+    let (release, problem) = last.ok_or_else(|| ClientError::BrokeOff(format!("nkd channel show {channel}")))??;
+    if let Some(problem) = problem {
+        let is = "the release is published, and nodes pull it; the signed summary of its repository is not written yet";
+        eprintln!("warning: {is}: {problem}; the service tries that again by itself: put right what it says");
+    }
+    Ok(release)
 }

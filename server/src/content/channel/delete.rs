@@ -35,10 +35,8 @@ impl Channels {
         self.unknown.lock().unwrap_or_else(PoisonError::into_inner).forget(name);
         self.metrics.forget(name);
         tracing::info!(channel = name, releases = channel.releases.len(), "a channel is deleted");
-        if let Err(error) = self.settle_profile(&channel.profile).await {
-            // It is off the list. The next start, or the next release, writes the summary.
-            tracing::error!(error = &error as &dyn std::error::Error, channel = name, "the summary is not written");
-        }
+        // It is off the list whatever comes of that.
+        self.note_settled(&channel.profile, name, self.settle_profile(&channel.profile).await);
         Ok(DeletedChannel { last_asked_at: polled.iter().map(|polled| polled.at).max(), channel })
     }
 }

@@ -25,6 +25,7 @@ mod signer;
 mod source;
 pub mod text;
 pub mod unknown;
+mod unsettled;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
@@ -51,6 +52,7 @@ pub use self::repository::Repository;
 use self::signer::Signer;
 pub use self::source::SourceError;
 use self::unknown::Unknown;
+pub use self::unsettled::PublishLine;
 use crate::store::{Store, StoreError};
 
 /// Name of the sealed OpenPGP key.
@@ -255,6 +257,8 @@ pub struct Channels {
     following: Mutex<()>,
     /// Since when upstreams are being looked at, by channel.
     looking: std::sync::Mutex<BTreeMap<String, OffsetDateTime>>,
+    /// Repositories whose summary could not be written, by profile, and why.
+    unsettled: std::sync::Mutex<BTreeMap<String, String>>,
     /// What clients read of the repositories.
     reads: std::sync::Mutex<Reads>,
     unknown: std::sync::Mutex<Unknown>,
@@ -283,6 +287,7 @@ impl Channels {
             mirrors,
             following,
             looking: std::sync::Mutex::default(),
+            unsettled: std::sync::Mutex::default(),
             reads,
             unknown,
             polled,

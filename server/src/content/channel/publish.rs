@@ -277,12 +277,10 @@ impl Channels {
             self.store.save_channel(&channel, revision).await?;
         }
         step("writing the summary");
-        let (channels, profile, by) = (self.store.channels().await?, channel.profile, Arc::clone(signer));
+        let (channels, profile, by) = (self.store.channels().await?, channel.profile.clone(), Arc::clone(signer));
         let settled = blocking(move || settle(&repository, &channels, &profile, &by)).await;
-        if let Err(error) = settled {
-            // It is published: nodes pull by commit. The next start, or the next release, writes the summary.
-            tracing::error!(error = &error as &dyn std::error::Error, channel = name, "the summary is not written");
-        }
+        // It is published whatever came of that: nodes pull by commit.
+        self.note_settled(&channel.profile, &name, settled);
         tracing::info!(channel = name, release = number, commit = release.commit, "published");
         Ok(release)
     }
