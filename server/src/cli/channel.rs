@@ -12,11 +12,11 @@ use nkd_api::channel::{
 use reqwest::Method;
 use time::OffsetDateTime;
 
-use super::CliError;
 use super::channel_mirror::{self as mirror, MirrorArgs};
 use super::client::{self, ClientError, segment};
 use super::context::ContextArgs;
 use super::output::{OutputArgs, age, table};
+use super::{CliError, confirm};
 use crate::content::channel::PublishLine;
 
 #[derive(Debug, Subcommand)]
@@ -44,6 +44,9 @@ pub(super) enum ChannelCommand {
     Delete {
         /// Channel
         name: String,
+        /// The name once more, instead of typing it
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -222,8 +225,13 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
                 if lines.is_empty() { format!("{name}: nothing is older than that") } else { lines.join("\n") }
             });
         }
-        ChannelCommand::Delete { name, output } => {
+        ChannelCommand::Delete { name, confirm, output } => {
             let path = format!("/api/v1/channels/{}", segment(&name));
+            let channel: Channel = client.get(&path).await?;
+            let count = channel.releases.len();
+            let loss = format!("{name} goes with its {count} releases: nothing leads systems there any more.");
+            let confirm = confirm::name_of("channel", &name, (confirm, "channel delete"), &loss)?;
+            let path = format!("{path}?confirm={}", segment(&confirm));
             let deleted: DeletedChannel = client.call(Method::DELETE, &path, None::<&()>).await?;
             output.print(&deleted, |deleted| {
                 let count = deleted.channel.releases.len();

@@ -15,14 +15,16 @@ use nkd_api::channel::{
     UnknownRelease,
 };
 use nkd_api::user::Role;
+use serde::Deserialize;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 use tower_http::services::{ServeDir, ServeFile};
+use utoipa::IntoParams;
 
 use super::auth::Caller;
 use super::error::chain;
-use super::extract::{Json, Path, lines_of};
+use super::extract::{Json, Path, Query, lines_of};
 use super::page_cache::PageCache;
 use super::{ApiError, Connection};
 use crate::content::channel::{ChannelError, PublishLine, joined, text};
@@ -207,14 +209,28 @@ pub(super) async fn prune(
     }
 }
 
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct DeleteQuery {
+    /// The name of the channel once more.
+    confirm: String,
+}
+
 /// Deletes a channel with all its releases, unless somebody needs it. Their objects go later, when nobody reads them any more.
-#[utoipa::path(delete, path = "/api/v1/channels/{channel}", tag = "channels", responses((status = 200, body = DeletedChannel), (status = "4XX", body = ErrorBody)))]
+#[utoipa::path(delete, path = "/api/v1/channels/{channel}", tag = "channels", params(DeleteQuery), responses((status = 200, body = DeletedChannel), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn delete(
     State(service): App,
     caller: Caller,
     Path(name): Path<String>,
+    Query(query): Query<DeleteQuery>,
 ) -> Result<Json<DeletedChannel>> {
     caller.require(Role::Operator)?;
+    if query.confirm != name {
+        return Err(ApiError::invalid(format!(
+            "confirm: `{}` is not the name of the channel `{name}`: nothing was changed",
+            query.confirm
+        )));
+    }
     caller.audit(&service, "channel.delete", &name, "").await?;
     let channels = Arc::clone(&service.channels);
     // It goes on if the caller leaves.
