@@ -12,11 +12,12 @@ use nkd_api::channel::{
 use reqwest::Method;
 use time::OffsetDateTime;
 
-use super::CliError;
 use super::channel_mirror::{self as mirror, MirrorArgs};
 use super::client::{self, ClientError, segment};
 use super::context::ContextArgs;
 use super::output::{OutputArgs, age, table};
+use super::{CliError, confirm};
+use crate::content::channel::PublishLine;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ChannelCommand {
@@ -43,6 +44,9 @@ pub(super) enum ChannelCommand {
     Delete {
         /// Channel
         name: String,
+        /// The name once more, instead of typing it
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -226,8 +230,13 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
                 if lines.is_empty() { format!("{name}: nothing is older than that") } else { lines.join("\n") }
             });
         }
-        ChannelCommand::Delete { name, output } => {
+        ChannelCommand::Delete { name, confirm, output } => {
             let path = format!("/api/v1/channels/{}", segment(&name));
+            let ShownChannel { channel, .. } = client.get(&path).await?;
+            let count = channel.releases.len();
+            let loss = format!("{name} goes with its {count} releases: nothing leads systems there any more.");
+            let confirm = confirm::name_of("channel", &name, (confirm, "channel delete"), &loss)?;
+            let path = format!("{path}?confirm={}", segment(&confirm));
             let deleted: DeletedChannel = client.call(Method::DELETE, &path, None::<&()>).await?;
             output.print(&deleted, |deleted| {
                 let count = deleted.channel.releases.len();
@@ -353,15 +362,20 @@ fn marks(release: &Release) -> String {
 async fn follow(response: reqwest::Response, channel: &str) -> Result<Release, CliError> {
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(Duration::from_millis(120));
-    let release = client::follow(response, |line| match line {
+    let last = client::follow(response, |line: PublishLine| match line.update {
         PublishUpdate::Step { name } => {
             bar.set_message(name);
             None
         }
-        PublishUpdate::Done { release } => Some(Ok(*release)),
+        PublishUpdate::Done { release } => Some(Ok((*release, line.summary_problem))),
         PublishUpdate::Failed { message } => Some(Err(ClientError::Publish(message))),
     });
-    let release = release.await;
+    let last = last.await;
     bar.finish_and_clear();
-    Ok(release.ok_or_else(|| ClientError::BrokeOff(format!("nkd channel show {channel}")))??)
+    let (release, problem) = last.ok_or_else(|| ClientError::BrokeOff(format!("nkd channel show {channel}")))??;
+    if let Some(problem) = problem {
+        let is = "the release is published, and nodes pull it; the signed summary of its repository is not written yet";
+        eprintln!("warning: {is}: {problem}; the service tries that again by itself: put right what it says");
+    }
+    Ok(release)
 }

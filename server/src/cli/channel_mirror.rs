@@ -13,6 +13,7 @@ use super::CliError;
 use super::channel::{minutes, span};
 use super::client::{Client, segment};
 use super::output::{OutputArgs, age};
+use crate::content::channel::mirror::MirrorNow;
 
 /// How often it is looked whether a look has ended.
 const POLL: Duration = Duration::from_millis(500);
@@ -67,7 +68,7 @@ pub(super) async fn run(args: MirrorArgs, client: &Client) -> Result<(), CliErro
     }
     let absolute = |path: String| std::path::absolute(&path).map_or(path, |p| p.display().to_string());
     let has_looked = args.now;
-    let mirror: Mirror = match (args.from, args.reference) {
+    let now: MirrorNow = match (args.from, args.reference) {
         (Some(from), Some(reference)) => {
             let order = MirrorOrder {
                 from,
@@ -85,7 +86,8 @@ pub(super) async fn run(args: MirrorArgs, client: &Client) -> Result<(), CliErro
         _ if has_looked => look(client, &path).await?,
         _ => client.get(&path).await?,
     };
-    args.output.print(&mirror, |mirror| shown(mirror, OffsetDateTime::now_utc()));
+    args.output.print(&now, |now| shown(now, OffsetDateTime::now_utc()));
+    let mirror = now.mirror;
     match mirror.problem {
         Some(_) if has_looked => Err(CliError::Ended(format!(
             "the channel {0} is as it was: put right what its mirror stands still for (`nkd channel mirror {0}` says it)",
@@ -96,13 +98,13 @@ pub(super) async fn run(args: MirrorArgs, client: &Client) -> Result<(), CliErro
 }
 
 /// Has the service look, and waits until it has. A look that was under way does not count.
-async fn look(client: &Client, path: &str) -> Result<Mirror, CliError> {
+async fn look(client: &Client, path: &str) -> Result<MirrorNow, CliError> {
     let asked: Mirror = client.call::<(), _>(Method::POST, &format!("{path}/look"), None).await?;
     let bar = ProgressBar::new_spinner().with_message(format!("looking at {}", asked.from));
     bar.enable_steady_tick(Duration::from_millis(120));
     let looked = loop {
-        match client.get::<Mirror>(path).await {
-            Ok(mirror) if mirror.looked_at == asked.looked_at => tokio::time::sleep(POLL).await,
+        match client.get::<MirrorNow>(path).await {
+            Ok(now) if now.mirror.looked_at == asked.looked_at => tokio::time::sleep(POLL).await,
             other => break other,
         }
     };
@@ -110,18 +112,21 @@ async fn look(client: &Client, path: &str) -> Result<Mirror, CliError> {
     Ok(looked?)
 }
 
-fn shown(mirror: &Mirror, now: OffsetDateTime) -> String {
+fn shown(MirrorNow { mirror, looking_since }: &MirrorNow, now: OffsetDateTime) -> String {
     let ago = |at: Option<OffsetDateTime>| at.map_or_else(|| "never".to_owned(), |at| format!("{} ago", age(at, now)));
     let trust = match &mirror.key {
         Some(key) => format!("signed with a key of {key}"),
         None => "whoever made it: no key was given".to_owned(),
     };
-    let next =
-        if mirror.next_look_at <= now { "now".to_owned() } else { format!("in {}", age(now, mirror.next_look_at)) };
+    let next = match looking_since {
+        Some(since) => format!("looking now, since {}", age(*since, now)),
+        None if mirror.next_look_at <= now => "the next time now".to_owned(),
+        None => format!("the next time in {}", age(now, mirror.next_look_at)),
+    };
     let mut lines = vec![
         format!("{}: follows {} of {}", mirror.channel, mirror.reference, mirror.from),
         format!("takes:        {trust}"),
-        format!("looked:       {}; the next time {next}, every {}", ago(mirror.looked_at), span(mirror.every_minutes)),
+        format!("looked:       {}; {next}, every {}", ago(mirror.looked_at), span(mirror.every_minutes)),
         format!("last success: {}", ago(mirror.succeeded_at)),
     ];
     if let Some(problem) = &mirror.problem {

@@ -1,14 +1,13 @@
 //! The verbs of `nkd cluster` that change a cluster.
 
-use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 use nkd_api::cluster::{Applied, Cluster, ClusterStatus, Scale};
 use reqwest::Method;
 
-use super::CliError;
 use super::client::{Client, segment};
 use super::output::OutputArgs;
+use super::{CliError, confirm};
 use crate::cluster::diff::line;
 use crate::cluster::load;
 
@@ -89,27 +88,9 @@ pub(super) async fn destroy(
 ) -> Result<(), CliError> {
     let path = format!("/api/v1/clusters/{}", segment(name));
     let status: ClusterStatus = client.get(&path).await?;
-    let confirm = match confirm {
-        Some(confirm) => confirm,
-        None if std::io::stdin().is_terminal() => {
-            let nodes: Vec<&str> = status.members.iter().map(|m| m.hostname.as_str()).collect();
-            eprint!(
-                "{name} with everything in it is lost, and the disks of {} are wiped.\nType the name of the cluster to go on: ",
-                nodes.join(", ")
-            );
-            // A prompt that cannot be shown is no reason to destroy anything: the name has to come all the same.
-            drop(std::io::stderr().flush());
-            let mut typed = String::new();
-            std::io::stdin().read_line(&mut typed).map_err(|e| CliError::Usage(format!("nothing was typed: {e}")))?;
-            typed.trim().to_owned()
-        }
-        None => {
-            return Err(CliError::Usage(format!("cluster destroy: say `--confirm {name}`: nobody is here to type it")));
-        }
-    };
-    if confirm != name {
-        return Err(CliError::Usage(format!("`{confirm}` is not `{name}`: nothing was changed")));
-    }
+    let nodes: Vec<&str> = status.members.iter().map(|m| m.hostname.as_str()).collect();
+    let loss = format!("{name} with everything in it is lost, and the disks of {} are wiped.", nodes.join(", "));
+    let confirm = confirm::name_of("cluster", name, (confirm, "cluster destroy"), &loss)?;
     let path = format!("{path}?confirm={}&force={force}", segment(&confirm));
     let status: ClusterStatus = client.call(Method::DELETE, &path, None::<&()>).await?;
     output.print(&status, |s| {

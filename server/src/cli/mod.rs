@@ -9,6 +9,7 @@ mod cluster_changes;
 mod cluster_retry;
 mod cluster_service;
 mod cluster_snapshot;
+mod confirm;
 mod context;
 mod image;
 mod lock;

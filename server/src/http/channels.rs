@@ -15,17 +15,19 @@ use nkd_api::channel::{
     ShownChannel, UnknownRelease,
 };
 use nkd_api::user::Role;
+use serde::Deserialize;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 use tower_http::services::{ServeDir, ServeFile};
+use utoipa::IntoParams;
 
 use super::auth::Caller;
 use super::error::chain;
-use super::extract::{Json, Path, lines_of};
+use super::extract::{Json, Path, Query, lines_of};
 use super::page_cache::PageCache;
 use super::{ApiError, Connection};
-use crate::content::channel::{ChannelError, joined};
+use crate::content::channel::{ChannelError, PublishLine, joined, text};
 use crate::content::image::profile;
 use crate::service::Service;
 
@@ -87,8 +89,8 @@ pub(super) async fn unknown(
     Ok(Json(service.channels.unknown(&name)))
 }
 
-/// Publishes a release. Answers with one [`PublishUpdate`] a line while it goes on; it goes on if the caller leaves.
-#[utoipa::path(post, path = "/api/v1/channels/{channel}/releases", tag = "channels", request_body = PublishOrder, responses((status = 200, body = PublishUpdate, content_type = "application/x-ndjson"), (status = "4XX", body = ErrorBody)))]
+/// Publishes a release. Answers with one [`PublishLine`] a line while it goes on; it goes on if the caller leaves.
+#[utoipa::path(post, path = "/api/v1/channels/{channel}/releases", tag = "channels", request_body = PublishOrder, responses((status = 200, body = PublishLine, content_type = "application/x-ndjson"), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn publish(
     State(service): App,
     caller: Caller,
@@ -96,15 +98,17 @@ pub(super) async fn publish(
     Json(order): Json<PublishOrder>,
 ) -> Result<Response> {
     caller.require(Role::Operator)?;
+    // Before the audit trail has them.
+    text::of_publication(&order).map_err(|error| ApiError::invalid(error.to_string()))?;
     caller.audit(&service, "channel.publish", &name, &order.ostree).await?;
     let channels = Arc::clone(&service.channels);
-    Ok(told(caller, service, "channel.publish", name.clone(), |step| async move {
+    Ok(told(caller, service, "channel.publish", (name.clone(), name.clone()), |step| async move {
         channels.publish(&name, order, OffsetDateTime::now_utc(), step).await
     }))
 }
 
-/// Makes a release of this channel the next one of another. Answers with one [`PublishUpdate`] a line, as publishing does.
-#[utoipa::path(post, path = "/api/v1/channels/{channel}/promotions", tag = "channels", request_body = PromoteOrder, responses((status = 200, body = PublishUpdate, content_type = "application/x-ndjson"), (status = "4XX", body = ErrorBody)))]
+/// Makes a release of this channel the next one of another. Answers with one [`PublishLine`] a line, as publishing does.
+#[utoipa::path(post, path = "/api/v1/channels/{channel}/promotions", tag = "channels", request_body = PromoteOrder, responses((status = 200, body = PublishLine, content_type = "application/x-ndjson"), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn promote(
     State(service): App,
     caller: Caller,
@@ -115,7 +119,7 @@ pub(super) async fn promote(
     let detail = serde_json::to_string(&order).unwrap_or_default();
     caller.audit(&service, "channel.promote", &name, &detail).await?;
     let channels = Arc::clone(&service.channels);
-    Ok(told(caller, service, "channel.promote", name.clone(), |step| async move {
+    Ok(told(caller, service, "channel.promote", (name.clone(), order.to.clone()), |step| async move {
         channels.promote(&name, order, OffsetDateTime::now_utc(), step).await
     }))
 }
@@ -123,12 +127,13 @@ pub(super) async fn promote(
 /// Hears what is done now.
 type Step = Box<dyn Fn(&str) + Send + Sync>;
 
-/// The answer to an order that takes its time: a line for each step, and the release last. It goes on if the caller leaves.
+/// The answer to an order that takes its time: a line for each step, and the release last, which is one of the channel `to`. It
+/// goes on if the caller leaves.
 fn told<F>(
     caller: Caller,
     service: Arc<Service>,
     action: &'static str,
-    name: String,
+    (name, to): (String, String),
     work: impl FnOnce(Step) -> F,
 ) -> Response
 where
@@ -137,11 +142,17 @@ where
     let (lines, stream) = mpsc::channel(64);
     let steps = lines.clone();
     // What is done now is worth less than doing it: a full channel loses it.
-    let working = work(Box::new(move |name| drop(steps.try_send(PublishUpdate::Step { name: name.to_owned() }))));
+    let line = |update, summary_problem| PublishLine { update, summary_problem };
+    let working =
+        work(Box::new(move |name| drop(steps.try_send(line(PublishUpdate::Step { name: name.to_owned() }, None)))));
     let channels = Arc::clone(&service.channels);
     channels.carry_out(async move {
         let last = match working.await {
-            Ok(release) => PublishUpdate::Done { release: Box::new(release) },
+            Ok(release) => {
+                // What cannot be read is no problem of the summary.
+                let problem = service.channels.summary_problem(&to).await.ok().flatten();
+                line(PublishUpdate::Done { release: Box::new(release) }, problem)
+            }
             Err(error) => {
                 tracing::warn!(
                     channel = name,
@@ -150,7 +161,7 @@ where
                 );
                 let message = chain(&error);
                 caller.audit_failure(&service, action, &name, &message).await;
-                PublishUpdate::Failed { message }
+                line(PublishUpdate::Failed { message }, None)
             }
         };
         // The caller may have gone away; the release is there all the same.
@@ -168,13 +179,13 @@ pub(super) async fn mark(
     Json(order): Json<MarkOrder>,
 ) -> Result<Json<Release>> {
     caller.require(Role::Operator)?;
+    text::of_mark(&order).map_err(|error| ApiError::invalid(error.to_string()))?;
     let detail = serde_json::to_string(&order).unwrap_or_default();
     caller.audit(&service, "channel.mark", &format!("{name} {number}"), &detail).await?;
     match service.channels.mark(&name, number, order).await {
         Ok(release) => Ok(Json(release)),
         Err(ChannelError::Store(error)) => Err(error.into()),
         Err(error @ ChannelError::Again { .. }) => Err(ApiError::conflict(chain(&error))),
-        Err(error @ ChannelError::Order { .. }) => Err(ApiError::invalid(chain(&error))),
         Err(error) => Err(ApiError::not_found(chain(&error))),
     }
 }
@@ -205,14 +216,28 @@ pub(super) async fn prune(
     }
 }
 
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct DeleteQuery {
+    /// The name of the channel once more.
+    confirm: String,
+}
+
 /// Deletes a channel with all its releases, unless somebody needs it. Their objects go later, when nobody reads them any more.
-#[utoipa::path(delete, path = "/api/v1/channels/{channel}", tag = "channels", responses((status = 200, body = DeletedChannel), (status = "4XX", body = ErrorBody)))]
+#[utoipa::path(delete, path = "/api/v1/channels/{channel}", tag = "channels", params(DeleteQuery), responses((status = 200, body = DeletedChannel), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn delete(
     State(service): App,
     caller: Caller,
     Path(name): Path<String>,
+    Query(query): Query<DeleteQuery>,
 ) -> Result<Json<DeletedChannel>> {
     caller.require(Role::Operator)?;
+    if query.confirm != name {
+        return Err(ApiError::invalid(format!(
+            "confirm: `{}` is not the name of the channel `{name}`: nothing was changed",
+            query.confirm
+        )));
+    }
     caller.audit(&service, "channel.delete", &name, "").await?;
     let channels = Arc::clone(&service.channels);
     // It goes on if the caller leaves.

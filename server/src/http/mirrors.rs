@@ -14,16 +14,16 @@ use super::ApiError;
 use super::auth::Caller;
 use super::error::chain;
 use super::extract::{Json, Path};
-use crate::content::channel::ChannelError;
-use crate::content::channel::mirror::address;
+use crate::content::channel::mirror::{MirrorNow, address};
+use crate::content::channel::{ChannelError, text};
 use crate::service::Service;
 
 type Result<T> = std::result::Result<T, ApiError>;
 type App = State<Arc<Service>>;
 
 /// What a channel follows, and how that goes.
-#[utoipa::path(get, path = "/api/v1/channels/{channel}/mirror", tag = "channels", responses((status = 200, body = Mirror), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn show(State(service): App, caller: Caller, Path(name): Path<String>) -> Result<Json<Mirror>> {
+#[utoipa::path(get, path = "/api/v1/channels/{channel}/mirror", tag = "channels", responses((status = 200, body = MirrorNow), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn show(State(service): App, caller: Caller, Path(name): Path<String>) -> Result<Json<MirrorNow>> {
     caller.require(Role::Viewer)?;
     Ok(Json(service.channels.mirror(&name).await.map_err(told)?))
 }
@@ -38,6 +38,7 @@ pub(super) async fn follow(
 ) -> Result<Json<Mirror>> {
     caller.require(Role::Operator)?;
     // Before the audit trail has it: a password in the address would be there for ever.
+    text::of_mirror(&order).map_err(told)?;
     address(&order.from).map_err(told)?;
     let detail = serde_json::to_string(&order).unwrap_or_default();
     caller.audit(&service, "channel.mirror", &name, &detail).await?;

@@ -26,20 +26,36 @@ impl Store {
         row.map(|row| Ok((self.seal.decode("channel", row.get(0))?, row.get(1)))).transpose()
     }
 
-    /// Writes a channel. `revision` is the one that was read; 0: it is new.
+    /// Writes a channel, and which numbers its releases have. `revision` is the one that was read; 0: it is new.
     pub async fn save_channel(&self, channel: &Channel, revision: i64) -> Result<(), StoreError> {
         let doc = self.seal.encode("channel", channel)?;
+        let mut tx = self.write.begin().await?;
         if revision == 0 {
             // No channel has had it, not one of this name that was deleted either: whoever read that one is not to take this
             // one for it.
             let insert = sqlx::query("INSERT INTO channel (name, doc, revision) VALUES (?, ?, abs(random() / 4) + 1)");
-            let done = insert.bind(&channel.name).bind(doc).execute(&self.write).await;
+            let done = insert.bind(&channel.name).bind(doc).execute(&mut *tx).await;
             done.map_err(|error| conflict(error, || format!("there is a channel `{}` already", channel.name)))?;
-            return Ok(());
+        } else {
+            let update = "UPDATE channel SET doc = ?, revision = revision + 1 WHERE name = ? AND revision = ?";
+            let done = sqlx::query(update).bind(doc).bind(&channel.name).bind(revision).execute(&mut *tx).await?;
+            if done.rows_affected() != 1 {
+                return Err(StoreError::Stale);
+            }
         }
-        let update = "UPDATE channel SET doc = ?, revision = revision + 1 WHERE name = ? AND revision = ?";
-        let done = sqlx::query(update).bind(doc).bind(&channel.name).bind(revision).execute(&self.write).await?;
-        if done.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Stale) }
+        let given = "INSERT INTO channel_number (name, last) VALUES (?, ?)
+             ON CONFLICT (name) DO UPDATE SET last = max(last, excluded.last)";
+        let newest = channel.releases.iter().map(|release| release.number).max().unwrap_or(0);
+        sqlx::query(given).bind(&channel.name).bind(newest).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// The number of a channel's next release: one that no release of a channel of this name has had.
+    pub async fn next_release(&self, name: &str) -> Result<u32, StoreError> {
+        let select = sqlx::query_scalar("SELECT last FROM channel_number WHERE name = ?").bind(name);
+        let last: Option<u32> = select.fetch_optional(&self.read).await?;
+        Ok(last.unwrap_or(0) + 1)
     }
 
     /// All mirrors by channel, each with the revision to save it with.

@@ -4,6 +4,7 @@
 use nkd_api::agent::Purpose;
 use nkd_api::machine::Identity;
 use nkd_api::upgrade::{Upgrade, UpgradeState};
+use nkd_api::user::AuditEntry;
 use serde_json::json;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use uuid::Uuid;
@@ -238,6 +239,53 @@ async fn a_backup_of_a_running_store_restores_into_an_empty_folder_only() {
     let other = target.path().join("other");
     assert!(matches!(restore(&archive, &other, &other.join("secret.key")).await, Err(BackupError::NotABackup { .. })));
     assert!(!other.join("nkd.db").exists());
+}
+
+#[tokio::test]
+async fn a_number_of_a_release_is_never_given_again() {
+    let (dir, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let running = store(dir.path()).await;
+    let channel = |numbers: &[u32]| -> nkd_api::channel::Channel {
+        let release = |number: &u32| {
+            json!({"number": number, "version": "1", "commit": number.to_string(), "reference": "",
+            "publishedAt": "2026-01-01T00:00:00Z"})
+        };
+        let releases: Vec<serde_json::Value> = numbers.iter().map(release).collect();
+        serde_json::from_value(
+            json!({"name": "stable", "profile": "lab", "architecture": "x86_64", "releases": releases}),
+        )
+        .unwrap()
+    };
+    assert_eq!(running.next_release("stable").await.unwrap(), 1);
+    running.save_channel(&channel(&[1, 2, 3]), 0).await.unwrap();
+    let (_, revision) = running.channel("stable").await.unwrap().unwrap();
+    // Its newest one went, whoever took it.
+    running.save_channel(&channel(&[1, 2]), revision).await.unwrap();
+    assert_eq!(running.next_release("stable").await.unwrap(), 4);
+    let stale = running.save_channel(&channel(&[9]), revision).await;
+    assert!(matches!(stale, Err(StoreError::Stale)));
+    running.delete_channel(&channel(&[1, 2]), revision + 1, &[], NOW).await.unwrap();
+    assert_eq!(running.next_release("stable").await.unwrap(), 4, "what was refused gave none");
+    assert_eq!(running.next_release("edge").await.unwrap(), 1);
+    running.save_channel(&channel(&[4]), 0).await.unwrap();
+
+    let archive = target.path().join("nkd.backup");
+    backup(dir.path(), &dir.path().join("secret.key"), &archive).await.unwrap();
+    let fresh = target.path().join("state");
+    restore(&archive, &fresh, &fresh.join("secret.key")).await.unwrap();
+    assert_eq!(store(&fresh).await.next_release("stable").await.unwrap(), 5);
+
+    // A service of before this: the list and the audit trail know.
+    for target in ["gone 7", "gone 12", "stable 3"] {
+        let (who, action, target) = ("test".into(), "channel.retire".into(), target.into());
+        running.audit(&AuditEntry { at: NOW, who, action, target, detail: String::new() }).await.unwrap();
+    }
+    sqlx::query("DROP TABLE channel_number").execute(&running.write).await.unwrap();
+    sqlx::query("DELETE FROM _sqlx_migrations WHERE version = 11").execute(&running.write).await.unwrap();
+    running.close().await;
+    let later = store(dir.path()).await;
+    let next = async |name| later.next_release(name).await.unwrap();
+    assert_eq!((next("stable").await, next("gone").await, next("edge").await), (5, 13, 1));
 }
 
 #[tokio::test]

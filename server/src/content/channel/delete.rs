@@ -1,7 +1,8 @@
 //! A channel goes with all its releases; their objects leave the repository later, as those of retired ones do.
 //!
 //! The list without the channel, its commits among the retired ones and the audit trail are one write; refs and summary
-//! follow, and are made right again at every start ([`Channels::settle`]).
+//! follow, and are made right again at every start ([`Channels::settle`]). The numbers of its releases are never given
+//! again: a channel of this name goes on where this one ended.
 
 use std::sync::PoisonError;
 
@@ -34,10 +35,8 @@ impl Channels {
         self.unknown.lock().unwrap_or_else(PoisonError::into_inner).forget(name);
         self.metrics.forget(name);
         tracing::info!(channel = name, releases = channel.releases.len(), "a channel is deleted");
-        if let Err(error) = self.settle_profile(&channel.profile).await {
-            // It is off the list. The next start, or the next release, writes the summary.
-            tracing::error!(error = &error as &dyn std::error::Error, channel = name, "the summary is not written");
-        }
+        // It is off the list whatever comes of that.
+        self.note_settled(&channel.profile, name, self.settle_profile(&channel.profile).await);
         Ok(DeletedChannel { last_asked_at: polled.iter().map(|polled| polled.at).max(), channel })
     }
 }

@@ -25,7 +25,9 @@ mod repository;
 pub mod retire;
 mod signer;
 mod source;
+pub mod text;
 pub mod unknown;
+mod unsettled;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
@@ -53,6 +55,7 @@ pub use self::repository::Repository;
 use self::signer::Signer;
 pub use self::source::SourceError;
 use self::unknown::Unknown;
+pub use self::unsettled::PublishLine;
 use crate::store::{Store, StoreError};
 
 /// Name of the sealed OpenPGP key.
@@ -62,8 +65,6 @@ const ED25519_KEY: &str = "channel/ed25519-key";
 /// The public halves, beside the repositories.
 const KEY_FILE: &str = "key.asc";
 const ED25519_KEY_FILE: &str = "key.ed25519";
-/// Of a dead end, in characters.
-const LONGEST_REASON: usize = 500;
 /// Of retired commits.
 const GRACE: time::Duration = time::Duration::hours(1);
 
@@ -113,6 +114,12 @@ pub enum ChannelError {
         "the channel `{0}` follows no upstream: `nkd channel mirror {0} --from ADDRESS --ref REF` makes it follow one"
     )]
     NoMirror(String),
+    /// A program of a service that was killed does not end.
+    #[error(
+        "{}: what a service that was killed left running there does not end: see who has the file `lock` open, and whether its disk answers",
+        .0.display()
+    )]
+    LeftRunning(PathBuf),
     /// Something else was ordered while a look was under way.
     #[error("the channel `{0}` follows another upstream by now, or none")]
     FollowsAnother(String),
@@ -259,6 +266,10 @@ pub struct Channels {
     mirrors: watch::Sender<()>,
     /// What channels follow changes, or a release of an upstream is published.
     following: Mutex<()>,
+    /// Since when upstreams are being looked at, by channel.
+    looking: std::sync::Mutex<BTreeMap<String, OffsetDateTime>>,
+    /// Repositories whose summary could not be written, by profile, and why.
+    unsettled: std::sync::Mutex<BTreeMap<String, String>>,
     /// What clients read of the repositories.
     reads: std::sync::Mutex<Reads>,
     unknown: std::sync::Mutex<Unknown>,
@@ -287,6 +298,8 @@ impl Channels {
             metrics,
             mirrors,
             following,
+            looking: std::sync::Mutex::default(),
+            unsettled: std::sync::Mutex::default(),
             reads,
             unknown,
             missing: Missing::default(),
@@ -490,12 +503,6 @@ impl Channels {
         let missing = || ChannelError::Missing { channel: name.into(), number };
         let none = || ChannelError::NoChannel(name.to_owned());
         let (mut channel, revision) = self.store.channel(name).await?.ok_or_else(none)?;
-        if order.dead_end.as_ref().is_some_and(|reason| reason.chars().count() > LONGEST_REASON) {
-            return Err(wrong(
-                "deadEnd",
-                &format!("the reason goes to every node: at most {LONGEST_REASON} characters"),
-            ));
-        }
         let commit = channel.release(number).ok_or_else(missing)?.commit.clone();
         // A commit that was published twice is what its last release says.
         let counts =

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use tokio::io::AsyncReadExt as _;
 
 /// A program could not do it.
 #[derive(Debug, thiserror::Error)]
@@ -172,26 +173,62 @@ fn all_of(pipe: Option<impl Read>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Runs `program` to its end, or ends it: after `limit`, or when nobody waits for it any more.
+/// Runs `program` to its end, or ends it with all that it started: after `limit`, or when nobody waits for it any more.
 pub(super) async fn run_within<S: AsRef<OsStr>>(
     program: &'static str,
     package: &'static str,
     words: &[S],
+    input: Stdio,
     limit: Duration,
 ) -> Result<(), ProgramError> {
     let mut command = tokio::process::Command::new(program);
-    command.args(words).env("LC_ALL", "C.UTF-8").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = command.process_group(0).kill_on_drop(true).spawn().map_err(|source| ProgramError::Start {
-        program,
-        package,
-        source,
-    })?;
-    match tokio::time::timeout(limit, child.wait_with_output()).await {
-        Ok(Ok(output)) => judged(program, words, output).map(drop),
+    command.args(words).env("LC_ALL", "C.UTF-8").stdin(input).stdout(Stdio::null()).stderr(Stdio::piped());
+    let spawned = command.process_group(0).kill_on_drop(true).spawn();
+    // What it is given is its own from here on.
+    drop(command);
+    let mut child = spawned.map_err(|source| ProgramError::Start { program, package, source })?;
+    let group = Group::of(&child);
+    let mut complaints = child.stderr.take();
+    let ending = async {
+        let mut stderr = Vec::new();
+        if let Some(pipe) = complaints.as_mut() {
+            pipe.read_to_end(&mut stderr).await?;
+        }
+        // Last: from then on its number may be somebody else's.
+        let status = child.wait().await?;
+        Ok(Output { status, stdout: Vec::new(), stderr })
+    };
+    match tokio::time::timeout(limit, ending).await {
+        Ok(Ok(output)) => {
+            group.has_ended();
+            judged(program, words, output).map(drop)
+        }
         Ok(Err(source)) => Err(ProgramError::Lost { program, source }),
         Err(_) => {
             let said = format!("nothing came to an end in {} minutes", limit.as_secs() / 60);
             Err(ProgramError::Refused { program, verb: verb(words), said })
+        }
+    }
+}
+
+/// A process group, which ends with this. Its leader must not have been asked how it ended.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(leader: &tokio::process::Child) -> Self {
+        Self(leader.id().and_then(|number| Pid::from_raw(number.try_into().ok()?)))
+    }
+
+    fn has_ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(number) = self.0 {
+            // Those that have ended are not told to.
+            let _ = kill_process_group(number, Signal::KILL);
         }
     }
 }
@@ -250,5 +287,41 @@ mod tests {
         });
         assert!(begun.elapsed() < limit);
         assert!(matches!(programs.run("true", "coreutils", &[""], b""), Err(ProgramError::Stopped)));
+    }
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_ends_with_what_it_started() {
+        let place = tempfile::tempdir().unwrap();
+        let (held, begun) = (place.path().join("held"), place.path().join("begun"));
+        let file = std::fs::File::create(&held).unwrap();
+        file.try_lock().unwrap();
+        // What is started has no standard input of its own otherwise.
+        let script = format!("exec 3<&0; sleep 100 <&3 & touch {}; wait", begun.display());
+        let running = tokio::spawn(async move {
+            run_within("sh", "dash", &["-c", script.as_str()], file.into(), Duration::from_secs(90)).await
+        });
+        let until = async |so: &dyn Fn() -> bool| {
+            let waiting = async {
+                while !so() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(40), waiting).await.unwrap();
+        };
+        until(&|| begun.exists()).await;
+        let lock = std::fs::File::open(&held).unwrap();
+        assert!(lock.try_lock().is_err());
+        running.abort();
+        until(&|| lock.try_lock().is_ok()).await;
+    }
+
+    #[tokio::test]
+    async fn what_takes_too_long_is_ended_and_said() {
+        let (moment, long) = (Duration::from_millis(50), Duration::from_secs(90));
+        let late = run_within("sleep", "coreutils", &["100"], Stdio::null(), moment).await.unwrap_err();
+        assert!(late.says("nothing came to an end"), "{late}");
+        let refused = ["-c", "echo error: no >&2; exit 3"];
+        let refused = run_within("sh", "dash", &refused, Stdio::null(), long).await.unwrap_err();
+        assert!(refused.says("no") && !refused.says("error"), "{refused}");
+        run_within("true", "coreutils", &[""], Stdio::null(), long).await.unwrap();
     }
 }

@@ -15,7 +15,7 @@ use super::program::ProgramError;
 use super::repository::Keys;
 use super::signer::Signer;
 use super::source::Source;
-use super::{ChannelError, Channels, Repository, blocking, put_away, settle, wrong};
+use super::{ChannelError, Channels, Repository, blocking, put_away, settle, text, wrong};
 use crate::content::image::profile;
 use crate::machine::lifecycle::{NAME_RULE, valid_name};
 
@@ -98,6 +98,10 @@ impl Channels {
         let version = order.version.clone().or_else(|| found.version.clone());
         let version = version.filter(|version| !version.trim().is_empty());
         let version = version.ok_or_else(|| wrong("version", "the commit does not tell it: say it with --version"))?;
+        if there.is_none() && !text::is_version(&version) {
+            let reason = "what the commit says is too long, or has control characters: say another one with --version";
+            return Err(wrong("version", reason));
+        }
         let kubernetes = order.kubernetes.clone().or_else(|| found.kubernetes.clone());
         if there.is_none() && !order.allow_downgrade {
             let made_at = found.made_at;
@@ -106,6 +110,7 @@ impl Channels {
             self.not_older(&channel, &offered).await?;
         }
 
+        let number = self.store.next_release(name).await?;
         step("taking the commit, and verifying it");
         let (source, commit) = (found.source, found.commit.clone());
         let taken = blocking(move || {
@@ -121,8 +126,8 @@ impl Channels {
                 return Err(error);
             }
         };
-        let release = there.unwrap_or_else(|| Release {
-            number: next_number(&channel),
+        let release = there.unwrap_or(Release {
+            number,
             version,
             commit: found.commit,
             reference: found.reference,
@@ -236,7 +241,7 @@ impl Channels {
             self.not_older(&target, &Offered { commit, version, kubernetes, made_at }).await?;
         }
         let release = Release {
-            number: next_number(&target),
+            number: self.store.next_release(&order.to).await?,
             published_at: now,
             promoted_from: Some(Promoted { channel: name.into(), release: release.number }),
             barrier: order.barrier,
@@ -311,12 +316,10 @@ impl Channels {
         }
         step("writing the summary");
         self.look_for(&self.store.channels().await?, &channel.profile).await;
-        let (channels, profile, by) = (self.store.channels().await?, channel.profile, Arc::clone(signer));
+        let (channels, profile, by) = (self.store.channels().await?, channel.profile.clone(), Arc::clone(signer));
         let settled = blocking(move || settle(&repository, &channels, &profile, &by)).await;
-        if let Err(error) = settled {
-            // It is published: nodes pull by commit. The next start, or the next release, writes the summary.
-            tracing::error!(error = &error as &dyn std::error::Error, channel = name, "the summary is not written");
-        }
+        // It is published whatever came of that: nodes pull by commit.
+        self.note_settled(&channel.profile, &name, settled);
         tracing::info!(channel = name, release = number, commit = release.commit, "published");
         Ok(release)
     }
@@ -334,11 +337,6 @@ fn open(channel: &str, release: &Release) -> Result<(), ChannelError> {
 
 pub(super) fn is_version(text: &str) -> bool {
     crate::cluster::file::syntax::version(text).is_some()
-}
-
-/// The newest release never goes, so no number comes twice.
-fn next_number(channel: &Channel) -> u32 {
-    channel.newest().map_or(1, |release| release.number + 1)
 }
 
 /// What an order found in its repository.

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use super::ChannelError;
@@ -215,9 +216,10 @@ impl Repository {
         &self,
         verb: &str,
         words: &[S],
+        input: Stdio,
         limit: Duration,
     ) -> Result<(), ChannelError> {
-        Ok(run_within("ostree", "ostree", &self.words(verb, words), limit).await?)
+        Ok(run_within("ostree", "ostree", &self.words(verb, words), input, limit).await?)
     }
 
     fn words<S: AsRef<OsStr>>(&self, verb: &str, words: &[S]) -> Vec<OsString> {

@@ -16,10 +16,13 @@ use time::OffsetDateTime;
 use super::polled::NEEDED_FOR;
 use super::prune::{Users, plan};
 use super::{ChannelError, Channels, Repository, blocking, settle, wrong};
+use crate::http::chain;
 use crate::store::StoreError;
 
 /// The longest time between two looks.
 const TICK: Duration = Duration::from_secs(60);
+/// The same after looks that failed.
+const LONGEST: Duration = Duration::from_secs(3600);
 
 /// A commit that no release is any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,10 +79,8 @@ impl Channels {
             self.polled.lock().unwrap_or_else(PoisonError::into_inner).forget(name, commit);
         }
         tracing::info!(channel = name, releases = commits.len(), "releases are retired");
-        if let Err(error) = self.settle_profile(&channel.profile).await {
-            // They are off the list. The next start, or the next release, writes the summary.
-            tracing::error!(error = &error as &dyn std::error::Error, channel = name, "the summary is not written");
-        }
+        // They are off the list whatever comes of that.
+        self.note_settled(&channel.profile, name, self.settle_profile(&channel.profile).await);
         Ok(pruned)
     }
 
@@ -164,17 +165,52 @@ impl Repository {
 pub async fn run(channels: Arc<Channels>) {
     let since = OffsetDateTime::now_utc();
     let tick = Duration::try_from(channels.grace / 4).unwrap_or(TICK).clamp(Duration::from_millis(250), TICK);
+    let mut trouble = Trouble::default();
     loop {
         tokio::select! {
             () = channels.stop.cancelled() => return,
-            () = tokio::time::sleep(tick) => {}
+            () = tokio::time::sleep(trouble.rest(tick)) => {}
         }
-        match channels.sweep(since, OffsetDateTime::now_utc()).await {
+        let settled = channels.settle_again().await;
+        match settled.and(channels.sweep(since, OffsetDateTime::now_utc()).await) {
+            Ok(()) if trouble.is_over() => tracing::info!("retired releases are removed again"),
             Ok(()) | Err(ChannelError::Stopped) => {}
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "retired releases could not be removed");
+                if trouble.is_news(&chain(&error)) {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "retired releases are not removed, or a summary is not written: tried again");
+                }
             }
         }
+    }
+}
+
+/// What goes wrong again and again.
+#[derive(Debug, Default)]
+struct Trouble {
+    times: u32,
+    said: String,
+}
+
+impl Trouble {
+    /// It has gone wrong once more. Whether that was in another way than the last time.
+    fn is_news(&mut self, said: &str) -> bool {
+        self.times = self.times.saturating_add(1);
+        // Files that a program was about to write are called otherwise each time.
+        let said = said.split(' ').filter(|word| !word.contains("tmp")).collect::<Vec<_>>().join(" ");
+        let is_news = self.said != said;
+        self.said = said;
+        is_news
+    }
+
+    /// It has gone well. Whether it had not before.
+    fn is_over(&mut self) -> bool {
+        std::mem::take(self).times > 0
+    }
+
+    /// Until the next time: each failure doubles it.
+    fn rest(&self, tick: Duration) -> Duration {
+        tick.saturating_mul(1 << self.times.min(20)).min(LONGEST.max(tick))
     }
 }
 
@@ -187,5 +223,29 @@ pub(super) fn taken_off(channel: &str, release: &Release, by: &str, at: OffsetDa
         target: format!("{channel} {}", release.number),
         // Nowhere else is it known any more.
         detail: serde_json::to_string(release).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_wrong_again_is_tried_more_seldom_and_told_when_it_changes() {
+        let (mut trouble, tick) = (Trouble::default(), Duration::from_secs(60));
+        assert_eq!(trouble.rest(tick), tick);
+        assert!(!trouble.is_over());
+        assert!(trouble.is_news("renameat(./tmp.uvsHSZ, summary): the disk is full"));
+        assert_eq!(trouble.rest(tick), tick * 2);
+        assert!(!trouble.is_news("renameat(./tmp.jTUs91, summary): the disk is full"));
+        assert_eq!(trouble.rest(tick), tick * 4);
+        assert!(trouble.is_news("it is read-only"));
+        for _ in 0..40 {
+            trouble.is_news("it is read-only");
+        }
+        assert_eq!(trouble.rest(tick), LONGEST);
+        assert!(trouble.is_over() && !trouble.is_over());
+        assert_eq!(trouble.rest(tick), tick);
+        assert!(trouble.is_news("it is read-only"));
     }
 }

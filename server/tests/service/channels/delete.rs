@@ -1,6 +1,6 @@
 //! A channel goes, with everything that only it had, and nothing that somebody else needs.
 
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::harness::{Place, eventually};
@@ -37,7 +37,16 @@ async fn a_channel_goes_and_what_another_one_has_stays() {
 
     let viewer: Value =
         serde_json::from_str(&place.ok(&["user", "create", "eve", "--role", "viewer", "-o", "json"])).unwrap();
-    let words = ["channel", "delete", "stable"];
+    let words = ["channel", "delete", "stable", "--confirm", "stable"];
+    // Nobody is here to type the name.
+    let unsaid = place.cli(&words[..3]);
+    refused(&unsaid, "channel delete: say `--confirm stable`");
+    assert_eq!(unsaid.status.code(), Some(64));
+    let other = place.cli(&[&words[..4], &["stabel"]].concat());
+    refused(&other, "`stabel` is not `stable`: nothing was changed");
+    assert_eq!(other.status.code(), Some(64));
+    let sent = place.admin().call(Method::DELETE, "/api/v1/channels/stable?confirm=stabel", None).await;
+    assert_eq!(sent.0, StatusCode::BAD_REQUEST, "{}", sent.1);
     refused(&place.cli_as(viewer["token"].as_str().unwrap(), &words), "this takes the role operator");
     let told = place.ok(&words);
     assert!(
@@ -68,17 +77,17 @@ async fn a_channel_goes_and_what_another_one_has_stays() {
     good("ostree", &["fsck", &repo(&place)]);
     assert!(pull(&system(&place, "node"), &one).status.success());
 
-    // It begins anew, and what the other channel was given from a channel of its name holds nothing of it.
+    // No number means another commit now, and what the other channel was given from a channel of its name holds nothing of it.
     let three = builder.build("3", b"three", &[]);
-    assert_eq!(publish(&place, &builder, &[])["number"], 1);
+    assert_eq!(publish(&place, &builder, &[])["number"], 3);
     builder.build("4", b"four", &[]);
-    assert_eq!(publish(&place, &builder, &[])["number"], 2);
+    assert_eq!(publish(&place, &builder, &[])["number"], 4);
     assert!(place.ok(&["channel", "unknown", "stable"]).contains("Nothing found."));
     let (status, body) = graph(&place, &three).await;
     assert_eq!((status, &body["edges"]), (StatusCode::OK, &json!([[0, 1]])));
-    assert_eq!(refs(&place), [REF, "nkd/slow/1", "nkd/stable/1", "nkd/stable/2"]);
+    assert_eq!(refs(&place), [REF, "nkd/slow/1", "nkd/stable/3", "nkd/stable/4"]);
     let told = place.ok(&["channel", "prune", "stable", "--keep", "1", "--dry-run"]);
-    assert!(told.contains("stable: release 1, 3: stays: a system that asks for the graph (0a0b)"), "{told}");
+    assert!(told.contains("stable: release 3, 3: stays: a system that asks for the graph (0a0b)"), "{told}");
 }
 
 #[tokio::test]
@@ -88,7 +97,7 @@ async fn a_service_that_is_killed_while_it_deletes_ends_it_at_its_start() {
     let builder = Builder::new(&place);
     let one = builder.build("1", b"one", &[]);
     publish(&place, &builder, &[]);
-    place.ok(&["channel", "delete", "stable"]);
+    place.ok(&["channel", "delete", "stable", "--confirm", "stable"]);
     service.kill();
     // Killed before the refs went; no channel is there that would lead to this repository.
     assert!(has(&place, &one));
@@ -106,7 +115,7 @@ async fn a_service_that_is_killed_while_it_deletes_ends_it_at_its_start() {
     })
     .await;
     let two = builder.build("2", b"two", &[]);
-    assert_eq!(publish(&place, &builder, &[])["number"], 1);
+    assert_eq!(publish(&place, &builder, &[])["number"], 2, "also after a start");
     assert!(pull(&system(&place, "node"), &two).status.success());
 }
 
@@ -124,7 +133,7 @@ async fn a_channel_that_somebody_needs_stays_and_says_who() {
     let url = format!("file://{}", builder.path("repo"));
     place.ok(&["channel", "mirror", "stable", "--from", &url, "--ref", REF, "--insecure-unsigned"]);
 
-    let order = || place.cli(&["channel", "delete", "stable"]);
+    let order = || place.cli(&["channel", "delete", "stable", "--confirm", "stable"]);
     refused(&order(), "the channel `stable` is not deleted: the file of rack7 names it (spec.os.channel)");
     refused(&order(), &format!("; it follows {url}: `nkd channel mirror stable --off` ends that"));
     cluster::write(&place, &file);
@@ -132,7 +141,8 @@ async fn a_channel_that_somebody_needs_stays_and_says_who() {
     refused(&order(), "the channel `stable` is not deleted: it follows");
     place.ok(&["channel", "mirror", "stable", "--off"]);
     assert_eq!(place.ok(&["channel", "show", "stable"]).lines().count(), 2, "nothing has changed");
-    let told: Value = serde_json::from_str(&place.ok(&["channel", "delete", "stable", "-o", "json"])).unwrap();
+    let words = ["channel", "delete", "stable", "--confirm", "stable", "-o", "json"];
+    let told: Value = serde_json::from_str(&place.ok(&words)).unwrap();
     assert_eq!(
         (&told["channel"]["name"], told["channel"]["releases"].as_array().unwrap().len()),
         (&json!("stable"), 1)

@@ -177,6 +177,50 @@ async fn what_is_cut_off_on_its_way_is_no_release_until_it_came_whole() {
     assert!(pull(&system(&place, "node"), &one).status.success());
 }
 
+/// The processes that pull into a channel's mirror.
+fn pulls(place: &Place) -> Vec<String> {
+    let folder = place.state().join("ostree/.mirror-stable/repo").display().to_string();
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let pulls = entries.filter(|entry| {
+        let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words);
+        words.contains("pull") && words.contains(&folder)
+    });
+    pulls.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_of_a_service_that_was_killed_ends_before_the_next_one_begins() {
+    let place = Place::new();
+    let service = place.start().await;
+    let builder = Builder::new(&place);
+    let (one, upstream) = upstream_of_one(&place, &builder).await;
+    upstream.holds.send_replace(true);
+    follow(&place, &upstream);
+    eventually("it waits for an object", async || (upstream.held.load(Ordering::SeqCst) > 0).then_some(())).await;
+    let first = pulls(&place);
+    assert_eq!(first.len(), 1);
+    // It says what it does, also in its first look.
+    let mirror = shown(&place);
+    assert!(mirror["lookedAt"].is_null() && mirror["lookingSince"].is_string(), "{mirror}");
+    let said = place.ok(&["channel", "mirror", "stable"]);
+    assert!(said.contains("looked:       never; looking now, since "), "{said}");
+
+    service.kill();
+    assert_eq!(pulls(&place), first, "nobody ended it");
+    let _service = place.start().await;
+    eventually("another one pulls", async || {
+        let now = pulls(&place);
+        assert!(now.len() < 2, "{now:?}");
+        (!now.is_empty() && now != first).then_some(())
+    })
+    .await;
+    upstream.holds.send_replace(false);
+    let release = eventually("it is a release", async || releases(&place).first().cloned()).await;
+    assert_eq!(release["commit"], one);
+    eventually("it looks no more", async || shown(&place)["lookingSince"].is_null().then_some(())).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_is_followed_no_more_publishes_nothing_and_holds_up_nobody() {
     let place = Place::new();

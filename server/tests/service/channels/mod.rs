@@ -311,6 +311,42 @@ async fn a_release_without_room_says_so_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn whose_release_is_published_without_a_summary_is_told_and_it_is_tried_again() {
+    let place = Place::new().with("channels.grace=1");
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    builder.build("1", b"one", &[]);
+    publish(&place, &builder, &[]);
+    let ours = place.state().join("ostree/lab");
+    let summary = ours.join("summary");
+    std::fs::remove_file(&summary).unwrap();
+    std::fs::create_dir_all(summary.join("in the way")).unwrap();
+    let two = builder.build("2", b"two", &[]);
+    let repo = builder.path("repo");
+    let order = || place.cli(&["channel", "publish", "stable", "--ostree", &repo, "-o", "json"]);
+    let output = order();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("warning: the release is published") && said.contains("ostree summary"), "{said}");
+    let release: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&release["number"], &release["commit"]), (&2.into(), &two.clone().into()));
+    // It is tried again, more seldom each time, and told once.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    let log = place.log_text();
+    assert_eq!(log.matches("or a summary is not written: tried again").count(), 1, "{log}");
+
+    std::fs::remove_dir_all(&summary).unwrap();
+    let repo = format!("--repo={}", ours.display());
+    harness::eventually("it is written", async || {
+        let listed = summary.is_file().then(|| run("ostree", &["summary", &repo, "-v"]))?;
+        String::from_utf8_lossy(&listed.stdout).contains(&two).then_some(())
+    })
+    .await;
+    let again = order();
+    assert!(again.status.success() && !String::from_utf8_lossy(&again.stderr).contains("warning"), "{again:?}");
+}
+
+#[tokio::test]
 async fn what_bears_no_ed25519_signature_of_a_given_key_is_not_published() {
     let place = Place::new();
     let _service = place.start().await;
@@ -457,6 +493,11 @@ async fn wrong_orders_say_what_to_do() {
     refused(&place.cli(&["channel", "mark", "none", "1", "--barrier", "true"]), "there is no channel `none`");
     let long = "x".repeat(501);
     refused(&place.cli(&["channel", "mark", "stable", "1", "--dead-end", &long]), "at most 500 characters");
+    refused(&place.cli(&["channel", "mark", "stable", "1", "--dead-end", "a\nb"]), "deadEnd: character 2 is a control");
+    refused(&order(&["--version", "1\u{1b}[2J"]), "version: character 2 is a control character");
+    refused(&order(&["--notes", &"x".repeat(4001)]), "notes: it has 4001 characters: write at most 4000");
+    let trail = place.ok(&["audit"]);
+    assert!(!trail.contains(&long) && !trail.contains("[2J"), "{trail}");
     // The same commit once more, called otherwise: marks of the first would not count, and a dead end stays one.
     publish(&place, &builder, &["--version", "1 again"]);
     let mark = |number| place.cli(&["channel", "mark", "stable", number, "--dead-end", "it eats disks"]);

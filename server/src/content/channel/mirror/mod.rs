@@ -4,12 +4,13 @@
 //! goes on. A look that fails leaves the channel as it is; the next one comes after a pause that doubles.
 
 pub mod decide;
+mod leftover;
 mod upstream;
 
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -22,7 +23,7 @@ use tokio::task::JoinSet;
 use self::decide::{Offered, Verdict, judge, pause};
 use self::upstream::Upstream;
 use super::publish::{fits, is_version, new_channel};
-use super::{ChannelError, Channels, Repository, blocking, wrong};
+use super::{ChannelError, Channels, Repository, blocking, text, wrong};
 use crate::http::chain;
 use crate::machine::lifecycle::{NAME_RULE, valid_name};
 use crate::store::StoreError;
@@ -53,6 +54,37 @@ impl Record {
             (profile, from, reference, kubernetes, record.keys.clone(), record.ca.clone())
         };
         of(self) == of(other)
+    }
+}
+
+/// A mirror, and what it does now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MirrorNow {
+    /// The mirror.
+    #[serde(flatten)]
+    pub mirror: Mirror,
+    /// Since when the upstream is being looked at, and what is new fetched and published. None: it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
+    pub looking_since: Option<OffsetDateTime>,
+}
+
+/// A look at an upstream that is under way.
+struct Looking<'a> {
+    channels: &'a Channels,
+    channel: String,
+}
+
+impl<'a> Looking<'a> {
+    fn begin(channels: &'a Channels, channel: &str, now: OffsetDateTime) -> Self {
+        channels.looking.lock().unwrap_or_else(PoisonError::into_inner).insert(channel.to_owned(), now);
+        Self { channels, channel: channel.to_owned() }
+    }
+}
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.channels.looking.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.channel);
     }
 }
 
@@ -142,8 +174,10 @@ impl Channels {
     ///
     /// # Errors
     /// [`ChannelError::NoMirror`], and those of the store.
-    pub async fn mirror(&self, name: &str) -> Result<Mirror, ChannelError> {
-        Ok(self.followed(name).await?.0.mirror)
+    pub async fn mirror(&self, name: &str) -> Result<MirrorNow, ChannelError> {
+        // In this order: a look that ends in between is told as under way, and never as one that was not begun.
+        let looking_since = self.looking.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
+        Ok(MirrorNow { mirror: self.followed(name).await?.0.mirror, looking_since })
     }
 
     /// Looks at the upstream as soon as may be.
@@ -179,6 +213,7 @@ impl Channels {
     /// store may say that it is due.
     #[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
     async fn look(&self, record: Record, revision: i64) -> Duration {
+        let _looking = Looking::begin(self, &record.mirror.channel, OffsetDateTime::now_utc());
         let looked = self.look_at(&record).await;
         let now = OffsetDateTime::now_utc();
         let mut mirror = record.mirror.clone();
@@ -261,8 +296,9 @@ impl Channels {
             ostree: upstream.path().display().to_string(),
             reference: Some(mirror.reference.clone()),
             kubernetes: mirror.kubernetes.clone(),
-            // A commit that has no version is called by its name.
-            version: offered.version.is_none().then(|| commit.chars().take(12).collect()),
+            // A commit that has no version, or none that can be shown, is called by its name.
+            version: (!offered.version.as_deref().is_some_and(text::is_version))
+                .then(|| commit.chars().take(12).collect()),
             profile: Some(mirror.profile.clone()),
             architecture: Some(mirror.architecture.clone()),
             key: record.keys.as_ref().map(|_| upstream.keys().display().to_string()),

@@ -5,9 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -15,7 +16,7 @@ use time::macros::format_description;
 
 use super::super::repository::io;
 use super::super::{ChannelError, Repository, blocking};
-use super::Record;
+use super::{Record, leftover};
 
 /// Before the names of the folders.
 const PREFIX: &str = ".mirror-";
@@ -30,6 +31,8 @@ pub(super) struct Upstream {
     folder: PathBuf,
     repository: Repository,
     reference: String,
+    /// Ours alone, and of the programs that we run.
+    lock: File,
 }
 
 /// The commit of the ref.
@@ -47,6 +50,7 @@ impl Upstream {
         let (keys, ca) = (record.keys.clone(), record.ca.clone());
         blocking(move || {
             fs::create_dir_all(&folder).map_err(io("make", &folder))?;
+            let lock = leftover::take(&folder)?;
             let write = |name: &str, text: &str| {
                 let path = folder.join(name);
                 fs::write(&path, text).map_err(io("write", &path)).map(|()| path)
@@ -68,7 +72,7 @@ impl Upstream {
                 words.push(set);
             }
             repository.ostree("remote", &words)?;
-            Ok(Self { folder, repository, reference })
+            Ok(Self { folder, repository, reference, lock })
         })
         .await
     }
@@ -76,7 +80,7 @@ impl Upstream {
     /// What the ref stands for now: its commit alone, with its signature verified.
     pub async fn look(&self) -> Result<Commit, ChannelError> {
         let words = ["--commit-metadata-only", REMOTE, &self.reference];
-        self.repository.ostree_within("pull", &words, LOOK).await?;
+        self.repository.ostree_within("pull", &words, self.input()?, LOOK).await?;
         let (repository, reference) = (self.repository.clone(), self.reference.clone());
         blocking(move || {
             let commit = repository.commit(&format!("{REMOTE}:{reference}"))?;
@@ -95,9 +99,14 @@ impl Upstream {
             words.push(cache);
         }
         words.extend([REMOTE.into(), commit.into()]);
-        self.repository.ostree_within("pull", &words, PULL).await?;
+        self.repository.ostree_within("pull", &words, self.input()?, PULL).await?;
         let (repository, reference, commit) = (self.repository.clone(), self.reference.clone(), commit.to_owned());
         blocking(move || repository.point(&reference, &commit)).await
+    }
+
+    /// What a program gets, by which it is known.
+    fn input(&self) -> Result<Stdio, ChannelError> {
+        Ok(self.lock.try_clone().map_err(io("open", &self.folder))?.into())
     }
 
     /// Where it came to.
@@ -127,12 +136,14 @@ pub(super) async fn tidy(ours: &Path, needed: BTreeSet<String>) {
             let name = entry.file_name();
             let Some(channel) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
             if !needed.contains(channel) {
-                match remove(&entry.path()) {
+                let path = entry.path();
+                // Whoever writes there still is ended first.
+                let removed = leftover::take(&path).and_then(|_lock| remove(&path).map_err(io("remove", &path)));
+                match removed {
                     Ok(()) => tracing::info!(channel, "removed what came of an upstream that is followed no more"),
-                    // The ostree that was told to end may be at its last file.
                     Err(error) => tracing::warn!(
                         channel,
-                        %error,
+                        error = &error as &dyn std::error::Error,
                         "what came of an upstream that is followed no more is not removed yet"
                     ),
                 }
