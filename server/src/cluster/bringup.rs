@@ -426,6 +426,8 @@ impl Work {
                 let Some(api) = api else { return Ok(()) };
                 let manifest = self.manifest(&addon).await?;
                 api.apply(&addon, &manifest).await?;
+                // It is there in place of an earlier one.
+                self.record.applied.retain(|of| !(housekeeper::is_addon(of) && housekeeper::is_addon(&addon)));
                 self.record.applied.push(addon.clone());
                 self.save(vec![format!("applied {addon}")]).await?;
             }

@@ -135,9 +135,14 @@ fn the_operator_is_deployed_when_it_is_asked_for_and_again_with_another_image() 
     let mut new = without.cluster.clone();
     new.spec.housekeeper.enabled = true;
     let with = change(&without, new.clone(), NOW).unwrap().record;
-    assert_eq!(plan::addons(&with).last().map(String::as_str), Some(housekeeper::ADDON));
+    assert_eq!(plan::addons(&with).last().map(String::as_str), Some(housekeeper::ADDON.as_str()));
     assert!(!plan::is_complete(&with), "it is to be applied");
     let with = record(new.clone());
+    let mut of_before = with.clone();
+    for addon in of_before.applied.iter_mut().filter(|addon| housekeeper::is_addon(addon)) {
+        *addon = "housekeeper-0.1.0".into();
+    }
+    assert!(plan::is_complete(&with) && !plan::is_complete(&of_before), "a newer service applies its own");
     let missing = |new: Cluster| {
         let changed = change(&with, new, NOW).unwrap();
         let warned: Vec<String> = changed.warnings.into_iter().map(|w| w.path).collect();

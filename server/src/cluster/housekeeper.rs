@@ -1,11 +1,19 @@
 //! What is applied to a cluster that wants the operator: its resources and its deployment, as the operator's own folder
 //! has them (pure).
 
+use std::sync::LazyLock;
+
 use nkd_api::cluster::Cluster;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 
-/// Its name as an add-on, with the version of what is applied: a newer service applies its own.
-pub const ADDON: &str = concat!("housekeeper-", env!("CARGO_PKG_VERSION"));
+/// Its name as an add-on, with the version and the beginning of the digest of what is applied: a service that has another
+/// one applies that.
+pub static ADDON: LazyLock<String> = LazyLock::new(|| {
+    let digest = Sha256::new().chain_update(RESOURCES).chain_update(DEPLOYMENT).finalize();
+    format!("{PREFIX}{}-{}", env!("CARGO_PKG_VERSION"), &hex::encode(digest)[..8])
+});
+const PREFIX: &str = "housekeeper-";
 /// The image that nodes have, or find in their registry.
 pub const IMAGE: &str = concat!("nkd.io/housekeeper:", env!("CARGO_PKG_VERSION"));
 /// Where it is deployed.
@@ -22,7 +30,7 @@ const DEPLOYMENT: &str = include_str!("../../../operator/deploy/housekeeper.yaml
 /// Whether an add-on of that name is the operator, of this version or an earlier one.
 #[must_use]
 pub fn is_addon(addon: &str) -> bool {
-    addon.starts_with("housekeeper-")
+    addon.starts_with(PREFIX)
 }
 
 /// What is applied. With `ca` (PEM), that of this service, it looks up images in the service's registry. Further keys of that

@@ -173,7 +173,7 @@ pub fn addons(record: &Record) -> Vec<String> {
     let spec = &record.cluster.spec;
     let cni = spec.kubernetes.cni.iter().map(|_| CNI.to_owned());
     let after = (1..=spec.hooks.after.len()).map(|n| format!("after-{n}"));
-    let housekeeper = spec.housekeeper.enabled.then(|| housekeeper::ADDON.to_owned());
+    let housekeeper = spec.housekeeper.enabled.then(|| housekeeper::ADDON.clone());
     cni.chain(after).chain(housekeeper).collect()
 }
 
