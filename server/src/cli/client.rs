@@ -195,7 +195,8 @@ impl Client {
         Err(ClientError::Refused(Box::new(body)))
     }
 
-    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, ClientError> {
+    /// The answer to a request that went well.
+    pub(super) async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, ClientError> {
         response.json().await.map_err(|source| ClientError::Answer { server: self.server.clone(), source })
     }
 }
