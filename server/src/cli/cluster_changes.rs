@@ -20,7 +20,7 @@ fn read(path: &Path) -> Result<Cluster, CliError> {
     }
     checked.cluster.ok_or_else(|| {
         let lines: String = checked.problems.iter().map(|p| format!("\n  {}: {}", p.path, p.message)).collect();
-        CliError::Usage(format!("{} is not good yet, nothing was changed:{lines}", path.display()))
+        CliError::Input(format!("{} is not good yet, nothing was changed:{lines}", path.display()))
     })
 }
 
@@ -100,15 +100,15 @@ pub(super) async fn destroy(
             // A prompt that cannot be shown is no reason to destroy anything: the name has to come all the same.
             drop(std::io::stderr().flush());
             let mut typed = String::new();
-            std::io::stdin().read_line(&mut typed).map_err(|e| CliError::Usage(format!("nothing was typed: {e}")))?;
+            std::io::stdin().read_line(&mut typed).map_err(|e| CliError::Ended(format!("nothing was typed: {e}")))?;
             typed.trim().to_owned()
         }
         None => {
-            return Err(CliError::Usage(format!("cluster destroy: say `--confirm {name}`: nobody is here to type it")));
+            return Err(CliError::Words(format!("cluster destroy: say `--confirm {name}`: nobody is here to type it")));
         }
     };
     if confirm != name {
-        return Err(CliError::Usage(format!("`{confirm}` is not `{name}`: nothing was changed")));
+        return Err(CliError::Words(format!("`{confirm}` is not `{name}`: nothing was changed")));
     }
     let path = format!("{path}?confirm={}&force={force}", segment(&confirm));
     let status: ClusterStatus = client.call(Method::DELETE, &path, None::<&()>).await?;
