@@ -2,6 +2,7 @@
 
 mod delete;
 mod deltas;
+mod gnupg;
 mod mirror;
 mod promote;
 mod prune;
