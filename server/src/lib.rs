@@ -9,6 +9,7 @@ pub mod ignition;
 mod lanes;
 pub mod machine;
 pub mod netboot;
+pub mod origin;
 pub mod serve;
 pub mod service;
 pub mod settings;

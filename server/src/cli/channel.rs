@@ -18,6 +18,7 @@ use super::context::ContextArgs;
 use super::output::{OutputArgs, age, table};
 use super::{CliError, confirm};
 use crate::content::channel::PublishLine;
+use crate::http::LEFT_OUT;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ChannelCommand {
@@ -295,8 +296,10 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
             });
         }
         ChannelCommand::Unknown { name, output } => {
-            let unknown: Vec<UnknownRelease> =
-                client.get(&format!("/api/v1/channels/{}/unknown", segment(&name))).await?;
+            let path = format!("/api/v1/channels/{}/unknown", segment(&name));
+            let answer = client.send(Method::GET, &path, None::<&()>).await?;
+            let left_out = answer.headers().get(LEFT_OUT).and_then(|count| count.to_str().ok()?.parse::<u64>().ok());
+            let unknown: Vec<UnknownRelease> = client.read(answer).await?;
             let now = OffsetDateTime::now_utc();
             output.print(&unknown, |unknown| {
                 let row = |u: &UnknownRelease| {
@@ -306,6 +309,11 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
                 };
                 table(&["RUNS", "NODE", "ASKED", "FIRST", "LAST"], unknown.iter().map(row))
             });
+            if let Some(count) = left_out.filter(|count| *count > 0) {
+                eprintln!(
+                    "{count} more were left out since the service started: of too many, those that were asked from least often"
+                );
+            }
         }
         ChannelCommand::Show { name, output } => {
             let channel: ShownChannel = client.get(&format!("/api/v1/channels/{}", segment(&name))).await?;

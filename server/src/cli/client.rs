@@ -11,9 +11,15 @@ use serde::de::DeserializeOwned;
 /// The service could not be asked, or said no.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The CA file is no certificate.
-    #[error("the CA certificate does not read: give the service's ca.pem")]
-    Ca(#[source] reqwest::Error),
+    /// What was given as the CA is no certificate.
+    #[error("{from}: no CA certificate can be read from it: give the service's ca.pem")]
+    Ca {
+        /// Where it stands.
+        from: String,
+        /// Cause; none: there is no certificate in it.
+        #[source]
+        source: Option<reqwest::Error>,
+    },
     /// The client cannot be made.
     #[error("the HTTPS client cannot be made")]
     Build(#[source] reqwest::Error),
@@ -103,6 +109,13 @@ fn refusal(body: &ErrorBody) -> String {
     text
 }
 
+/// The CA that the service's certificate comes from.
+pub(super) struct Ca {
+    /// Where it stands.
+    pub(super) from: String,
+    pub(super) pem: String,
+}
+
 /// A client for one service.
 pub(super) struct Client {
     http: reqwest::Client,
@@ -111,16 +124,24 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(server: &str, token: &str, ca: Option<&str>) -> Result<Self, ClientError> {
+    pub(super) fn new(server: &str, token: &str, ca: Option<&Ca>) -> Result<Self, ClientError> {
         if !url::Url::parse(server).is_ok_and(|url| url.scheme() == "https") {
             return Err(ClientError::Insecure(server.to_owned()));
         }
         let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(10)).https_only(true);
-        if let Some(pem) = ca {
-            let roots = reqwest::Certificate::from_pem_bundle(pem.as_bytes()).map_err(ClientError::Ca)?;
+        let none = |ca: &Ca, source| ClientError::Ca { from: ca.from.clone(), source };
+        if let Some(ca) = ca {
+            let roots = reqwest::Certificate::from_pem_bundle(ca.pem.as_bytes()).map_err(|e| none(ca, Some(e)))?;
+            if roots.is_empty() {
+                return Err(none(ca, None));
+            }
             builder = builder.tls_certs_only(roots);
         }
-        let http = builder.build().map_err(ClientError::Build)?;
+        // Certificates are looked at now.
+        let http = builder.build().map_err(|error| match ca {
+            Some(ca) => none(ca, Some(error)),
+            None => ClientError::Build(error),
+        })?;
         Ok(Self { http, server: server.trim_end_matches('/').to_owned(), token: token.to_owned() })
     }
 
@@ -195,7 +216,8 @@ impl Client {
         Err(ClientError::Refused(Box::new(body)))
     }
 
-    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, ClientError> {
+    /// The answer to a request that went well.
+    pub(super) async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, ClientError> {
         response.json().await.map_err(|source| ClientError::Answer { server: self.server.clone(), source })
     }
 }

@@ -159,7 +159,7 @@ pub(super) async fn run(command: ClusterCommand, context: &ContextArgs) -> Resul
         }
         ClusterCommand::Template { platform, name } => {
             if !valid_name(&name) {
-                return Err(CliError::Usage(format!("cluster template: `{name}`: {NAME_RULE}")));
+                return Err(CliError::Words(format!("cluster template: `{name}`: {NAME_RULE}")));
             }
             say(&template(platform, &name));
             Ok(())
@@ -210,7 +210,7 @@ fn check(path: &Path, output: OutputArgs) -> Result<(), CliError> {
     });
     match checked.problems.len() {
         0 => Ok(()),
-        _ => Err(CliError::Usage(format!(
+        _ => Err(CliError::Input(format!(
             "{file} is not good yet: put right what is named, and run `nkd cluster check -f {file}` again; `nkd cluster schema` lists all fields"
         ))),
     }
@@ -226,12 +226,12 @@ fn lines(mark: &str, problems: &[Problem]) -> String {
 
 fn carry_over(path: &Path, output: OutputArgs) -> Result<(), CliError> {
     let name = path.display();
-    let document = file::parse(&load::text(path)?).map_err(|p| CliError::Usage(format!("{name}: {}", p.message)))?;
+    let document = file::parse(&load::text(path)?).map_err(|p| CliError::Input(format!("{name}: {}", p.message)))?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let imported = import(&document, &|key| load::text(&folder.join(key)).map_err(|e| super::describe(&e)));
     eprint!("{}{}", lines("problem: ", &imported.problems), lines("note: ", &imported.notes));
     let Some(cluster) = imported.cluster else {
-        return Err(CliError::Usage(format!(
+        return Err(CliError::Input(format!(
             "{name} cannot be carried over: put right what is named as a problem, and import it again"
         )));
     };

@@ -19,7 +19,7 @@ fn read(path: &Path) -> Result<Cluster, CliError> {
     }
     checked.cluster.ok_or_else(|| {
         let lines: String = checked.problems.iter().map(|p| format!("\n  {}: {}", p.path, p.message)).collect();
-        CliError::Usage(format!("{} is not good yet, nothing was changed:{lines}", path.display()))
+        CliError::Input(format!("{} is not good yet, nothing was changed:{lines}", path.display()))
     })
 }
 

@@ -97,7 +97,7 @@ async fn take(client: &Client, cluster: &str, watch: bool, output: OutputArgs) -
 async fn get(client: &Client, cluster: &str, id: Uuid) -> Result<(), CliError> {
     if std::io::stdout().is_terminal() {
         let message = format!("a snapshot is no text: nkd cluster snapshot get {cluster} {id} > FILE");
-        return Err(CliError::Usage(message));
+        return Err(CliError::Words(message));
     }
     let path = format!("{}/{id}", of(cluster));
     let snapshot: EtcdSnapshot = client.get(&path).await?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::client::Client;
+use super::client::{Ca, Client};
 use super::{CliError, trust};
 use crate::fleet::fingerprint::Fingerprint;
 
@@ -45,7 +45,24 @@ pub enum ContextError {
     /// A service was given, and nothing to be let in by.
     #[error("there is no token for {0}: run `nkd login --server {0}`, or set NKD_TOKEN, and NKD_CA to its ca.pem")]
     NoToken(String),
-    /// A file.
+    /// What was given is no token.
+    #[error("{from}: one line is expected, with the token alone, as `nkd user create` has shown it; {found}")]
+    Token {
+        /// Where it stands.
+        from: String,
+        /// What is there.
+        found: String,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {path}", path = path.display())]
+    Read {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file cannot be written or removed.
     #[error("cannot {action} {path}", path = path.display())]
     File {
         /// What was tried.
@@ -59,6 +76,13 @@ pub enum ContextError {
     /// The remembered service is damaged.
     #[error("{path} does not read: run `nkd login` again", path = .0.display())]
     Damaged(PathBuf),
+}
+
+impl ContextError {
+    /// Whether something that was given or remembered is wrong or missing, rather than that something has failed.
+    pub(super) fn is_input(&self) -> bool {
+        !matches!(self, Self::File { .. })
+    }
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -76,12 +100,15 @@ impl ContextArgs {
             _ => recall()?,
         };
         let ca = match &self.ca {
-            Some(path) => Some(read(path)?),
-            None => remembered.ca,
+            Some(path) => Some(Ca { from: path.display().to_string(), pem: read(path)? }),
+            None => remembered.ca.map(|pem| Ca { from: path().display().to_string(), pem }),
         };
         let server = self.server.clone().or(remembered.server).ok_or(ContextError::None)?;
-        let token = self.token.clone().or(remembered.token).ok_or_else(|| ContextError::NoToken(server.clone()))?;
-        Ok(Client::new(&server, &token, ca.as_deref())?)
+        let token = match (&self.token, remembered.token) {
+            (Some(token), _) => one_token("--token or NKD_TOKEN", token)?,
+            (None, token) => token.ok_or_else(|| ContextError::NoToken(server.clone()))?,
+        };
+        Ok(Client::new(&server, &token, ca.as_ref())?)
     }
 }
 
@@ -90,31 +117,35 @@ pub(super) async fn login(args: LoginArgs, context: &ContextArgs) -> Result<(), 
     let server = context
         .server
         .clone()
-        .ok_or_else(|| CliError::Usage("login: --server is missing: https://HOST:8443".into()))?;
+        .ok_or_else(|| CliError::Words("login: --server is missing: https://HOST:8443".into()))?;
+    // What is wrong with a file is said before anybody is asked anything.
+    let given = match (&args.token_file, &context.token) {
+        (Some(path), _) if path == Path::new("-") => None,
+        (Some(path), _) => Some(one_token(&path.display().to_string(), &read(path)?)?),
+        (None, Some(token)) => Some(one_token("--token or NKD_TOKEN", token)?),
+        (None, None) => None,
+    };
     let ca = match (&context.ca, args.ca_fingerprint) {
         (Some(path), wanted) => {
-            let pem = read(path)?;
+            let ca = Ca { from: path.display().to_string(), pem: read(path)? };
             if let Some(wanted) = wanted {
-                trust::check_file(&path.display().to_string(), &pem, wanted)?;
+                trust::check_file(&ca.from, &ca.pem, wanted)?;
             }
-            pem
+            ca
         }
-        (None, wanted) => trust::settle(&server, wanted).await?,
+        (None, wanted) => Ca { pem: trust::settle(&server, wanted).await?, from: server.clone() },
     };
-    let token = match (&args.token_file, &context.token) {
-        (Some(path), _) if path == Path::new("-") => ask()?,
-        (Some(path), _) => read(path)?,
-        (None, Some(token)) => token.clone(),
-        (None, None) => ask()?,
+    let token = match given {
+        Some(token) => token,
+        None => one_token("what was typed", &ask()?)?,
     };
-    let token = token.trim().to_owned();
     let client = Client::new(&server, &token, Some(&ca))?;
     let status: serde_json::Value = client.get("/api/v1/status").await?;
     let path = path();
     let dir = path.parent().unwrap_or(Path::new("."));
     let fail = |action, source| ContextError::File { action, path: path.clone(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|e| fail("make the folder of", e))?;
-    let remembered = Remembered { server: Some(server.clone()), token: Some(token), ca: Some(ca) };
+    let remembered = Remembered { server: Some(server.clone()), token: Some(token), ca: Some(ca.pem) };
     let text = serde_json::to_string_pretty(&remembered).unwrap_or_default();
     let mut file = tempfile::Builder::new()
         .permissions(std::fs::Permissions::from_mode(0o600))
@@ -141,22 +172,32 @@ pub(super) fn logout() -> Result<(), ContextError> {
     Ok(())
 }
 
+/// The token of a text that holds it and nothing else.
+fn one_token(from: &str, text: &str) -> Result<String, ContextError> {
+    let token = text.trim();
+    let found = match token.lines().count() {
+        0 => "it is empty".to_owned(),
+        1 if token.bytes().all(|byte| byte.is_ascii_graphic()) => return Ok(token.to_owned()),
+        1 => "there are blanks in it, or characters that no token has".to_owned(),
+        lines => format!("it has {lines} lines"),
+    };
+    Err(ContextError::Token { from: from.to_owned(), found })
+}
+
 fn ask() -> Result<String, CliError> {
     if std::io::stdin().is_terminal() {
         eprint!("Token: ");
     }
     let mut line = String::new();
-    std::io::stdin().read_line(&mut line).map_err(|source| ContextError::File {
-        action: "read the token from",
-        path: "standard input".into(),
-        source,
-    })?;
+    std::io::stdin()
+        .read_line(&mut line)
+        .map_err(|source| ContextError::Read { path: "standard input".into(), source })?;
     Ok(line)
 }
 
 fn read(path: &Path) -> Result<String, CliError> {
     let text = std::fs::read_to_string(path);
-    Ok(text.map_err(|source| ContextError::File { action: "read", path: path.into(), source })?)
+    Ok(text.map_err(|source| ContextError::Read { path: path.into(), source })?)
 }
 
 fn recall() -> Result<Remembered, ContextError> {
@@ -164,7 +205,7 @@ fn recall() -> Result<Remembered, ContextError> {
     match std::fs::read_to_string(&path) {
         Ok(text) => serde_json::from_str(&text).map_err(|_| ContextError::Damaged(path)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Remembered::default()),
-        Err(source) => Err(ContextError::File { action: "read", path, source }),
+        Err(source) => Err(ContextError::Read { path, source }),
     }
 }
 

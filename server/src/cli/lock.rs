@@ -33,9 +33,11 @@ pub(super) async fn run(command: LockCommand, context: &ContextArgs) -> Result<(
             output.print(&leases, |leases| {
                 let row = |l: &Lease| {
                     let left = (l.expires - now).whole_minutes().max(0);
-                    vec![l.group.clone(), l.id.clone(), l.fencing.to_string(), age(l.since, now), format!("in {left}m")]
+                    let from = l.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+                    let (fencing, since, left) = (l.fencing.to_string(), age(l.since, now), format!("in {left}m"));
+                    vec![l.group.clone(), l.id.clone(), from, fencing, since, left]
                 };
-                table(&["GROUP", "NODE", "FENCING", "SINCE", "EXPIRES"], leases.iter().map(row))
+                table(&["GROUP", "NODE", "FROM", "FENCING", "SINCE", "EXPIRES"], leases.iter().map(row))
             });
         }
         LockCommand::Release { group, id } => {

@@ -225,12 +225,12 @@ impl AssignArgs {
 }
 
 fn read(path: &Path) -> Result<String, CliError> {
-    std::fs::read_to_string(path).map_err(|source| CliError::File { action: "read", path: path.into(), source })
+    std::fs::read_to_string(path).map_err(|source| CliError::File { path: path.into(), source })
 }
 
 /// Reads a YAML or JSON document.
 pub(super) fn read_document<T: DeserializeOwned>(path: &Path) -> Result<T, CliError> {
-    serde_saphyr::from_str(&read(path)?).map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))
+    serde_saphyr::from_str(&read(path)?).map_err(|e| CliError::Input(format!("{}: {e}", path.display())))
 }
 
 pub(super) async fn run(command: MachineCommand, context: &ContextArgs) -> Result<(), CliError> {
@@ -281,7 +281,7 @@ pub(super) async fn run(command: MachineCommand, context: &ContextArgs) -> Resul
                 (Some(machine), _) => vec![machine],
                 (None, label) => {
                     let label = label.filter(|l| l.contains('=')).ok_or_else(|| {
-                        CliError::Usage(
+                        CliError::Words(
                             "machine accept: --label takes KEY=VALUE; without one it would let everybody in".into(),
                         )
                     })?;
@@ -307,7 +307,7 @@ pub(super) async fn run(command: MachineCommand, context: &ContextArgs) -> Resul
         MachineCommand::Assign { machine, assign, output } => {
             let assignment = assign
                 .assignment()?
-                .ok_or_else(|| CliError::Usage("machine assign: give --image or --assignment".into()))?;
+                .ok_or_else(|| CliError::Words("machine assign: give --image or --assignment".into()))?;
             let machine: Machine = client.call(Method::POST, &of(&machine, "/assign"), Some(&assignment)).await?;
             output.print(&machine, |m| format!("{}: {}", m.name, m.waiting.as_deref().unwrap_or("assigned")));
         }

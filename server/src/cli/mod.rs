@@ -155,14 +155,15 @@ pub enum CliError {
     /// What was watched has ended in another way than it should.
     #[error("{0}")]
     Ended(String),
+    /// The words of the command do not go together; nothing was done.
+    #[error("{0}")]
+    Words(String),
     /// An input that is wrong on its face.
     #[error("{0}")]
-    Usage(String),
-    /// A local file.
-    #[error("cannot {action} {path}", path = path.display())]
+    Input(String),
+    /// A file that is an input.
+    #[error("cannot read {path}", path = path.display())]
     File {
-        /// What was tried.
-        action: &'static str,
         /// File.
         path: PathBuf,
         /// Cause.
@@ -172,13 +173,20 @@ pub enum CliError {
 }
 
 impl CliError {
-    /// 1 for failures, 64 (EX_USAGE) for settings and inputs that are wrong.
+    /// 1 for failures and for what the service has refused, 2 (as clap has it) for words that are wrong, 64 (EX_USAGE) for
+    /// settings and inputs that are.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Settings(_) | Self::Usage(_) => 64,
-            _ => 1,
-        }
+        let is_input = match self {
+            Self::Words(_) => return 2,
+            Self::Settings(_) | Self::Input(_) | Self::File { .. } | Self::Load(_) => true,
+            Self::Context(error) => error.is_input(),
+            Self::Client(error) => matches!(error, ClientError::Ca { .. } | ClientError::Insecure(_)),
+            Self::Trust(error) => matches!(error, trust::TrustError::Address(_)),
+            Self::Backup(error) => error.is_input(),
+            Self::Print(_) | Self::Serve(_) | Self::Ended(_) => false,
+        };
+        if is_input { 64 } else { 1 }
     }
 }
 

@@ -76,7 +76,7 @@ pub(super) async fn run(command: RuleCommand, context: &ContextArgs) -> Result<(
             let rule = match file {
                 Some(file) => read_document(&file)?,
                 None => AcceptRule {
-                    name: name.ok_or_else(|| CliError::Usage("rule set: give the rule a name, or --file".into()))?,
+                    name: name.ok_or_else(|| CliError::Words("rule set: give the rule a name, or --file".into()))?,
                     matches: MatchFields {
                         mac,
                         uuid: None,

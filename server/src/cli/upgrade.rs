@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use nkd_api::update::{MaxUnavailable, NodeState, NodeStatus, Window};
 use nkd_api::upgrade::{
-    NodeExplained, Part, Planned, Upgrade, UpgradeChange, UpgradeOrder, UpgradeSnapshot, UpgradeState, UpgradeVerb,
+    Finding, NodeExplained, Part, Planned, Upgrade, UpgradeChange, UpgradeOrder, UpgradeSnapshot, UpgradeState,
+    UpgradeVerb,
 };
 use reqwest::Method;
 use time::OffsetDateTime;
@@ -216,9 +217,15 @@ async fn start(client: &Client, args: StartArgs) -> Result<(), CliError> {
         let (cluster, dry_run) = (args.cluster.clone(), args.dry_run);
         args.output.print(&planned, |planned| plan(planned, &cluster, dry_run));
     }
-    let refused = planned.findings.iter().any(|finding| finding.refused);
-    if args.dry_run && refused {
-        return Err(CliError::Ended(format!("an upgrade of {} would not be begun", args.cluster)));
+    let mut refused = planned.findings.iter().filter(|finding| finding.refused);
+    if args.dry_run
+        && let Some(Finding { message, .. }) = refused.next()
+    {
+        let more = match refused.count() {
+            0 => String::new(),
+            count => format!(" (and {count} more)"),
+        };
+        return Err(CliError::Ended(format!("an upgrade of {} would not be begun: {message}{more}", args.cluster)));
     }
     if args.watch { watch(client, &args.cluster, args.output).await } else { Ok(()) }
 }

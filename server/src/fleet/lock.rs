@@ -2,8 +2,9 @@
 //!
 //! What always holds: a group has no more leases that last than it has slots; a node that asks again keeps its lease and
 //! its fencing number; a new lease has a greater number than any before it; a lease that has ended keeps nobody out; no
-//! node of a cluster gets one while an upgrade of that cluster has not ended.
+//! node of a cluster gets one while an upgrade of that cluster has not ended; no client has more than its share.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use nkd_api::lock::Lease;
@@ -11,8 +12,14 @@ use nkd_api::upgrade::UpgradeState;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
+use crate::origin::origin;
+
 /// No more leases than these are kept: whoever reaches the port may ask.
-pub const MOST: usize = 10_000;
+pub const MOST: usize = 4096;
+/// One client ([`origin`]) holds no more than these.
+pub const MOST_OF_ONE: usize = 1024;
+/// In no more groups than these at a time: a group is whatever a client says, and has slots of its own.
+pub const GROUPS_OF_ONE: usize = 32;
 /// Longest name of a node or a group.
 pub const LONGEST: usize = 128;
 
@@ -121,8 +128,20 @@ pub enum Refused {
         /// How far that is.
         state: UpgradeState,
     },
+    /// Whoever asks from there holds too many already.
+    #[error(
+        "{leases} leases in {groups} groups were asked for from {origin}, and no client may hold more than {MOST_OF_ONE}, or in more than {GROUPS_OF_ONE} groups: `nkd lock list` shows them, and when they end"
+    )]
+    Share {
+        /// The client's address, or its network.
+        origin: IpAddr,
+        /// So many it holds.
+        leases: usize,
+        /// In so many groups.
+        groups: usize,
+    },
     /// There are too many leases.
-    #[error("{MOST} leases are held in all groups together: `nkd lock list` shows them")]
+    #[error("{MOST} leases are held in all groups together: `nkd lock list` shows them, and when they end")]
     Full,
 }
 
@@ -175,8 +194,8 @@ impl Locks {
         if held.len() >= rules.slots {
             return Err(Refused::Taken { group: group.into(), slots: rules.slots, held });
         }
-        let lasting = self.lasting(now).count();
-        if lasting >= MOST {
+        self.share(group, address, now)?;
+        if self.lasting(now).count() >= MOST {
             return Err(Refused::Full);
         }
         // Milliseconds: a backup that is put back knows nothing of the numbers that were given after it was made.
@@ -187,6 +206,18 @@ impl Locks {
         self.leases.retain(|lease| lease.expires > now);
         self.leases.push(lease.clone());
         Ok(lease)
+    }
+
+    /// Whether a client may hold one more, in this group.
+    fn share(&self, group: &str, address: IpAddr, now: OffsetDateTime) -> Result<(), Refused> {
+        let client = origin(address);
+        let is_own = |lease: &&Lease| lease.address.is_some_and(|address| origin(address) == client);
+        let of: Vec<&str> = self.lasting(now).filter(is_own).map(|lease| lease.group.as_str()).collect();
+        let (leases, groups) = (of.len(), of.iter().collect::<BTreeSet<_>>().len());
+        if leases >= MOST_OF_ONE || (groups >= GROUPS_OF_ONE && !of.contains(&group)) {
+            return Err(Refused::Share { origin: client, leases, groups });
+        }
+        Ok(())
     }
 
     /// A node gives its lease back, or somebody takes it away. False: there was none.
@@ -337,9 +368,36 @@ mod tests {
         let (mut locks, now) = (Locks::default(), datetime!(2026-01-01 12:00 UTC));
         let backup = locks.clone();
         let given =
-            (0..100).map(|n| locks.lock(&asker(&n.to_string(), "a"), &[], &RULES, now).unwrap().fencing).max().unwrap();
+            (0..30).map(|n| locks.lock(&asker(&n.to_string(), "a"), &[], &RULES, now).unwrap().fencing).max().unwrap();
         locks = backup;
         assert!(locks.lock(&asker("0", "a"), &[], &RULES, now + Duration::SECOND).unwrap().fencing > given);
+    }
+
+    #[test]
+    fn whoever_makes_up_groups_keeps_nobody_else_out() {
+        let (mut locks, now) = (Locks::default(), datetime!(2026-01-01 12:00 UTC));
+        let from = |group, id, address: &str| Asker { group, id, address: address.parse().unwrap() };
+        let names: Vec<String> = (0..GROUPS_OF_ONE).map(|n| n.to_string()).collect();
+        for (n, name) in names.iter().enumerate() {
+            locks.lock(&from(name, "a", &format!("2001:db8::{n:x}")), &[], &RULES, now).unwrap();
+        }
+        let share = locks.lock(&from("new", "a", "2001:db8::ffff"), &[], &RULES, now).unwrap_err();
+        let origin = "2001:db8::".parse().unwrap();
+        assert_eq!(share, Refused::Share { origin, leases: GROUPS_OF_ONE, groups: GROUPS_OF_ONE });
+        assert!(share.to_string().contains("32 leases in 32 groups were asked for from 2001:db8::"), "{share}");
+        // Others are not held up, nor is who asks again, or in a group that is there.
+        for (group, id, address) in
+            [("new", "b", "2001:db8:0:1::1"), ("0", "a", "2001:db8::9"), ("0", "c", "2001:db8::ffff")]
+        {
+            locks.lock(&from(group, id, address), &[], &RULES, now).unwrap();
+        }
+        assert!(locks.lock(&from("other", "a", "2001:db8::ffff"), &[], &RULES, now + RULES.lease).is_ok());
+
+        // As many slots as there can be, of a group or two.
+        let (mut locks, rules) = (Locks::default(), Rules { slots: 1000, ..RULES });
+        let mut lock = |group: &str, id: usize| locks.lock(&asker(group, &id.to_string()), &[], &rules, now);
+        let given = (0..MOST_OF_ONE).all(|n| lock(if n < 1000 { "a" } else { "b" }, n).is_ok());
+        assert!(given && matches!(lock("b", 2000), Err(Refused::Share { leases: MOST_OF_ONE, groups: 2, .. })));
     }
 
     #[test]

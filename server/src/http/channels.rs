@@ -34,6 +34,8 @@ use crate::service::Service;
 type Result<T> = std::result::Result<T, ApiError>;
 type App = State<Arc<Service>>;
 
+/// How often one of a list was left out, to make room for another.
+pub(crate) const LEFT_OUT: &str = "nkd-left-out";
 /// Before the paths of repositories.
 const FILES: &str = "/ostree/";
 /// A piece of a body is one frame of HTTP/2 as it is, whose head of nine bytes goes with it into one record of TLS, which holds
@@ -79,14 +81,11 @@ async fn known(service: &Service, name: &str) -> Result<Channel> {
 
 /// Systems that ask for updates from a release that the channel does not have, since the service started.
 #[utoipa::path(get, path = "/api/v1/channels/{channel}/unknown", tag = "channels", responses((status = 200, body = Vec<UnknownRelease>), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn unknown(
-    State(service): App,
-    caller: Caller,
-    Path(name): Path<String>,
-) -> Result<Json<Vec<UnknownRelease>>> {
+pub(super) async fn unknown(State(service): App, caller: Caller, Path(name): Path<String>) -> Result<Response> {
     caller.require(Role::Viewer)?;
     known(&service, &name).await?;
-    Ok(Json(service.channels.unknown(&name)))
+    let (unknown, left_out) = service.channels.unknown(&name);
+    Ok(([(LEFT_OUT, left_out.to_string())], Json(unknown)).into_response())
 }
 
 /// Publishes a release. Answers with one [`PublishLine`] a line while it goes on; it goes on if the caller leaves.

@@ -19,7 +19,7 @@ use super::auth::Caller;
 use super::error::kind_and_value;
 use super::extract::{Json, Path};
 use super::{ApiError, Connection};
-use crate::fleet::lock::{Asker, LONGEST};
+use crate::fleet::lock::{Asker, LONGEST, Refused};
 use crate::service::Service;
 use crate::store::StoreError;
 
@@ -63,7 +63,14 @@ pub(super) async fn pre_reboot(
             tracing::info!(group, node = id, fencing = lease.fencing, "may restart");
             axum::Json(lease).into_response()
         }
-        Ok(Err(refused)) => kind_and_value(StatusCode::CONFLICT, "failed_lock", refused.to_string()),
+        Ok(Err(refused)) => {
+            let (status, kind) = match refused {
+                Refused::Taken { .. } | Refused::Rollout { .. } => (StatusCode::CONFLICT, "failed_lock"),
+                Refused::Share { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_leases"),
+                Refused::Full => (StatusCode::SERVICE_UNAVAILABLE, "too_many_leases"),
+            };
+            kind_and_value(status, kind, refused.to_string())
+        }
         Err(error) => broken(&error),
     }
 }

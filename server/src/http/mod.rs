@@ -38,6 +38,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 pub use auth::bootstrap_admin;
+pub(crate) use channels::LEFT_OUT;
 pub use error::ApiError;
 pub(crate) use error::chain;
 pub use first_token::FirstToken;

@@ -20,6 +20,7 @@ use super::error::kind_and_value;
 use super::extract::{Path, Query};
 use super::{ApiError, Connection};
 use crate::content::channel::LastPoll;
+use crate::content::channel::unknown::Who;
 use crate::content::graph::{self, Asker};
 use crate::machine::Selector;
 use crate::service::Service;
@@ -63,7 +64,8 @@ pub(super) async fn graph(
         return kind_and_value(StatusCode::BAD_REQUEST, "missing_params", value);
     }
     let (node, now) = (asked.node_uuid.as_deref(), OffsetDateTime::now_utc());
-    match service.channels.asked(&asked.stream, &asked.basearch, &asked.os_checksum, node, now).await {
+    let who = Who { node, address: connection.peer.ip() };
+    match service.channels.asked(&asked.stream, &asked.basearch, &asked.os_checksum, who, now).await {
         Ok(Some(channel)) => {
             let poll = LastPoll {
                 channel: channel.name.clone(),

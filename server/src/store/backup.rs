@@ -23,6 +23,21 @@ pub enum BackupError {
         #[source]
         source: std::io::Error,
     },
+    /// The folder holds no state.
+    #[error(
+        "there is no state of nkd in {path}, for it has no nkd.db: name the service's state folder with --state-dir, or its settings with --config",
+        path = .0.display()
+    )]
+    NoState(PathBuf),
+    /// The backup cannot be read.
+    #[error("cannot read {path}", path = path.display())]
+    Unreadable {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
     /// SQLite failed.
     #[error("copying the state database failed")]
     Database(#[from] sqlx::Error),
@@ -39,6 +54,14 @@ pub enum BackupError {
     },
 }
 
+impl BackupError {
+    /// Whether what was named is wrong, rather than that something has failed.
+    #[must_use]
+    pub fn is_input(&self) -> bool {
+        matches!(self, Self::NoState(_) | Self::Unreadable { .. } | Self::NotABackup { .. })
+    }
+}
+
 const MAGIC: &[u8; 8] = b"NKDBAK1\n";
 
 /// Writes `archive` (mode 0600): a magic, then for each file its name, length and bytes. Works while the service runs.
@@ -47,10 +70,14 @@ pub async fn backup(state_dir: &Path, key_file: &Path, archive: &Path) -> Result
         let path = path.to_path_buf();
         move |source| BackupError::Io { what, path, source }
     };
+    let database = state_dir.join("nkd.db");
+    if !database.try_exists().map_err(io("cannot look at", &database))? {
+        return Err(BackupError::NoState(state_dir.into()));
+    }
     let dir = archive.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let scratch = tempfile::tempdir_in(dir).map_err(io("cannot write beside", archive))?;
     let copy = scratch.path().join("nkd.db");
-    let mut from = SqliteConnectOptions::new().filename(state_dir.join("nkd.db")).connect().await?;
+    let mut from = SqliteConnectOptions::new().filename(database).connect().await?;
     sqlx::query("VACUUM INTO ?").bind(copy.to_string_lossy().into_owned()).execute(&mut from).await?;
     let mut out = tempfile::Builder::new()
         .permissions(std::fs::Permissions::from_mode(0o600))
@@ -177,7 +204,8 @@ pub async fn restore(archive: &Path, state_dir: &Path, key_file: &Path) -> Resul
         return Err(BackupError::Occupied(state_dir.into()));
     }
     let mut bytes = Vec::new();
-    std::fs::File::open(archive).and_then(|mut f| f.read_to_end(&mut bytes)).map_err(io("cannot read", archive))?;
+    let read = std::fs::File::open(archive).and_then(|mut f| f.read_to_end(&mut bytes));
+    read.map_err(|source| BackupError::Unreadable { path: archive.into(), source })?;
     let mut rest = bytes.strip_prefix(MAGIC).ok_or_else(|| bad("its first line is another"))?;
     let (mut database, mut key, mut whole) = (None, None, false);
     while !rest.is_empty() {

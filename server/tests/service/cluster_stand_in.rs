@@ -48,7 +48,7 @@ type Shared = Arc<Mutex<Has>>;
 /// Both of them, until this is dropped.
 pub struct StandIn {
     has: Shared,
-    _stop: DropGuard,
+    running: Option<DropGuard>,
 }
 
 impl StandIn {
@@ -63,11 +63,16 @@ impl StandIn {
             let server = TlsServer::bind(SocketAddr::new(ip, port), config, router).await.unwrap();
             tokio::spawn(server.run(stop.clone()));
         }
-        Self { has, _stop: stop.drop_guard() }
+        Self { has, running: Some(stop.drop_guard()) }
     }
 
     fn has(&self) -> MutexGuard<'_, Has> {
         self.has.lock().unwrap()
+    }
+
+    /// Nothing answers there any more.
+    pub fn dies(&mut self) {
+        self.running = None;
     }
 
     /// An Update as it is now.

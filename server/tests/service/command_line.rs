@@ -157,12 +157,20 @@ async fn releases_images_locks_and_clusters_speak_table_json_and_yaml() {
 async fn exit_codes_tell_a_failure_from_wrong_words_and_wrong_input() {
     let place = Place::new();
     let code = |args: &[&str]| run(place.nkd().args(args)).status.code();
+    let file = |name: &str, text: &str| {
+        let path = place.dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (words, empty) = (file("words", "no certificate"), file("empty", ""));
+    let broken = file("broken.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let nowhere = format!("https://{}:1", place.ip);
     for (args, expected) in [
         (&["--help"][..], 0),
         (&["--version"], 0),
         (&["completion", "bash"], 0),
-        (&["status"], 1),
-        (&["cluster", "check", "-f", "/nonexistent"], 1),
+        (&["status", "--server", &nowhere, "--token", "t"], 1),
+        (&["login", "--server", &nowhere, "--token", "t"], 1),
         (&[], 2),
         (&["machine"], 2),
         (&["machine", "list", "--nonsense"], 2),
@@ -170,15 +178,43 @@ async fn exit_codes_tell_a_failure_from_wrong_words_and_wrong_input() {
         (&["channel", "mirror", "a", "--from", "b", "--ref", "c", "--every", "sometimes"], 2),
         (&["upgrade", "start", "rack7", "--os-only", "--kubernetes-only"], 2),
         (&["serve", "--set", "no-value"], 2),
+        (&["login"], 2),
+        (&["cluster", "template", "--platform", "metal", "--name", "Rack 7"], 2),
+        (&["status"], 64),
+        (&["status", "--server", &nowhere], 64),
+        (&["status", "--server", "http://192.0.2.1", "--token", "t"], 64),
+        (&["login", "--server", "nowhere", "--token", "t"], 64),
+        (&["status", "--server", &nowhere, "--token", "t", "--ca", "/nonexistent"], 64),
+        (&["status", "--server", &nowhere, "--token", "t", "--ca", &words], 64),
+        (&["status", "--server", &nowhere, "--token", "t", "--ca", &broken], 64),
+        (&["status", "--server", &nowhere, "--token", "two words"], 64),
+        (&["login", "--server", &nowhere, "--token-file", &empty], 64),
+        (&["login", "--server", &nowhere, "--token-file", "/nonexistent"], 64),
+        (&["cluster", "check", "-f", "/nonexistent"], 64),
+        (&["cluster", "check", "-f", &words], 64),
+        (&["cluster", "import", &words], 64),
+        (&["backup", "/nonexistent/backup", "--state-dir", "/nonexistent"], 64),
+        (&["restore", "/nonexistent", "--state-dir", "/nonexistent"], 64),
+        (&["restore", &words, "--state-dir", "/nonexistent"], 64),
         (&["serve", "--set", "dhcp.mode=loud"], 64),
         (&["serve", "--config", "/nonexistent"], 64),
     ] {
         assert_eq!(code(args), Some(expected), "{args:?}");
     }
     let _service = place.start().await;
-    for (args, expected) in
-        [(&["status"][..], 0), (&["machine", "show", "nobody"], 1), (&["rule", "set", "--mac", "52:54:00:*"], 64)]
-    {
+    for (args, expected) in [
+        (&["status"][..], 0),
+        (&["machine", "show", "nobody"], 1),
+        // What the service refuses is a failure, whatever was wrong.
+        (&["machine", "list", "--label", "no-value"], 1),
+        (&["status", "--token", "wrong"], 1),
+        (&["rule", "set", "--mac", "52:54:00:*"], 2),
+        (&["rule", "set", "--file", "/nonexistent"], 64),
+        (&["rule", "set", "--file", &words], 64),
+        (&["machine", "accept", "--label", "no-value"], 2),
+        (&["machine", "assign", "n1"], 2),
+        (&["cluster", "apply", "-f", &words], 64),
+    ] {
         let output = place.cli(args);
         assert_eq!(output.status.code(), Some(expected), "{args:?}: {}", text(&output.stderr));
     }
@@ -188,7 +224,7 @@ async fn exit_codes_tell_a_failure_from_wrong_words_and_wrong_input() {
 async fn errors_say_what_to_do_next() {
     let place = Place::new();
     let out = place.nkd().args(["machine", "list"]).output().unwrap();
-    assert_eq!(out.status.code(), Some(1));
+    assert_eq!(out.status.code(), Some(64));
     assert!(text(&out.stderr).contains("nkd login"), "{}", text(&out.stderr));
     let _service = place.start().await;
     place.import().await;
@@ -229,8 +265,9 @@ async fn errors_say_what_to_do_next() {
         assert_eq!(out.status.code(), Some(1), "{args:?}: {said}");
         assert!(said.starts_with("error: ") && said.contains(words) && out.stdout.is_empty(), "{args:?}: {said}");
     }
-    let out = place.cli(&["machine", "assign", "n1"]);
-    assert_eq!(out.status.code(), Some(64), "{}", text(&out.stderr));
+    let file = place.settings_file().display().to_string();
+    let said = text(&place.cli(&["machine", "list", "--ca", &file]).stderr);
+    assert!(said.contains(&format!("{file}: no CA certificate can be read from it")), "{said}");
     let out = place.cli_as("wrong", &["machine", "list"]);
     assert!(text(&out.stderr).contains("nkd login"), "{}", text(&out.stderr));
     let mut other = place.client(&place.admin_token());
@@ -252,6 +289,14 @@ async fn login_is_remembered_in_private_and_forgotten() {
     let wrong = place.dir.path().join("wrong");
     std::fs::write(&wrong, "wrong").unwrap();
     assert_eq!(login(&wrong).status.code(), Some(1), "a token that does not work is not remembered");
+    for (token, words) in
+        [("two\nlines", "it has 2 lines"), ("two words", "there are blanks in it"), ("\n", "is empty")]
+    {
+        std::fs::write(&wrong, token).unwrap();
+        let said = text(&login(&wrong).stderr);
+        let start = format!("error: {}: one line is expected, with the token alone", wrong.display());
+        assert!(said.starts_with(&start) && said.contains(words) && !said.contains("two "), "{said}");
+    }
     let remembered = place.dir.path().join("cli.json");
     assert!(!remembered.exists());
     let out = login(&token_file);
@@ -261,7 +306,7 @@ async fn login_is_remembered_in_private_and_forgotten() {
     assert!(place.nkd().args(["status"]).output().unwrap().status.success());
     assert!(place.nkd().args(["logout"]).output().unwrap().status.success());
     assert!(!remembered.exists());
-    assert_eq!(place.nkd().args(["status"]).output().unwrap().status.code(), Some(1));
+    assert_eq!(place.nkd().args(["status"]).output().unwrap().status.code(), Some(64));
     assert!(place.nkd().args(["logout"]).output().unwrap().status.success(), "twice is no error");
 }
 
@@ -371,7 +416,13 @@ async fn a_backup_of_a_running_service_restores() {
         std::fs::write(&file, damaged).unwrap();
         let empty = Place::new();
         let out = run("restore", &empty);
-        assert_eq!(out.status.code(), Some(1), "{}", text(&out.stdout));
+        assert_eq!(out.status.code(), Some(64), "{}", text(&out.stdout));
         assert!(!empty.state().join("nkd.db").exists());
     }
+    // Where there is no state, nothing is backed up, and nothing is made.
+    let empty = Place::new();
+    let said = text(&run("backup", &empty).stderr);
+    let words = format!("error: there is no state of nkd in {}, for it has no nkd.db: ", empty.state().display());
+    assert!(said.starts_with(&words) && said.contains("--state-dir"), "{said}");
+    assert!(!empty.state().exists());
 }

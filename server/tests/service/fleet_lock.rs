@@ -43,7 +43,7 @@ async fn one_node_at_a_time_restarts_even_when_the_service_is_killed() {
     let (status, again) = ask(&place, "pre-reboot", holder).await;
     assert_eq!((status, &again["fencing"]), (StatusCode::OK, &lease["fencing"]), "it keeps what it has");
     let list = place.ok(&["lock", "list"]);
-    assert!(list.contains("workers") && list.contains(holder.as_str()), "{list}");
+    assert!(list.contains("workers") && list.contains(holder.as_str()) && list.contains("127.0.0.1"), "{list}");
 
     assert_eq!(ask(&place, "steady-state", other).await.0, StatusCode::OK, "it holds nothing, and may say so");
     for _ in 0..2 {
@@ -90,4 +90,27 @@ async fn what_is_not_the_protocol_is_refused_in_its_words() {
         seen.push(ask(&place, "pre-reboot", id).await.0);
     }
     assert_eq!(seen, [StatusCode::OK, StatusCode::OK, StatusCode::CONFLICT], "two slots");
+}
+
+#[tokio::test]
+async fn a_client_that_makes_up_groups_gets_no_more_than_its_share() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let ask = async |group: &str| {
+        let body = json!({"client_params": {"id": "a", "group": group}}).to_string();
+        send(&place, "pre-reboot", body, true).await
+    };
+    for number in 0..32 {
+        assert_eq!(ask(&number.to_string()).await.0, StatusCode::OK, "{number}");
+    }
+    let (status, told) = ask("another").await;
+    assert_eq!((status, &told["kind"]), (StatusCode::TOO_MANY_REQUESTS, &json!("too_many_leases")), "{told}");
+    let value = told["value"].as_str().unwrap();
+    assert!(value.contains("from 127.0.0.1") && value.contains("`nkd lock list`"), "{value}");
+    assert_eq!(ask("7").await.0, StatusCode::OK, "what it has it keeps");
+    // Another client is not held up.
+    let other = place.https().local_address(std::net::IpAddr::from([127, 0, 0, 2])).build().unwrap();
+    let request = other.post(place.api_url("/v1/pre-reboot")).header("fleet-lock-protocol", "true");
+    let body = json!({"client_params": {"id": "b", "group": "another"}}).to_string();
+    assert_eq!(request.body(body).send().await.unwrap().status(), StatusCode::OK);
 }

@@ -6,13 +6,18 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use http_body_util::BodyExt;
-use nkd_api::agent::{KubeadmAction, KubeadmState, Purpose};
-use nkd_api::cluster::MemberState;
+use nkd_api::agent::{KubeadmAction, KubeadmState, Purpose, ReportEvent};
+use nkd_api::cluster::{Certificates, MemberState};
+use nkd_api::facts::{ETCD_SNAPSHOT, Facts};
 use nkd_api::snapshot::{EtcdSnapshot, SnapshotState};
 use nkd_api::upgrade::{Upgrade, UpgradeState, UpgradeVerb};
 use nkd_api::user::{Role, User};
-use nkd_server::cluster::order;
+use nkd_server::cluster::etcd::CLIENT_PORT;
+use nkd_server::cluster::order::{self, pki_name};
+use nkd_server::cluster::pki::ClusterPki;
 use nkd_server::cluster::record::{Record, Run};
+use nkd_server::cluster::snapshot::take::{self, TakeError};
+use nkd_server::cluster::snapshot::turn::Nobody;
 use nkd_server::cluster::upgrade::follow;
 use nkd_server::fleet::pki::NodeIdentity;
 use nkd_server::fleet::secret;
@@ -22,11 +27,13 @@ use nkd_server::store::RowEffects;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use super::harness::{self, eventually};
+use super::cluster_stand_in::StandIn;
+use super::harness::{self, Place, eventually};
 use super::in_process::{Bench, bench};
 
 const OPERATION: Uuid = Uuid::from_u128(7);
@@ -202,7 +209,7 @@ async fn a_snapshot_whose_run_is_over_has_failed_and_one_that_fails_says_why() {
     let left = Uuid::from_u128(9);
     store.add_snapshot(record.id, &row(left, SnapshotState::Taking)).await.unwrap();
     store.add_snapshot(record.id, &row(OPERATION, SnapshotState::Taking)).await.unwrap();
-    nkd_server::cluster::snapshot::take::look(&bench.service).await.unwrap();
+    take::look(&bench.service).await.unwrap();
     let state = async |id| bench.rows(&record).await.into_iter().find(|row| row.id == id).unwrap();
     let given_up = state(left).await;
     assert!(given_up.state == SnapshotState::Failed && given_up.detail.contains("given up"), "{given_up:?}");
@@ -270,4 +277,64 @@ async fn an_upgrade_without_its_snapshot_waits_is_tried_again_and_can_be_called_
     let goes_on = |upgrade: &Upgrade| upgrade.detail.contains("it cannot be looked at now: the PKI");
     let told = newest("it goes on to its cluster", goes_on).await;
     assert!(told.snapshot.unwrap().is_taken());
+}
+
+/// An etcd that takes connections and never answers.
+async fn silent_etcd(bench: &Bench, record: &mut Record) -> TcpListener {
+    let ip: IpAddr = Place::new().ip.parse().unwrap();
+    let (store, now) = (bench.service.registry.store(), OffsetDateTime::now_utc());
+    let pki = ClusterPki::create(&Certificates::default(), now).unwrap();
+    store.save_secrets(&[(&pki_name(record.id), &pki.to_document().unwrap())]).await.unwrap();
+    record.members[0].address = Some(ip);
+    let (_, revision) = store.cluster(record.id).await.unwrap().unwrap();
+    store.save_cluster(record, revision, &[], "test", now).await.unwrap();
+    TcpListener::bind((ip, CLIENT_PORT)).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_etcd_that_does_not_answer_holds_up_nothing_of_other_clusters() {
+    let bench = bench().await;
+    let mut record = cluster(&bench, None).await;
+    let etcd = silent_etcd(&bench, &mut record).await;
+    let asked = tokio::spawn({
+        let service = Arc::clone(&bench.service);
+        async move { take::order(&service, record.id, None, "ada").await }
+    });
+    let _connection = etcd.accept().await.unwrap();
+    let others = async {
+        take::look(&bench.service).await.unwrap();
+        take::order(&bench.service, Uuid::from_u128(1), None, "ada").await.unwrap_err()
+    };
+    let soon = tokio::time::timeout(std::time::Duration::from_secs(3), others).await;
+    assert!(matches!(soon, Ok(TakeError::Cluster(_))), "there is no such cluster: {soon:?}");
+    assert!(!asked.is_finished());
+    asked.abort();
+}
+
+#[tokio::test]
+async fn of_two_that_order_a_snapshot_at_once_one_gets_it() {
+    let bench = bench().await;
+    let mut record = cluster(&bench, None).await;
+    let etcd = silent_etcd(&bench, &mut record).await;
+    let ip = etcd.local_addr().unwrap().ip();
+    drop(etcd);
+    let store = bench.service.registry.store();
+    let pki = ClusterPki::from_document(&store.secret(&pki_name(record.id)).await.unwrap().unwrap()).unwrap();
+    let _cluster = StandIn::start(&pki, ip).await;
+    bench.boots().await;
+    let facts = Box::new(Facts { can: vec![ETCD_SNAPSHOT.into()], ..Facts::default() });
+    let told = Input::Reported(ReportEvent::Facts { facts });
+    bench.service.registry.apply(bench.machine, told, RowEffects::default()).await.unwrap();
+
+    let order = || take::order(&bench.service, record.id, None, "ada");
+    let (first, second) = tokio::join!(order(), order());
+    let (row, refused) = match (first, second) {
+        (Ok(row), Err(refused)) | (Err(refused), Ok(row)) => (row, refused),
+        both => panic!("{both:?}"),
+    };
+    assert!(matches!(refused, TakeError::Nobody(Nobody::Now(_))), "{refused:?}");
+    let rows = bench.rows(&record).await;
+    assert_eq!(rows.iter().map(|row| row.id).collect::<Vec<_>>(), [row.id]);
+    let (now, _) = store.cluster(record.id).await.unwrap().unwrap();
+    assert_eq!(now.members[0].run.map(|run| run.operation), Some(row.id));
 }

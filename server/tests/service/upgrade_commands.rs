@@ -201,6 +201,31 @@ async fn a_rehearsal_says_the_plan_and_what_stands_in_its_way_and_begins_nothing
     assert_eq!(scene.cluster.update("nkd-1"), None);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rehearsal_before_a_cluster_that_does_not_answer_says_what_is_known_all_the_same() {
+    let mut scene = Scene::new(false).await;
+    scene.cluster.dies();
+    let said = scene.nkd("start", &[&ORDER[..], &["--dry-run"]].concat());
+    assert_eq!(said.code, Some(1), "{}", said.err);
+    for line in [
+        "upgrade 1 of rack7 to stable 2 (2.0): system 2.0 (222222222222), Kubernetes v1.20.2 to v1.21.0\n",
+        "\nnodes, at most 1 away at a time: cp1, w1\n",
+        "\nin the way: the API of rack7 does not answer: ",
+        "\nin the way: etcd: ",
+        "\nknow: no snapshot of etcd is taken before (--skip-snapshot): have one of your own\n",
+        "\nnothing was begun (--dry-run)\n",
+    ] {
+        assert!(said.out.contains(line), "{line}: {}", said.out);
+    }
+    assert!(!said.out.contains("housekeeper does not run"), "nobody knows: {}", said.out);
+    let why = "error: an upgrade of rack7 would not be begun: the API of rack7 does not answer: ";
+    assert!(said.err.starts_with(why) && said.err.contains("(and 1 more)"), "{}", said.err);
+    // In earnest it is not begun, for the same reason.
+    let why = scene.refused("start", &ORDER);
+    assert!(why.contains("`nkd cluster status` says how its API servers are"), "{why}");
+    assert_eq!(scene.ok("history", &[]).trim(), "Nothing found.");
+}
+
 /// As zincati does, from this address.
 async fn ask(scene: &Scene, verb: &str, id: &str, from: IpAddr) -> (u16, Value) {
     let client = scene.place.https().local_address(from).build().unwrap();

@@ -25,15 +25,16 @@ const TRIES: usize = 16;
 pub struct Snapshots {
     /// Their files.
     pub vault: Vault,
-    /// Held while one is ordered, and while rows are held against runs: a row is written before its run.
-    orders: tokio::sync::Mutex<()>,
+    /// Held while a row and its run are written, and while rows are held against runs: the row comes first. Nobody waits for
+    /// a cluster's answer with it. That a cluster has one at a time is what its revision is for.
+    writing: tokio::sync::Mutex<()>,
 }
 
 impl Snapshots {
     /// With these files.
     #[must_use]
     pub fn new(vault: Vault) -> Self {
-        Self { vault, orders: tokio::sync::Mutex::default() }
+        Self { vault, writing: tokio::sync::Mutex::default() }
     }
 }
 
@@ -68,7 +69,6 @@ pub async fn order(
     upgrade: Option<(u32, u32)>,
     by: &str,
 ) -> Result<EtcdSnapshot, TakeError> {
-    let _one = service.snapshots.orders.lock().await;
     let store = service.registry.store();
     for _ in 0..TRIES {
         let (mut record, revision) = store.cluster(cluster).await?.ok_or(BringUpError::Over)?;
@@ -100,8 +100,9 @@ pub async fn order(
             heard_at: None,
             proof: None,
         };
-        store.add_snapshot(cluster, &row).await?;
         let said = format!("{node}: a snapshot of etcd is ordered");
+        let _no_look = service.snapshots.writing.lock().await;
+        store.add_snapshot(cluster, &row).await?;
         match store.save_cluster(&record, revision, &[said], by, now).await {
             Ok(_) => {
                 service.orders.learn(&record);
@@ -217,7 +218,7 @@ pub async fn came(service: &Service, cluster: Uuid, row: &EtcdSnapshot, proof: S
 /// # Errors
 /// [`TakeError`]
 pub async fn look(service: &Service) -> Result<(), TakeError> {
-    let _no_order = service.snapshots.orders.lock().await;
+    let _no_order = service.snapshots.writing.lock().await;
     let store = service.registry.store();
     for (cluster, mut row) in store.all_snapshots().await? {
         let now = OffsetDateTime::now_utc();

@@ -85,8 +85,38 @@ pub enum UpgradeError {
 
 /// What can be seen of the cluster now.
 async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Seen, UpgradeError> {
+    let mut seen = Seen::default();
+    look_by_api(service, record, to, &mut seen).await?;
+    look_besides(service, record, &mut seen).await?;
+    Ok(seen)
+}
+
+/// The same for a rehearsal, which also says what is known while the API says nothing.
+async fn look_as_far_as_may_be(service: &Service, record: &Record, to: Option<&str>) -> Result<Seen, UpgradeError> {
+    let mut seen = Seen::default();
+    if let Err(error) = look_by_api(service, record, to, &mut seen).await {
+        let (UpgradeError::Kube(kube) | UpgradeError::Reach(BringUpError::Kube(kube))) = &error else {
+            return Err(error);
+        };
+        let why = kube.answer().unwrap_or_else(|| crate::http::chain(kube));
+        seen.unseen = Some(match kube.is_silence() {
+            true => format!("the API of {} does not answer: {why}", record.name()),
+            false => why,
+        });
+    }
+    look_besides(service, record, &mut seen).await?;
+    Ok(seen)
+}
+
+/// What its API says.
+async fn look_by_api(
+    service: &Service,
+    record: &Record,
+    to: Option<&str>,
+    seen: &mut Seen,
+) -> Result<(), UpgradeError> {
     let (_, api) = reach::reach(service, record).await?;
-    let mut seen = Seen { kubelets: api.kubelets().await?, ..Seen::default() };
+    seen.kubelets = api.kubelets().await?;
     seen.stuck = api.stuck_pods().await?;
     seen.operator = api.operator().await?.is_some_and(|operator| operator.available);
     if let Some(minor) = to.and_then(|version| kubeadm::minor(version).ok()) {
@@ -96,6 +126,11 @@ async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Se
         seen.not_asked = not_asked;
         seen.servers = versions_of(record, &servers, &api).await;
     }
+    Ok(())
+}
+
+/// What its etcd says, and what its agents have said.
+async fn look_besides(service: &Service, record: &Record, seen: &mut Seen) -> Result<(), UpgradeError> {
     let planes = record.members.iter().filter(|m| m.role == Role::ControlPlane).filter_map(|m| m.address);
     let endpoints: Vec<_> = planes.map(|ip| std::net::SocketAddr::new(ip, CLIENT_PORT)).collect();
     let keys = pki(service, record).await?;
@@ -110,8 +145,8 @@ async fn look(service: &Service, record: &Record, to: Option<&str>) -> Result<Se
         }
         Err(error) => seen.etcd = vec![crate::http::chain(&error)],
     }
-    facts(service, record, &mut seen).await;
-    Ok(seen)
+    facts(service, record, seen).await;
+    Ok(())
 }
 
 /// Whether the commit of the release that is meant is nowhere to be fetched.
@@ -195,7 +230,10 @@ pub async fn start(
     let wanted = release.kubernetes.clone();
     // What is looked for is looked for this release; one that is published in the meantime is for the next upgrade.
     let order = &UpgradeOrder { release: Some(release.number), ..order.clone() };
-    let mut seen = look(service, record, wanted.as_deref()).await?;
+    let mut seen = match order.dry_run {
+        true => look_as_far_as_may_be(service, record, wanted.as_deref()).await?,
+        false => look(service, record, wanted.as_deref()).await?,
+    };
     let number = before.as_ref().map_or(1, |before| before.number + 1);
     loop {
         let ((record, members), (releases, revision)) = (&known, &channel);

@@ -23,7 +23,9 @@ struct Version {
 /// What is seen of the cluster.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
-    /// Versions of the kubelets by node; empty: the API did not answer.
+    /// Why the API has not said all that was asked of it.
+    pub unseen: Option<String>,
+    /// Versions of the kubelets by node.
     pub kubelets: BTreeMap<String, String>,
     /// Versions of the API servers that have answered, by control plane.
     pub servers: BTreeMap<String, String>,
@@ -172,15 +174,20 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
             say(true, format!("{} is not Ready: {next}", member.hostname));
         }
     }
-    match &record.health {
-        Health::Healthy => {}
-        Health::Unreachable { .. } => say(true, format!("the API of {name} does not answer")),
+    match (&seen.unseen, &record.health) {
+        (Some(why), _) => {
+            let next = format!("`nkd cluster status {name}` says how its API servers are");
+            let lacks = "what only the API can say is not known: which versions run, removed APIs in use, pods that cannot move, whether housekeeper runs";
+            say(true, format!("{why}: {next}; {lacks}"));
+        }
+        (None, Health::Healthy) => {}
+        (None, Health::Unreachable { .. }) => say(true, format!("the API of {name} does not answer")),
         _ => say(false, format!("{name} is not healthy: `nkd cluster status {name}` says why")),
     }
     if !record.cluster.spec.housekeeper.enabled {
         let next = "set `housekeeper: {enabled: true}` in the cluster's file and apply it";
         say(true, format!("{name} has no housekeeper, which upgrades node by node: {next}"));
-    } else if !seen.operator {
+    } else if !seen.operator && seen.unseen.is_none() {
         say(true, format!("housekeeper does not run in {name}: `kubectl -n nkd-system get pods` says why"));
     }
     for (node, Lease { group, id, expires, .. }) in &seen.leases {

@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::program::{ProgramError, run};
+use super::program::{GNUPG, ProgramError, run};
 
 /// How long it may take for an answer, and to be gone when it was killed, in seconds.
 const PATIENCE: u32 = 5;
@@ -35,7 +35,7 @@ static TOLD: Once = Once::new();
 /// Where the agent of this folder listens, if there is one.
 pub(super) fn address(home: &Path) -> Result<PathBuf, ProgramError> {
     let words = [OsStr::new("--homedir"), home.as_os_str(), OsStr::new("--list-dirs"), OsStr::new("agent-socket")];
-    let mut said = run("gpgconf", "gnupg", &words, b"")?;
+    let mut said = run("gpgconf", GNUPG, &words, b"")?;
     if said.last() == Some(&b'\n') {
         said.pop();
     }

@@ -54,7 +54,7 @@ use self::reads::Reads;
 pub use self::repository::Repository;
 use self::signer::Signer;
 pub use self::source::SourceError;
-use self::unknown::Unknown;
+use self::unknown::{Unknown, Who};
 pub use self::unsettled::PublishLine;
 use crate::store::{Store, StoreError};
 
@@ -368,9 +368,9 @@ impl Channels {
         Self { metrics, ..self }
     }
 
-    /// Systems whose release the channel does not have, who asked last first.
+    /// Systems whose release the channel does not have, who asked last first; and how often one was left out of this.
     #[must_use]
-    pub fn unknown(&self, channel: &str) -> Vec<UnknownRelease> {
+    pub fn unknown(&self, channel: &str) -> (Vec<UnknownRelease>, u64) {
         self.unknown.lock().unwrap_or_else(PoisonError::into_inner).of(channel)
     }
 
@@ -383,7 +383,7 @@ impl Channels {
         name: &str,
         architecture: &str,
         commit: &str,
-        node: Option<&str>,
+        who: Who<'_>,
         now: OffsetDateTime,
     ) -> Result<Option<Channel>, StoreError> {
         let channel = self.store.channel(name).await?.map(|(channel, _)| channel);
@@ -392,11 +392,11 @@ impl Channels {
         // A name that no channel has is whatever somebody sent.
         let label = channel.as_ref().map_or("", |channel| &channel.name);
         if known {
-            self.note(label, commit, node, now).await;
+            self.note(label, commit, who.node, now).await;
         }
         // One that says nothing of itself is no system.
         if channel.is_some() && !known && !commit.is_empty() {
-            self.unknown.lock().unwrap_or_else(PoisonError::into_inner).asked(label, commit, node, now);
+            self.unknown.lock().unwrap_or_else(PoisonError::into_inner).asked(label, commit, who, now);
         }
         if self.metrics.asked(label, known) && !known {
             // A digest, or whatever somebody sent.

@@ -19,20 +19,28 @@ use rustix::io::retry_on_intr;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::io::AsyncReadExt as _;
 
+/// Where systems have `gpg` and what belongs to it.
+pub(super) const GNUPG: &str = "gnupg, or gnupg2 on NestOS and openEuler";
+/// What ostree says when the library that it signs and verifies with finds no `gpg`.
+const NO_GPG: &str = "Invalid crypto engine";
+
 /// A program could not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     /// It could not be started.
-    #[error("cannot run {program}; install it on the service's host (package `{package}`)")]
+    #[error("cannot run {program}: install it on the service's host (package {package})")]
     Start {
         /// Its name.
         program: &'static str,
-        /// Where Debian has it.
+        /// What has it.
         package: &'static str,
         /// What the operating system said.
         #[source]
         source: io::Error,
     },
+    /// It wants gpg, which is not there.
+    #[error("{0} cannot run gpg: install it on the service's host (package {GNUPG})")]
+    NoGpg(&'static str),
     /// It said no.
     #[error("{program} {verb}: {said}")]
     Refused {
@@ -72,6 +80,11 @@ pub fn end_programs() {
 }
 
 impl ProgramError {
+    /// Whether there is a program to be installed first.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self, Self::Start { .. } | Self::NoGpg(_))
+    }
+
     /// Whether the program refused with these words.
     pub(super) fn says(&self, words: &str) -> bool {
         matches!(self, Self::Refused { said, .. } if said.contains(words))
@@ -240,6 +253,9 @@ fn judged<S: AsRef<OsStr>>(program: &'static str, words: &[S], output: Output) -
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.trim().rsplit('\n').next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    if said.ends_with(NO_GPG) {
+        return Err(ProgramError::NoGpg(program));
+    }
     let said = if said.is_empty() { format!("it ended with {}", output.status) } else { said };
     Err(ProgramError::Refused { program, verb: verb(words), said })
 }
@@ -266,7 +282,14 @@ mod tests {
         assert_eq!(programs.run("sh", "dash", &["-c", much], b"said").unwrap().len(), 300_004);
         let refused = programs.run("sh", "dash", &["-c", "echo error: no >&2; exit 3"], b"").unwrap_err();
         assert!(refused.says("no") && !refused.says("error"), "{refused}");
-        assert!(matches!(programs.run("/nowhere/program", "none", &[""], b""), Err(ProgramError::Start { .. })));
+        let missing = programs.run("/nowhere/program", GNUPG, &[""], b"").unwrap_err();
+        assert!(
+            missing.is_missing() && missing.to_string().ends_with("(package gnupg, or gnupg2 on NestOS and openEuler)")
+        );
+        let said = "echo error: GPG: gpgme_ctx_set_engine_info: GPGME: Invalid crypto engine >&2; exit 1";
+        let missing = programs.run("sh", "dash", &["-c", said], b"").unwrap_err();
+        assert!(missing.is_missing() && missing.to_string().starts_with("sh cannot run gpg: install it"), "{missing}");
+        assert!(!refused.is_missing());
         assert_eq!(*programs.running(), Some(BTreeSet::new()));
     }
 

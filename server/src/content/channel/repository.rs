@@ -135,9 +135,10 @@ impl Repository {
         let mut import = OsString::from("--gpg-import=");
         import.push(key);
         let remote = ["add".into(), "source".into(), url, import, "--set=gpg-verify=true".into()];
-        checked
-            .ostree::<OsString>("remote", &remote)
-            .map_err(|error| ChannelError::KeyFile { path: key.into(), source: Box::new(error) })?;
+        checked.ostree::<OsString>("remote", &remote).map_err(|error| match error {
+            ChannelError::Program(program) if program.is_missing() => program.into(),
+            error => ChannelError::KeyFile { path: key.into(), source: Box::new(error) },
+        })?;
         checked.ostree("pull", &["source", commit]).map_err(|error| match no_room(error, commit) {
             full @ ChannelError::NoRoom(_) => full,
             error => ChannelError::NotSigned { commit: commit.into(), source: Box::new(error) },

@@ -12,7 +12,7 @@ use std::path::Path;
 use super::ChannelError;
 use super::ed25519::{KEY_LENGTH, Key};
 use super::key_folder::KeyFolder;
-use super::program::{ProgramError, run};
+use super::program::{GNUPG, ProgramError, run};
 
 /// Of the key: people see it when they look at a signature.
 const OWNER: &str = "nkd channels";
@@ -95,15 +95,17 @@ impl Signer {
 }
 
 fn folder(state_dir: &Path) -> Result<KeyFolder, ChannelError> {
-    let failed = |source| ChannelError::Io { action: "make a folder in", path: state_dir.into(), source };
-    KeyFolder::make(state_dir).map_err(failed)
+    KeyFolder::make(state_dir).map_err(|error| match error.downcast::<ProgramError>() {
+        Ok(program) => program.into(),
+        Err(source) => ChannelError::Io { action: "make a folder in", path: state_dir.into(), source },
+    })
 }
 
 fn gpg(home: &KeyFolder, words: &[&str], input: &[u8]) -> Result<Vec<u8>, ProgramError> {
     let mut all: Vec<OsString> = vec!["--homedir".into(), home.path().into()];
     all.extend(["--batch", "--quiet", "--pinentry-mode", "loopback"].map(OsString::from));
     all.extend(words.iter().map(OsString::from));
-    run("gpg", "gnupg", &all, input).map_err(|error| match error {
+    run("gpg", GNUPG, &all, input).map_err(|error| match error {
         ProgramError::Refused { program, said, .. } => {
             let verb = words.iter().rfind(|word| word.starts_with("--")).map_or("", |word| word).to_owned();
             ProgramError::Refused { program, verb, said }

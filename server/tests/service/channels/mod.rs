@@ -2,6 +2,7 @@
 
 mod delete;
 mod deltas;
+mod gnupg;
 mod here;
 mod mirror;
 mod promote;
@@ -636,6 +637,13 @@ async fn a_client_of_the_graph_is_led_from_release_to_release() {
     let metrics = reqwest::get(place.metrics_url("/metrics")).await.unwrap().text().await.unwrap();
     let unknown = "nkd_graph_requests_total{channel=\"stable\",payload=\"unknown\"} 2";
     assert!(metrics.contains(unknown), "{metrics}");
+    for number in [0].into_iter().chain(1..=20) {
+        ask(&format!("&os_checksum={number:064}")).await;
+    }
+    let output = place.cli(&["channel", "unknown", "stable"]);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(out.lines().count() == 17 && out.contains(&format!("{:064}", 0)), "what is asked from again stays: {out}");
+    assert!(err.contains("5 more were left out"), "{err}");
     refused(
         &place.cli(&["channel", "mark", "stable", "9", "--barrier", "true"]),
         "no release 9 in the channel `stable`",

@@ -16,9 +16,12 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use nkd_api::channel::{Mirror, MirrorOrder, PublishOrder};
 use nkd_api::user::AuditEntry;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use self::decide::{Offered, Verdict, judge, pause};
 use self::upstream::Upstream;
@@ -135,12 +138,8 @@ impl Channels {
         };
         let (key, ca) = (order.key, order.ca);
         let record = blocking(move || {
-            let read = |path: Option<String>, mark: &str| match path {
-                Some(path) => text_of(Path::new(&path), mark).map(Some),
-                None => Ok(None),
-            };
-            let (keys, ca) =
-                (read(key, "-----BEGIN PGP PUBLIC KEY BLOCK-----")?, read(ca, "-----BEGIN CERTIFICATE-----")?);
+            let keys = key.map(|path| keys_of(Path::new(&path))).transpose()?;
+            let ca = ca.map(|path| authority_of(Path::new(&path))).transpose()?;
             Ok(Record { mirror, keys, ca })
         });
         let record = record.await?;
@@ -390,13 +389,30 @@ pub fn address(text: &str) -> Result<url::Url, ChannelError> {
     Ok(url)
 }
 
-/// A file of keys or certificates.
-fn text_of(path: &Path, mark: &str) -> Result<String, ChannelError> {
-    let text = super::repository::small_file(path)?;
+/// The text of a file of keys.
+fn keys_of(path: &Path) -> Result<String, ChannelError> {
+    let (text, mark) = (super::repository::small_file(path)?, "-----BEGIN PGP PUBLIC KEY BLOCK-----");
     match text.contains(mark) {
         true => Ok(text),
         false => Err(wrong("key", &format!("{} has no `{mark}`: name an armored file", path.display()))),
     }
+}
+
+/// The text of a file of authorities.
+fn authority_of(path: &Path) -> Result<String, ChannelError> {
+    let is_certificate = |der: &CertificateDer<'_>| X509Certificate::from_der(der).is_ok();
+    let is_good = |text: &str| {
+        let all = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
+        all.is_ok_and(|all| !all.is_empty() && all.iter().all(is_certificate))
+    };
+    let why = match super::repository::small_file(path) {
+        Ok(text) if is_good(&text) => return Ok(text),
+        Ok(_) => "it holds no certificate that reads".to_owned(),
+        Err(ChannelError::Io { source, .. }) => source.to_string(),
+        Err(_) => "it is no file, or has more than 1 MiB".to_owned(),
+    };
+    let next = "name a PEM file, on the service's host, of the authorities that the upstream's certificate comes from";
+    Err(wrong("upstream-ca", &format!("{} is no CA certificate: {why}; {next}", path.display())))
 }
 
 #[cfg(test)]

@@ -132,3 +132,28 @@ async fn what_came_of_an_upstream_goes_when_nobody_needs_it_any_more() {
     assert_eq!(names.collect::<BTreeSet<_>>(), [".mirror-followed".into(), "lab".into()].into());
     upstream::tidy(&place.path().join("nowhere"), BTreeSet::new()).await;
 }
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "files of a test")]
+fn a_file_that_is_no_authority_of_an_upstream_is_said_to_be_none() {
+    let place = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| -> PathBuf {
+        let path = place.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let good = rcgen::generate_simple_self_signed(["up.example".to_owned()]).unwrap().cert.pem();
+    assert_eq!(authority_of(&file("good", &good)).unwrap(), good);
+    let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    for (path, why) in [
+        (file("words", "no certificate"), "no certificate that reads"),
+        (file("half", &format!("{good}{garbage}")), "no certificate that reads"),
+        (file("key", "-----BEGIN PGP PUBLIC KEY BLOCK-----"), "no certificate that reads"),
+        (place.path().join("gone"), "No such file"),
+        (place.path().into(), "it is no file"),
+    ] {
+        let told = authority_of(&path).unwrap_err().to_string();
+        let start = format!("upstream-ca: {} is no CA certificate: ", path.display());
+        assert!(told.starts_with(&start) && told.contains(why), "{told}");
+    }
+}

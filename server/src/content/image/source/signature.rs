@@ -35,7 +35,7 @@ pub enum SignatureError {
         path: PathBuf,
     },
     /// gpgv could not be started.
-    #[error("cannot run gpgv; install it (package `gpgv`)")]
+    #[error("cannot run gpgv: install it on the service's host (package gpgv, or gnupg2 on NestOS and openEuler)")]
     Start(#[source] io::Error),
     /// gpgv refused.
     #[error("gpgv did not accept it: {0}")]
