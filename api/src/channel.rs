@@ -231,6 +231,9 @@ pub struct MirrorOrder {
     /// File of armored OpenPGP public keys, on the service's host; every commit must be signed with one of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// File of ed25519 public keys, base64, one a line, on the service's host; every commit must be signed with one of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ed25519_key: Option<String>,
     /// Commits are taken whoever made them. Either this or a key is to be given.
     #[serde(default)]
     pub unsigned: bool,
@@ -266,9 +269,12 @@ pub struct Mirror {
     pub from: String,
     /// Ref of the upstream.
     pub reference: String,
-    /// File that the keys were read from when it was ordered; none: commits are taken whoever made them.
+    /// File that the OpenPGP keys were read from when it was ordered. No file of keys at all: commits are taken whoever made them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// File that the ed25519 keys were read from then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ed25519_key: Option<String>,
     /// File that the certificates were read from then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,

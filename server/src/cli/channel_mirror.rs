@@ -31,6 +31,9 @@ pub(super) struct MirrorArgs {
     /// File of armored OpenPGP public keys, on the service's host; every commit must be signed with one of them
     #[arg(long, value_name = "FILE", requires = "from", conflicts_with = "insecure_unsigned")]
     key: Option<String>,
+    /// File of ed25519 public keys (base64, one a line), on the service's host; every commit must be signed with one of them
+    #[arg(long, value_name = "FILE", requires = "from", conflicts_with = "insecure_unsigned")]
+    ed25519_key: Option<String>,
     /// Take commits whoever made them
     #[arg(long, requires = "from")]
     insecure_unsigned: bool,
@@ -74,6 +77,7 @@ pub(super) async fn run(args: MirrorArgs, client: &Client) -> Result<(), CliErro
                 from,
                 reference,
                 key: args.key.map(absolute),
+                ed25519_key: args.ed25519_key.map(absolute),
                 unsigned: args.insecure_unsigned,
                 ca: args.upstream_ca.map(absolute),
                 profile: args.profile,
@@ -114,9 +118,10 @@ async fn look(client: &Client, path: &str) -> Result<MirrorNow, CliError> {
 
 fn shown(MirrorNow { mirror, looking_since }: &MirrorNow, now: OffsetDateTime) -> String {
     let ago = |at: Option<OffsetDateTime>| at.map_or_else(|| "never".to_owned(), |at| format!("{} ago", age(at, now)));
-    let trust = match &mirror.key {
-        Some(key) => format!("signed with a key of {key}"),
-        None => "whoever made it: no key was given".to_owned(),
+    let files: Vec<&str> = mirror.key.iter().chain(&mirror.ed25519_key).map(String::as_str).collect();
+    let trust = match files.as_slice() {
+        [] => "whoever made it: no key was given".to_owned(),
+        files => format!("signed with a key of {}", files.join(" and one of ")),
     };
     let next = match looking_since {
         Some(since) => format!("looking now, since {}", age(*since, now)),

@@ -18,6 +18,17 @@ use super::repository::{Repository, io};
 /// More than this beside a commit is no signatures.
 const LARGEST: u64 = 1 << 20;
 
+/// The text of a file of ed25519 keys.
+pub(super) fn ed25519_keys(path: &Path) -> Result<String, ChannelError> {
+    Ok(trusted(path)?.0)
+}
+
+fn trusted(path: &Path) -> Result<(String, Trusted), ChannelError> {
+    let text = super::repository::small_file(path)?;
+    let trusted = Trusted::read(&text).map_err(|line| ChannelError::Ed25519KeyFile { path: path.into(), line })?;
+    Ok((text, trusted))
+}
+
 impl Repository {
     /// Signs a commit, beside the signatures that it has.
     pub(super) fn sign_ed25519(&self, commit: &str, key: &Key) -> Result<(), ChannelError> {
@@ -46,8 +57,7 @@ impl Repository {
 
     /// Whose signature a commit bears, of those whose keys are in the file.
     pub(super) fn signer_ed25519(&self, commit: &str, keys: &Path) -> Result<String, ChannelError> {
-        let text = super::repository::small_file(keys)?;
-        let trusted = Trusted::read(&text).map_err(|line| ChannelError::Ed25519KeyFile { path: keys.into(), line })?;
+        let (_, trusted) = trusted(keys)?;
         let signatures = read_detached(&self.object(commit, "commitmeta"))?.signatures();
         let signer = trusted.signer(&self.commit_bytes(commit)?, &signatures);
         let count = signatures.len();

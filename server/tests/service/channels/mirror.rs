@@ -80,6 +80,33 @@ async fn each_new_commit_of_a_signed_upstream_is_a_release() {
 }
 
 // The upstream answers while commands wait.
+#[tokio::test]
+async fn an_upstream_may_sign_by_ed25519_alone() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    let one = builder.build("1", b"one", &[]);
+    let (keys, from) = (builder.path("keys.ed25519"), file_url(&builder));
+    std::fs::write(&keys, builder.sign_ed25519(&one, 1)).unwrap();
+    let order = ["channel", "mirror", "stable", "--from", &from, "--ref", REF, "--ed25519-key"];
+    refused(&place.cli(&[&order[..], &[&builder.path("repo/config")]].concat()), "line 1 is no ed25519 key");
+    place.ok(&[&order[..], &[&keys]].concat());
+    assert!(place.ok(&["channel", "mirror", "stable"]).contains(&format!("signed with a key of {keys}")));
+    let first = eventually("the first release", async || releases(&place).first().cloned()).await;
+    assert_eq!(first["commit"], one);
+    assert!(first["signedBy"].as_str().unwrap().starts_with("ed25519 "), "{first}");
+    // Not signed, then by somebody else: the channel stays. What is signed again goes on.
+    let two = builder.build("2", b"two", &[]);
+    let problem = |mirror: Value| mirror["problem"].as_str().unwrap_or_default().to_owned();
+    assert!(problem(looked(&place)).contains("none of its 0 ed25519 signatures"), "{}", shown(&place));
+    builder.sign_ed25519(&two, 2);
+    assert!(problem(looked(&place)).contains("none of its 1 ed25519 signatures"), "{}", shown(&place));
+    assert_eq!(releases(&place).len(), 1);
+    builder.sign_ed25519(&two, 1);
+    assert_eq!(problem(looked(&place)), "");
+    assert_eq!(releases(&place)[1]["commit"], two);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_fails_or_goes_back_leaves_the_channel_as_it_is() {
     let place = Place::new();
@@ -275,7 +302,7 @@ async fn wrong_mirrors_say_what_to_do() {
     let order = |more: &[&str]| place.cli(&[&["channel", "mirror", "stable"], more].concat());
     refused(
         &order(&["--from", "https://up.example/repo", "--ref", REF]),
-        "--key FILE, or take them --insecure-unsigned",
+        "--ed25519-key FILE, or take them --insecure-unsigned",
     );
     refused(
         &order(&["--from", "ftp://up.example/", "--ref", REF, "--insecure-unsigned"]),

@@ -76,6 +76,16 @@ impl Builder {
         good("ostree", &[&words[..], more].concat()).trim().to_owned()
     }
 
+    /// Puts an ed25519 signature beside a commit, and none of another kind; the key's public half.
+    fn sign_ed25519(&self, commit: &str, seed: u8) -> String {
+        let key = Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
+        let place = |kind| object(&self.folder.join("repo"), commit, kind);
+        let signature = key.sign(&std::fs::read(place("commit")).unwrap());
+        let entries = HashMap::from([(ED25519_ENTRY, Variant::from(vec![signature.as_ref().to_vec()]))]);
+        std::fs::write(place("commitmeta"), to_bytes(Context::new(LE, 0), &entries).unwrap().bytes()).unwrap();
+        STANDARD.encode(key.public_key())
+    }
+
     /// A key of this name: its folder, its fingerprint, and its public half as a file.
     fn key(&self, name: &str) -> (String, String, String) {
         let (home, public) = (self.path(name), self.path(&format!("{name}.asc")));

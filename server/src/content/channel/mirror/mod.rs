@@ -25,6 +25,7 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use self::decide::{Offered, Verdict, judge, pause};
 use self::upstream::Upstream;
+use super::detached::ed25519_keys;
 use super::publish::{fits, is_version, new_channel};
 use super::{ChannelError, Channels, Repository, blocking, text, wrong};
 use crate::http::chain;
@@ -44,6 +45,9 @@ pub struct Record {
     /// OpenPGP keys, one of which the commits are signed with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keys: Option<String>,
+    /// ed25519 keys, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ed25519_keys: Option<String>,
     /// Certificates that the upstream's has to come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<String>,
@@ -54,7 +58,7 @@ impl Record {
     fn is_same(&self, other: &Self) -> bool {
         let of = |record: &Self| {
             let Mirror { profile, from, reference, kubernetes, .. } = record.mirror.clone();
-            (profile, from, reference, kubernetes, record.keys.clone(), record.ca.clone())
+            (profile, from, reference, kubernetes, record.keys.clone(), record.ed25519_keys.clone(), record.ca.clone())
         };
         of(self) == of(other)
     }
@@ -104,8 +108,8 @@ impl Channels {
         if order.reference.is_empty() || order.reference.starts_with('-') || order.reference.contains([':', '@']) {
             return Err(wrong("ref", "name a ref of the upstream, like fedora/x86_64/coreos/stable"));
         }
-        if order.key.is_some() == order.unsigned {
-            let reason = "say whose signature its commits must bear with --key FILE, or take them --insecure-unsigned";
+        if (order.key.is_some() || order.ed25519_key.is_some()) == order.unsigned {
+            let reason = "say whose signature its commits must bear with --key FILE or --ed25519-key FILE, or take them --insecure-unsigned";
             return Err(wrong("key", reason));
         }
         if order.kubernetes.as_ref().is_some_and(|version| !is_version(version)) {
@@ -127,6 +131,7 @@ impl Channels {
             from: from.to_string(),
             reference: order.reference,
             key: order.key.clone(),
+            ed25519_key: order.ed25519_key.clone(),
             ca: order.ca.clone(),
             kubernetes: order.kubernetes,
             every_minutes,
@@ -136,11 +141,12 @@ impl Channels {
             failures: 0,
             problem: None,
         };
-        let (key, ca) = (order.key, order.ca);
+        let (key, ed25519_key, ca) = (order.key, order.ed25519_key, order.ca);
         let record = blocking(move || {
             let keys = key.map(|path| keys_of(Path::new(&path))).transpose()?;
+            let ed25519_keys = ed25519_key.map(|path| ed25519_keys(Path::new(&path))).transpose()?;
             let ca = ca.map(|path| authority_of(Path::new(&path))).transpose()?;
-            Ok(Record { mirror, keys, ca })
+            Ok(Record { mirror, keys, ed25519_keys, ca })
         });
         let record = record.await?;
         let following = self.following.lock().await;
@@ -301,6 +307,7 @@ impl Channels {
             profile: Some(mirror.profile.clone()),
             architecture: Some(mirror.architecture.clone()),
             key: record.keys.as_ref().map(|_| upstream.keys().display().to_string()),
+            ed25519_key: record.ed25519_keys.as_ref().map(|_| upstream.ed25519_keys().display().to_string()),
             ..PublishOrder::default()
         };
         let entry = AuditEntry {

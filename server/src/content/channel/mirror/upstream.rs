@@ -31,6 +31,8 @@ pub(super) struct Upstream {
     folder: PathBuf,
     repository: Repository,
     reference: String,
+    /// File of those that commits have to be signed with.
+    ed25519_keys: Option<PathBuf>,
     /// Ours alone, and of the programs that we run.
     lock: File,
 }
@@ -47,7 +49,7 @@ impl Upstream {
     pub async fn open(ours: &Path, record: &Record) -> Result<Self, ChannelError> {
         let folder = ours.join(format!("{PREFIX}{}", record.mirror.channel));
         let (from, reference) = (record.mirror.from.clone(), record.mirror.reference.clone());
-        let (keys, ca) = (record.keys.clone(), record.ca.clone());
+        let (keys, ed25519_keys, ca) = (record.keys.clone(), record.ed25519_keys.clone(), record.ca.clone());
         blocking(move || {
             fs::create_dir_all(&folder).map_err(io("make", &folder))?;
             let lock = leftover::take(&folder)?;
@@ -56,6 +58,7 @@ impl Upstream {
                 fs::write(&path, text).map_err(io("write", &path)).map(|()| path)
             };
             let repository = Repository::open(&folder.join("repo"))?;
+            let ed25519_keys = ed25519_keys.map(|keys| write(ED25519_KEYS, &keys)).transpose()?;
             repository.ostree("remote", &["delete", "--if-exists", REMOTE])?;
             let mut words: Vec<OsString> = vec!["add".into(), REMOTE.into(), from.into()];
             match keys {
@@ -72,18 +75,22 @@ impl Upstream {
                 words.push(set);
             }
             repository.ostree("remote", &words)?;
-            Ok(Self { folder, repository, reference, lock })
+            Ok(Self { folder, repository, reference, ed25519_keys, lock })
         })
         .await
     }
 
-    /// What the ref stands for now: its commit alone, with its signature verified.
+    /// What the ref stands for now: its commit alone, with its signatures verified.
     pub async fn look(&self) -> Result<Commit, ChannelError> {
         let words = ["--commit-metadata-only", REMOTE, &self.reference];
         self.repository.ostree_within("pull", &words, self.input()?, LOOK).await?;
         let (repository, reference) = (self.repository.clone(), self.reference.clone());
+        let ed25519_keys = self.ed25519_keys.clone();
         blocking(move || {
             let commit = repository.commit(&format!("{REMOTE}:{reference}"))?;
+            if let Some(keys) = ed25519_keys {
+                repository.signer_ed25519(&commit, &keys)?;
+            }
             let (made_at, version) = (repository.made_at(&commit)?, repository.metadata(&commit, "version")?);
             Ok(Commit { commit, made_at, version })
         })
@@ -119,6 +126,11 @@ impl Upstream {
         self.folder.join(KEYS)
     }
 
+    /// The same for ed25519.
+    pub fn ed25519_keys(&self) -> PathBuf {
+        self.folder.join(ED25519_KEYS)
+    }
+
     /// Frees the space.
     pub async fn remove(self) -> Result<(), ChannelError> {
         let folder = self.folder;
@@ -127,6 +139,7 @@ impl Upstream {
 }
 
 const KEYS: &str = "keys.asc";
+const ED25519_KEYS: &str = "keys.ed25519";
 
 /// Removes what came of upstreams that no channel follows any more. The folders of these channels stay.
 pub(super) async fn tidy(ours: &Path, needed: BTreeSet<String>) {
