@@ -36,7 +36,7 @@ impl Channels {
         self.metrics.forget(name);
         tracing::info!(channel = name, releases = channel.releases.len(), "a channel is deleted");
         // It is off the list whatever comes of that.
-        self.note_settled(&channel.profile, name, self.settle_profile(&channel.profile).await);
+        self.note_settled(&channel.profile, self.settle_profile(&channel.profile).await);
         Ok(DeletedChannel { last_asked_at: polled.iter().map(|polled| polled.at).max(), channel })
     }
 }

@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 
 use super::repository::io;
 use super::{ChannelError, Channels, Repository, blocking};
+use crate::content::image::profile;
 use crate::store::StoreError;
 
 /// Commits of releases that are not here, by profile.
@@ -145,6 +146,13 @@ impl Repository {
         }
         Ok(commits)
     }
+}
+
+/// The profiles that have a repository in this folder.
+pub(super) fn repositories(folder: &Path) -> Vec<String> {
+    // Whoever cannot read it has none there.
+    let all = names(folder).unwrap_or_default().into_iter();
+    all.filter(|name| profile::by_name(name).is_some() && Repository::at(&folder.join(name)).is_ok()).collect()
 }
 
 /// Behind the checksum of a commit whose objects have not all come.

@@ -474,21 +474,23 @@ impl Channels {
     /// [`ChannelError`]; nodes that pull by commit are served all the same.
     pub async fn settle(&self, now: OffsetDateTime) -> Result<(), ChannelError> {
         let _writing = self.turn().await?;
-        let channels = self.store.channels().await?;
-        let profiles: BTreeSet<&str> = channels.iter().map(|c| c.profile.as_str()).collect();
-        for profile in &profiles {
-            self.clear_after(profile, now).await;
-            let signer = self.signer().await?;
-            let (repository, channels) = (self.folder().join(profile), channels.clone());
-            let profile = (*profile).to_owned();
-            blocking(move || settle(&Repository::open(&repository)?, &channels, &profile, &signer)).await?;
-        }
         self.look_for_commits().await?;
-        let left: BTreeSet<String> = self.store.retired().await?.into_iter().map(|retired| retired.profile).collect();
-        for profile in left.iter().filter(|profile| !profiles.contains(profile.as_str())) {
-            // After a backup was restored, there may be no repository.
-            if Repository::at(&self.folder().join(profile)).is_ok() {
-                self.settle_profile(profile).await?;
+        let channels = self.store.channels().await?;
+        let served: BTreeSet<String> = channels.into_iter().map(|channel| channel.profile).collect();
+        for profile in &served {
+            let folder = self.folder().join(profile);
+            if let Err(error) = blocking(move || Repository::open(&folder).map(drop)).await {
+                self.note_settled(profile, Err(error));
+            }
+        }
+        // After a backup was restored, there may be no repository of what was retired.
+        let here: Vec<String> = here::repositories(&self.folder());
+        for profile in here.iter().chain(&served).collect::<BTreeSet<_>>() {
+            self.clear_after(profile, now).await;
+            match self.settle_profile(profile).await {
+                Err(ChannelError::Stopped) => return Err(ChannelError::Stopped),
+                // Another one is not held up by it.
+                settled => self.note_settled(profile, settled),
             }
         }
         Ok(())

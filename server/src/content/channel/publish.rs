@@ -319,7 +319,7 @@ impl Channels {
         let (channels, profile, by) = (self.store.channels().await?, channel.profile.clone(), Arc::clone(signer));
         let settled = blocking(move || settle(&repository, &channels, &profile, &by)).await;
         // It is published whatever came of that: nodes pull by commit.
-        self.note_settled(&channel.profile, &name, settled);
+        self.note_settled(&channel.profile, settled);
         tracing::info!(channel = name, release = number, commit = release.commit, "published");
         Ok(release)
     }

@@ -80,7 +80,7 @@ impl Channels {
         }
         tracing::info!(channel = name, releases = commits.len(), "releases are retired");
         // They are off the list whatever comes of that.
-        self.note_settled(&channel.profile, name, self.settle_profile(&channel.profile).await);
+        self.note_settled(&channel.profile, self.settle_profile(&channel.profile).await);
         Ok(pruned)
     }
 

@@ -24,12 +24,12 @@ pub struct PublishLine {
 
 impl Channels {
     /// How the writing of a repository's refs and summary went, which is told in the log and remembered.
-    pub(super) fn note_settled(&self, profile: &str, channel: &str, settled: Result<(), ChannelError>) {
+    pub(super) fn note_settled(&self, profile: &str, settled: Result<(), ChannelError>) {
         let mut unsettled = self.unsettled.lock().unwrap_or_else(PoisonError::into_inner);
         match settled {
             Ok(()) => drop(unsettled.remove(profile)),
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, channel, "the summary is not written");
+                tracing::error!(error = &error as &dyn std::error::Error, profile, "the summary is not written");
                 unsettled.insert(profile.to_owned(), chain(&error));
             }
         }

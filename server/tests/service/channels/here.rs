@@ -140,3 +140,33 @@ async fn what_is_older_than_the_newest_is_published_only_if_that_is_meant() {
     );
     place.ok(&[&back[..], &["--allow-downgrade"]].concat());
 }
+
+/// The first one of its profile, at that: no channel names it yet.
+#[tokio::test]
+async fn what_is_left_of_a_first_publication_goes_too_and_holds_up_no_other_profile() {
+    let place = Place::new().with("channels.grace=1");
+    let service = place.start().await;
+    let builder = Builder::new(&place);
+    builder.build("1", b"one", &[]);
+    publish(&place, &builder, &[]);
+    service.kill();
+    let other = place.state().join("ostree/fedora-coreos");
+    let flag = format!("--repo={}", other.display());
+    good("ostree", &["init", &flag, "--mode=archive"]);
+    let half = builder.build("2", b"two", &[]);
+    good("ostree", &["pull-local", &flag, &builder.path("repo"), &half]);
+    fs::write(other.join("state").join(format!("{half}.commitpartial")), b"").unwrap();
+    // A summary that cannot be written, of the profile that comes before.
+    fs::create_dir_all(other.join("summary/in-the-way")).unwrap();
+    fs::remove_file(place.state().join("ostree/lab/summary")).unwrap();
+
+    let _service = place.start().await;
+    eventually("the half is gone", async || (!object(&other, &half, "commit").exists()).then_some(())).await;
+    eventually("the other one has its summary", async || {
+        place.state().join("ostree/lab/summary").is_file().then_some(())
+    })
+    .await;
+    assert!(good("find", &[other.join("objects").to_str().unwrap(), "-type", "f"]).is_empty());
+    fs::remove_dir_all(other.join("summary")).unwrap();
+    eventually("it is written when it can be", async || other.join("summary").is_file().then_some(())).await;
+}
