@@ -58,6 +58,14 @@ impl Store {
         Ok(last.unwrap_or(0) + 1)
     }
 
+    /// A release of a channel of this name has had this number.
+    pub async fn keep_number(&self, name: &str, number: u32) -> Result<(), StoreError> {
+        let insert = "INSERT INTO channel_number (name, last) VALUES (?, ?)
+             ON CONFLICT (name) DO UPDATE SET last = max(last, excluded.last)";
+        sqlx::query(insert).bind(name).bind(number).execute(&self.write).await?;
+        Ok(())
+    }
+
     /// All mirrors by channel, each with the revision to save it with.
     pub async fn mirrors(&self) -> Result<Vec<(mirror::Record, i64)>, StoreError> {
         let rows = sqlx::query("SELECT doc, revision FROM channel_mirror ORDER BY name").fetch_all(&self.read).await?;

@@ -19,8 +19,8 @@ pub struct Offered<'a> {
     pub version: &'a str,
     /// Its Kubernetes, as far as it is said.
     pub kubernetes: Option<&'a str>,
-    /// When its commit was made.
-    pub made_at: OffsetDateTime,
+    /// When its commit was made, if it tells so.
+    pub made_at: Option<OffsetDateTime>,
 }
 
 /// The release that something leads to last: what is offered would come after it.
@@ -47,8 +47,8 @@ pub fn older(than: &Release, made_at: Option<OffsetDateTime>, offered: &Offered<
     if compare(offered.version, &than.version) == Some(Ordering::Less) {
         return Some(format!("its version {} is lower than {} of release {number}", offered.version, than.version));
     }
-    let was = made_at.filter(|made_at| offered.made_at < *made_at)?;
-    Some(format!("its commit was made at {}, before that of release {number} ({was})", offered.made_at))
+    let (is, was) = (offered.made_at?, made_at?);
+    (is < was).then(|| format!("its commit was made at {is}, before that of release {number} ({was})"))
 }
 
 /// Versions of builds are numbers between dots (`39.20231101.3.0`). None: they differ in something else first.
@@ -99,7 +99,7 @@ mod tests {
     }
 
     fn offered<'a>(version: &'a str, kubernetes: Option<&'a str>) -> Offered<'a> {
-        Offered { commit: "b", version, kubernetes, made_at: at(9) }
+        Offered { commit: "b", version, kubernetes, made_at: Some(at(9)) }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nkd_api::channel::Channel;
@@ -42,9 +43,7 @@ impl Channels {
 
     /// The same for one profile.
     pub(super) async fn look_for(&self, channels: &[Channel], profile: &str) {
-        let of_profile = channels.iter().filter(|channel| channel.profile == profile);
-        let commits: BTreeSet<String> =
-            of_profile.flat_map(|channel| channel.releases.iter().map(|release| release.commit.clone())).collect();
+        let commits = commits_of(channels, profile);
         let folder = self.folder().join(profile);
         let looked = blocking(move || {
             let repository = Repository::at(&folder);
@@ -57,6 +56,19 @@ impl Channels {
         }
     }
 
+    /// A backup of an earlier time knows fewer releases than were published: their refs are here still, and their numbers are
+    /// not given to others.
+    pub(super) async fn keep_numbers(&self, profile: &str) -> Result<(), ChannelError> {
+        let Ok(repository) = Repository::at(&self.folder().join(profile)) else { return Ok(()) };
+        for name in blocking(move || repository.refs()).await.unwrap_or_default() {
+            let own = name.strip_prefix("nkd/").and_then(|own| own.split_once('/'));
+            if let Some((channel, Ok(number))) = own.map(|(channel, number)| (channel, number.parse())) {
+                self.store.keep_number(channel, number).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Frees what publications left that came to no end. The turn to write is the caller's.
     ///
     /// # Errors
@@ -64,17 +76,19 @@ impl Channels {
     pub(super) async fn clear(&self, profile: &str, now: OffsetDateTime) -> Result<(), ChannelError> {
         // After a backup was restored, there may be no repository.
         let Ok(repository) = Repository::at(&self.folder().join(profile)) else { return Ok(()) };
-        let ours = repository.clone();
-        if blocking(move || ours.clear()).await? {
+        if self.is_disturbed.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let (channels, retired) = (self.store.channels().await?, self.store.retired().await?);
+        let releases = commits_of(&channels, profile);
+        let (ours, listed) = (repository.clone(), releases.clone());
+        if blocking(move || ours.clear(&listed)).await? {
             tracing::info!(profile, "removed what a publication left that came to no end");
         }
         let here = blocking(move || repository.commits()).await?;
-        let (channels, retired) = (self.store.channels().await?, self.store.retired().await?);
-        let of_profile = || channels.iter().filter(|channel| channel.profile == profile);
-        let is_release =
-            |commit: &String| of_profile().any(|c| c.releases.iter().any(|release| release.commit == *commit));
         let is_retired = |commit: &String| retired.iter().any(|of| of.profile == profile && of.commit == *commit);
-        let loose: Vec<&String> = here.iter().filter(|commit| !is_release(commit) && !is_retired(commit)).collect();
+        let loose: Vec<&String> =
+            here.iter().filter(|commit| !releases.contains(*commit) && !is_retired(commit)).collect();
         if loose.is_empty() {
             return Ok(());
         }
@@ -96,6 +110,12 @@ impl Channels {
     }
 }
 
+/// The commits of a profile's releases.
+fn commits_of(channels: &[Channel], profile: &str) -> BTreeSet<String> {
+    let of_profile = channels.iter().filter(|channel| channel.profile == profile);
+    of_profile.flat_map(|channel| channel.releases.iter().map(|release| release.commit.clone())).collect()
+}
+
 impl Repository {
     /// Whether the whole commit is here: ostree marks one whose objects have not all come.
     pub(super) fn has(&self, commit: &str) -> bool {
@@ -106,11 +126,13 @@ impl Repository {
         self.path().join("state").join(format!("{commit}{PARTIAL}"))
     }
 
-    /// Removes half commits, what was on its way, and what is in no commit. True: there was something.
-    fn clear(&self) -> Result<bool, ChannelError> {
+    /// Removes half commits, what was on its way, and what is in no commit. Of releases, a half stays: published again, it
+    /// fetches what it lacks. True: there was something.
+    fn clear(&self, releases: &BTreeSet<String>) -> Result<bool, ChannelError> {
         let state = self.path().join("state");
-        let halves: Vec<String> =
-            names(&state)?.into_iter().filter_map(|name| Some(name.strip_suffix(PARTIAL)?.into())).collect();
+        let half = |name: String| Some(name.strip_suffix(PARTIAL)?.to_owned());
+        let halves = names(&state)?.into_iter().filter_map(half).filter(|commit| !releases.contains(commit));
+        let halves: Vec<String> = halves.collect();
         let tmp = self.path().join("tmp");
         let staged: Vec<PathBuf> =
             names(&tmp)?.iter().filter(|name| name.starts_with("staging-")).map(|name| tmp.join(name)).collect();

@@ -14,6 +14,7 @@ mod gpg_agent;
 mod here;
 pub mod hold;
 mod key_folder;
+mod left;
 pub mod metrics;
 pub mod mirror;
 mod polled;
@@ -35,6 +36,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nkd_api::agent::ReleaseSource;
 use nkd_api::channel::{Channel, MarkOrder, Release, UnknownRelease};
@@ -65,6 +67,8 @@ const ED25519_KEY: &str = "channel/ed25519-key";
 /// The public halves, beside the repositories.
 const KEY_FILE: &str = "key.asc";
 const ED25519_KEY_FILE: &str = "key.ed25519";
+/// How often what was changed in the meantime is read again.
+const TRIES: usize = 16;
 /// Of retired commits.
 const GRACE: time::Duration = time::Duration::hours(1);
 
@@ -114,12 +118,6 @@ pub enum ChannelError {
         "the channel `{0}` follows no upstream: `nkd channel mirror {0} --from ADDRESS --ref REF` makes it follow one"
     )]
     NoMirror(String),
-    /// A program of a service that was killed does not end.
-    #[error(
-        "{}: what a service that was killed left running there does not end: see who has the file `lock` open, and whether its disk answers",
-        .0.display()
-    )]
-    LeftRunning(PathBuf),
     /// Something else was ordered while a look was under way.
     #[error("the channel `{0}` follows another upstream by now, or none")]
     FollowsAnother(String),
@@ -274,6 +272,8 @@ pub struct Channels {
     reads: std::sync::Mutex<Reads>,
     unknown: std::sync::Mutex<Unknown>,
     missing: Missing,
+    /// Somebody else may be writing to the repositories.
+    is_disturbed: AtomicBool,
     /// Releases that systems of other people run.
     polled: std::sync::Mutex<Noted>,
     /// How long a retired commit stays, and how long after somebody has read of it.
@@ -303,6 +303,7 @@ impl Channels {
             reads,
             unknown,
             missing: Missing::default(),
+            is_disturbed: AtomicBool::new(false),
             polled,
             grace: GRACE,
             stop: CancellationToken::new(),
@@ -460,11 +461,21 @@ impl Channels {
         let (folder, state_dir) = (self.folder(), self.state_dir.clone());
         // It is told in the log.
         let tidied = blocking(move || {
+            match left::end(&state_dir) {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(error) => tracing::warn!(%error, "it cannot be seen what a service that was killed left running"),
+            }
             source::tidy(&folder);
             key_folder::tidy(&state_dir);
-            Ok(())
+            Ok(true)
         });
-        let _ = tidied.await;
+        if matches!(tidied.await, Ok(false)) {
+            tracing::error!(
+                "a program that a killed service left running does not end: what is half done is left alone"
+            );
+            self.is_disturbed.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Makes refs and summaries say what the list of releases says: a service that was killed may not have come so far. So in a
@@ -486,6 +497,7 @@ impl Channels {
         // After a backup was restored, there may be no repository of what was retired.
         let here: Vec<String> = here::repositories(&self.folder());
         for profile in here.iter().chain(&served).collect::<BTreeSet<_>>() {
+            self.keep_numbers(profile).await?;
             self.clear_after(profile, now).await;
             match self.settle_profile(profile).await {
                 Err(ChannelError::Stopped) => return Err(ChannelError::Stopped),
@@ -501,26 +513,18 @@ impl Channels {
     /// # Errors
     /// [`ChannelError::Missing`], and those of the store.
     pub async fn mark(&self, name: &str, number: u32, order: MarkOrder) -> Result<Release, ChannelError> {
-        let _writing = self.writing.lock().await;
-        let missing = || ChannelError::Missing { channel: name.into(), number };
-        let none = || ChannelError::NoChannel(name.to_owned());
-        let (mut channel, revision) = self.store.channel(name).await?.ok_or_else(none)?;
-        let commit = channel.release(number).ok_or_else(missing)?.commit.clone();
-        // A commit that was published twice is what its last release says.
-        let counts =
-            channel.releases.iter().rfind(|release| release.commit == commit).map_or(number, |last| last.number);
-        if counts != number {
-            return Err(ChannelError::Again { channel: name.into(), number, counts });
+        // It does not wait for its turn: a publication may take minutes, and a dead end has no time.
+        for _ in 0..TRIES {
+            let none = || ChannelError::NoChannel(name.to_owned());
+            let (mut channel, revision) = self.store.channel(name).await?.ok_or_else(none)?;
+            let release = marked(&mut channel, number, &order)?;
+            match self.store.save_channel(&channel, revision).await {
+                Ok(()) => return Ok(release),
+                Err(StoreError::Stale) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        let release = channel.releases.iter_mut().find(|release| release.number == number).ok_or_else(missing)?;
-        release.barrier = order.barrier.unwrap_or(release.barrier);
-        release.rollout_minutes = order.rollout_minutes.unwrap_or(release.rollout_minutes);
-        if let Some(reason) = order.dead_end {
-            release.dead_end = Some(reason).filter(|reason| !reason.trim().is_empty());
-        }
-        let release = release.clone();
-        self.store.save_channel(&channel, revision).await?;
-        Ok(release)
+        Err(StoreError::Stale.into())
     }
 
     /// The keys, made when they are first needed. Their public halves lie beside the repositories.
@@ -557,6 +561,24 @@ impl Channels {
     }
 }
 
+/// Changes what is known of a release of a channel.
+fn marked(channel: &mut Channel, number: u32, order: &MarkOrder) -> Result<Release, ChannelError> {
+    let missing = ChannelError::Missing { channel: channel.name.clone(), number };
+    let Some(commit) = channel.release(number).map(|release| release.commit.clone()) else { return Err(missing) };
+    // A commit that was published twice is what its last release says.
+    let counts = channel.releases.iter_mut().rfind(|release| release.commit == commit);
+    let Some(release) = counts else { return Err(missing) };
+    if release.number != number {
+        return Err(ChannelError::Again { channel: channel.name.clone(), number, counts: release.number });
+    }
+    release.barrier = order.barrier.unwrap_or(release.barrier);
+    release.rollout_minutes = order.rollout_minutes.unwrap_or(release.rollout_minutes);
+    if let Some(reason) = &order.dead_end {
+        release.dead_end = Some(reason.clone()).filter(|reason| !reason.trim().is_empty());
+    }
+    Ok(release.clone())
+}
+
 /// Makes refs and summary what the list of releases says.
 fn settle(repository: &Repository, channels: &[Channel], profile: &str, signer: &Signer) -> Result<(), ChannelError> {
     let (mut newest, mut refs, mut commits) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
@@ -568,8 +590,10 @@ fn settle(repository: &Repository, channels: &[Channel], profile: &str, signer: 
             if !repository.has(&release.commit) {
                 let (channel, number) = (&channel.name, release.number);
                 tracing::warn!(channel, number, "the commit of a release is not here: publish it again");
-                // What it has is left to it.
-                refs.insert(own, None);
+                // By half, it keeps its ref. One that leads to nothing would be in the way of the summary.
+                if repository.object(&release.commit, "commit").is_file() {
+                    refs.insert(own, None);
+                }
                 continue;
             }
             // Published before the service had its ed25519 key, or taken once more by a service that was killed then.

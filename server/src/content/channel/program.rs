@@ -19,6 +19,8 @@ use rustix::io::retry_on_intr;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::io::AsyncReadExt as _;
 
+use super::left;
+
 /// Where systems have `gpg` and what belongs to it.
 pub(super) const GNUPG: &str = "gnupg, or gnupg2 on NestOS and openEuler";
 /// What ostree says when the library that it signs and verifies with finds no `gpg`.
@@ -110,7 +112,7 @@ impl Programs {
         input: &[u8],
     ) -> Result<Vec<u8>, ProgramError> {
         let mut command = Command::new(program);
-        command.args(words).env("LC_ALL", "C.UTF-8").process_group(0);
+        command.args(words).env("LC_ALL", "C.UTF-8").envs(left::mark()).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.start(command).map_err(|error| match error {
             Some(source) => ProgramError::Start { program, package, source },
@@ -191,14 +193,17 @@ pub(super) async fn run_within<S: AsRef<OsStr>>(
     program: &'static str,
     package: &'static str,
     words: &[S],
-    input: Stdio,
     limit: Duration,
 ) -> Result<(), ProgramError> {
     let mut command = tokio::process::Command::new(program);
-    command.args(words).env("LC_ALL", "C.UTF-8").stdin(input).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+        .args(words)
+        .env("LC_ALL", "C.UTF-8")
+        .envs(left::mark())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
     let spawned = command.process_group(0).kill_on_drop(true).spawn();
-    // What it is given is its own from here on.
-    drop(command);
     let mut child = spawned.map_err(|source| ProgramError::Start { program, package, source })?;
     let group = Group::of(&child);
     let mut complaints = child.stderr.take();
@@ -315,13 +320,12 @@ mod tests {
     async fn what_nobody_waits_for_any_more_ends_with_what_it_started() {
         let place = tempfile::tempdir().unwrap();
         let (held, begun) = (place.path().join("held"), place.path().join("begun"));
-        let file = std::fs::File::create(&held).unwrap();
-        file.try_lock().unwrap();
-        // What is started has no standard input of its own otherwise.
-        let script = format!("exec 3<&0; sleep 100 <&3 & touch {}; wait", begun.display());
-        let running = tokio::spawn(async move {
-            run_within("sh", "dash", &["-c", script.as_str()], file.into(), Duration::from_secs(90)).await
-        });
+        std::fs::File::create(&held).unwrap();
+        let script = format!("flock --nonblock {0} sh -c 'touch {1}; sleep 100'; :", held.display(), begun.display());
+        let running =
+            tokio::spawn(
+                async move { run_within("sh", "dash", &["-c", script.as_str()], Duration::from_secs(90)).await },
+            );
         let until = async |so: &dyn Fn() -> bool| {
             let waiting = async {
                 while !so() {
@@ -340,11 +344,11 @@ mod tests {
     #[tokio::test]
     async fn what_takes_too_long_is_ended_and_said() {
         let (moment, long) = (Duration::from_millis(50), Duration::from_secs(90));
-        let late = run_within("sleep", "coreutils", &["100"], Stdio::null(), moment).await.unwrap_err();
+        let late = run_within("sleep", "coreutils", &["100"], moment).await.unwrap_err();
         assert!(late.says("nothing came to an end"), "{late}");
         let refused = ["-c", "echo error: no >&2; exit 3"];
-        let refused = run_within("sh", "dash", &refused, Stdio::null(), long).await.unwrap_err();
+        let refused = run_within("sh", "dash", &refused, long).await.unwrap_err();
         assert!(refused.says("no") && !refused.says("error"), "{refused}");
-        run_within("true", "coreutils", &[""], Stdio::null(), long).await.unwrap();
+        run_within("true", "coreutils", &[""], long).await.unwrap();
     }
 }

@@ -15,9 +15,10 @@ use super::program::ProgramError;
 use super::repository::Keys;
 use super::signer::Signer;
 use super::source::Source;
-use super::{ChannelError, Channels, Repository, blocking, put_away, settle, text, wrong};
+use super::{ChannelError, Channels, Repository, TRIES, blocking, put_away, settle, text, wrong};
 use crate::content::image::profile;
 use crate::machine::lifecycle::{NAME_RULE, valid_name};
+use crate::store::StoreError;
 
 /// Key of a commit's metadata: the version of Kubernetes that is in it.
 const KUBERNETES: &str = "nkd.kubernetes";
@@ -151,11 +152,9 @@ impl Channels {
     async fn not_older(&self, channel: &Channel, offered: &Offered<'_>) -> Result<(), ChannelError> {
         let Some(newest) = downgrade::newest(channel) else { return Ok(()) };
         let (folder, commit) = (self.folder().join(&channel.profile), newest.commit.clone());
-        let made_at = blocking(move || match Repository::at(&folder) {
-            Ok(repository) if repository.has(&commit) => repository.made_at(&commit).map(Some),
-            _ => Ok(None),
-        });
-        match downgrade::older(newest, made_at.await?, offered) {
+        // One that is damaged is to be replaced.
+        let made_at = blocking(move || Repository::at(&folder)?.made_at_if_told(&commit));
+        match downgrade::older(newest, made_at.await.ok().flatten(), offered) {
             Some(why) => Err(ChannelError::Downgrade { channel: channel.name.clone(), why }),
             None => Ok(()),
         }
@@ -236,7 +235,7 @@ impl Channels {
         }
         if !order.allow_downgrade {
             let (ours, commit) = (repository.clone(), release.commit.clone());
-            let made_at = blocking(move || ours.made_at(&commit)).await?;
+            let made_at = blocking(move || ours.made_at_if_told(&commit)).await?;
             let (commit, version, kubernetes) = (&release.commit, &release.version, release.kubernetes.as_deref());
             self.not_older(&target, &Offered { commit, version, kubernetes, made_at }).await?;
         }
@@ -312,7 +311,7 @@ impl Channels {
             {
                 return Err(ChannelError::FollowsAnother(name));
             }
-            self.store.save_channel(&channel, revision).await?;
+            self.save_new((&mut channel, revision), &release).await?;
         }
         step("writing the summary");
         self.look_for(&self.store.channels().await?, &channel.profile).await;
@@ -322,6 +321,26 @@ impl Channels {
         self.note_settled(&channel.profile, settled);
         tracing::info!(channel = name, release = number, commit = release.commit, "published");
         Ok(release)
+    }
+}
+
+impl Channels {
+    /// Writes a channel with its new release. Marks of others may have come in the meantime; everything else waits for its turn.
+    async fn save_new(
+        &self,
+        (channel, mut revision): (&mut Channel, i64),
+        release: &Release,
+    ) -> Result<(), ChannelError> {
+        for _ in 0..TRIES {
+            match self.store.save_channel(channel, revision).await {
+                Err(StoreError::Stale) => {}
+                other => return Ok(other?),
+            }
+            let now = self.store.channel(&channel.name).await?;
+            (*channel, revision) = now.ok_or_else(|| ChannelError::NoChannel(channel.name.clone()))?;
+            channel.releases.push(release.clone());
+        }
+        Err(StoreError::Stale.into())
     }
 }
 
@@ -346,7 +365,7 @@ struct Found {
     commit: String,
     version: Option<String>,
     kubernetes: Option<String>,
-    made_at: OffsetDateTime,
+    made_at: Option<OffsetDateTime>,
 }
 
 impl Found {
@@ -369,7 +388,7 @@ impl Found {
         })?;
         let version = repository.metadata(&commit, "version")?;
         let kubernetes = repository.metadata(&commit, KUBERNETES)?;
-        let made_at = repository.made_at(&commit)?;
+        let made_at = repository.made_at_if_told(&commit)?;
         if let Some(said) = kubernetes.as_ref().filter(|said| !is_version(said)) {
             return Err(wrong("kubernetes", &format!("the commit says `{said}` ({KUBERNETES}): it is like v1.31.4")));
         }

@@ -2,7 +2,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use super::ChannelError;
@@ -22,7 +21,9 @@ pub(super) struct Keys {
 const LARGEST_KEYS: u64 = 1 << 20;
 
 /// Large files are in the difference too. ostree would leave them out, and a node takes a difference that is whole, or none.
-const WHOLE: &str = "--min-fallback-size=0";
+const WHOLE: [&str; 2] = ["--min-fallback-size=0", MOST_BSDIFF];
+/// Larger files go as parts of the old one and new ones, like rsync has them: bsdiff takes a second and 8 MB for a megabyte.
+const MOST_BSDIFF: &str = "--max-bsdiff-size=8";
 
 /// Before the names of repositories in which a signature is verified.
 pub(super) const VERIFY: &str = ".verify-";
@@ -182,13 +183,14 @@ impl Repository {
 
     /// Makes what a node that runs `from` needs for `to`, in one file, if it is not there.
     pub(super) fn delta(&self, from: &str, to: &str) -> Result<(), ChannelError> {
-        let words = ["generate", "--if-not-exists", WHOLE, &format!("--from={from}"), &format!("--to={to}")];
+        let words =
+            ["generate", "--if-not-exists", WHOLE[0], WHOLE[1], &format!("--from={from}"), &format!("--to={to}")];
         self.ostree("static-delta", &words).map(drop)
     }
 
     /// Makes it anew.
     pub(super) fn replace_delta(&self, from: &str, to: &str) -> Result<(), ChannelError> {
-        let words = ["generate", WHOLE, &format!("--from={from}"), &format!("--to={to}")];
+        let words = ["generate", WHOLE[0], WHOLE[1], &format!("--from={from}"), &format!("--to={to}")];
         self.ostree("static-delta", &words).map(drop)
     }
 
@@ -217,10 +219,9 @@ impl Repository {
         &self,
         verb: &str,
         words: &[S],
-        input: Stdio,
         limit: Duration,
     ) -> Result<(), ChannelError> {
-        Ok(run_within("ostree", "ostree", &self.words(verb, words), input, limit).await?)
+        Ok(run_within("ostree", "ostree", &self.words(verb, words), limit).await?)
     }
 
     fn words<S: AsRef<OsStr>>(&self, verb: &str, words: &[S]) -> Vec<OsString> {

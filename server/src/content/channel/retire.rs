@@ -143,7 +143,12 @@ impl Channels {
         let (channels, signer) = (self.store.channels().await?, self.signer().await?);
         self.look_for(&channels, profile).await;
         let (folder, profile) = (self.folder().join(profile), profile.to_owned());
-        blocking(move || settle(&Repository::at(&folder)?, &channels, &profile, &signer)).await
+        blocking(move || match Repository::at(&folder) {
+            // Somebody took it away, and nobody misses it.
+            Err(_) if !channels.iter().any(|channel| channel.profile == profile) => Ok(()),
+            repository => settle(&repository?, &channels, &profile, &signer),
+        })
+        .await
     }
 }
 
@@ -153,7 +158,7 @@ impl Repository {
         for (from, to) in self.deltas()?.iter().filter(|(from, to)| from == commit || to == commit) {
             self.ostree("static-delta", &["delete", &format!("{from}-{to}")])?;
         }
-        match self.has(commit) {
+        match self.object(commit, "commit").is_file() {
             true => self.ostree("prune", &[format!("--delete-commit={commit}")]).map(drop),
             // Killed in the middle of it: the commit goes first, what was in it next.
             false => self.ostree::<&str>("prune", &[]).map(drop),
@@ -171,7 +176,9 @@ pub async fn run(channels: Arc<Channels>) {
             () = channels.stop.cancelled() => return,
             () = tokio::time::sleep(trouble.rest(tick)) => {}
         }
-        let settled = channels.settle_again().await;
+        // A disk that loses something, or an fsck that marks it, tells nobody.
+        let looked = channels.look_for_commits().await.map_err(ChannelError::from);
+        let settled = looked.and(channels.settle_again().await);
         match settled.and(channels.sweep(since, OffsetDateTime::now_utc()).await) {
             Ok(()) if trouble.is_over() => tracing::info!("retired releases are removed again"),
             Ok(()) | Err(ChannelError::Stopped) => {}

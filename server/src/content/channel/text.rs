@@ -46,6 +46,7 @@ pub fn of_mirror(order: &MirrorOrder) -> Result<(), ChannelError> {
     line("from", Some(&order.from), PATH)?;
     line("ref", Some(&order.reference), REF)?;
     line("key", order.key.as_deref(), PATH)?;
+    line("ed25519Key", order.ed25519_key.as_deref(), PATH)?;
     line("ca", order.ca.as_deref(), PATH)
 }
 

@@ -86,7 +86,7 @@ async fn what_a_killed_publication_left_goes_and_is_no_release() {
     good("ostree", &["fsck", &repo(&place)]);
     let channel = shown(&place);
     assert_eq!((channel["releases"].as_array().unwrap().len(), channel.get("missing")), (1, None));
-    assert_eq!(publish(&place, &builder, &[])["number"], 2, "it comes anew");
+    assert_eq!(publish(&place, &builder, &[])["number"], 3, "its ref had number 2");
     good("ostree", &["fsck", &repo(&place)]);
 }
 
@@ -169,4 +169,42 @@ async fn what_is_left_of_a_first_publication_goes_too_and_holds_up_no_other_prof
     assert!(good("find", &[other.join("objects").to_str().unwrap(), "-type", "f"]).is_empty());
     fs::remove_dir_all(other.join("summary")).unwrap();
     eventually("it is written when it can be", async || other.join("summary").is_file().then_some(())).await;
+}
+
+/// As `ostree fsck` marks a commit that has lost a file.
+#[tokio::test]
+async fn the_half_of_a_release_stays_until_it_is_published_again_and_is_in_nobodys_way() {
+    let place = Place::new().with("channels.grace=1");
+    let service = place.start().await;
+    let builder = Builder::new(&place);
+    for version in ["1", "2"] {
+        builder.build(version, version.as_bytes(), &[]);
+        publish(&place, &builder, &[]);
+    }
+    let half = shown(&place)["releases"][1]["commit"].as_str().unwrap().to_owned();
+    let ours = place.state().join("ostree/lab");
+    let mark = ours.join("state").join(format!("{half}.commitpartial"));
+    fs::write(&mark, b"").unwrap();
+    eventually("it is seen", async || (shown(&place)["missing"] == json!([2])).then_some(())).await;
+    service.kill();
+    let _service = place.start().await;
+    refused(&place.cli(&["channel", "publish", "stable", "--ostree", &builder.path("repo"), "--key", "/nowhere"]), "");
+    assert_eq!(shown(&place)["missing"], json!([2]));
+    assert!(object(&ours, &half, "commit").exists() && mark.exists());
+    assert_eq!(publish(&place, &builder, &[])["number"], 2);
+    assert!(shown(&place).get("missing").is_none() && !mark.exists());
+    good("ostree", &["fsck", &repo(&place)]);
+
+    // One whose commit is gone has no ref, which would be in the way of the summary.
+    fs::remove_file(object(&ours, &half, "commit")).unwrap();
+    builder.build("3", b"three", &[]);
+    assert_eq!(publish(&place, &builder, &[])["number"], 3);
+    let refs = good("ostree", &["refs", &repo(&place)]);
+    assert!(refs.contains("nkd/stable/3") && !refs.contains("nkd/stable/2"), "{refs}");
+    assert!(good("ostree", &["summary", &repo(&place), "-v"]).contains("nkd/stable/3"));
+    // And one that is damaged is replaced.
+    let newest = shown(&place)["releases"][2]["commit"].as_str().unwrap().to_owned();
+    fs::write(object(&ours, &newest, "commit"), [0x5a; 300]).unwrap();
+    builder.build("4", b"four", &[]);
+    assert_eq!(publish(&place, &builder, &[])["number"], 4);
 }

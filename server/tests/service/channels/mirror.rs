@@ -72,6 +72,19 @@ async fn each_new_commit_of_a_signed_upstream_is_a_release() {
     good("gpgconf", &["--homedir", &home, "--kill", "gpg-agent"]);
     good("gpgconf", &["--homedir", &other_home, "--kill", "gpg-agent"]);
 
+    // As after a backup was restored: it brings back what is the newest release and not here.
+    drop(_service);
+    std::fs::remove_dir_all(place.state().join("ostree")).unwrap();
+    let up = builder.repo();
+    good("ostree", &["refs", &up, "--force", &format!("--create={REF}"), &two]);
+    let _service = place.start().await;
+    eventually("it is here again", async || {
+        looked(&place);
+        let shown: Value = serde_json::from_str(&place.ok(&["channel", "show", "stable", "-o", "json"])).unwrap();
+        (shown["missing"] == serde_json::json!([1])).then_some(())
+    })
+    .await;
+
     place.ok(&["channel", "mirror", "stable", "--off"]);
     refused(&place.cli(&["channel", "mirror", "stable"]), "the channel `stable` follows no upstream");
     assert_eq!(releases(&place).len(), 2, "the releases stay");

@@ -132,3 +132,21 @@ async fn what_does_not_come_to_its_end_is_cut_off_and_leaves_nothing() {
     let repo = builder.path("repo");
     place.ok(&["channel", "publish", "stable", "--ostree", &repo]);
 }
+
+/// A program that goes on would write where the next service works.
+#[tokio::test]
+async fn what_a_killed_service_ran_has_ended_when_the_next_one_serves() {
+    let place = Place::new();
+    let (gate, builder) = (Gate::new(&place), Builder::new(&place));
+    let service = gate.start(&place).await;
+    builder.build("1", b"one", &[]);
+    let mut caller = publisher(&place, &builder);
+    let waiting = gate.waiting().await;
+    service.kill();
+    assert!(!caller.wait().unwrap().success());
+    let _service = place.start().await;
+    waiting.is_gone();
+    let repo = builder.path("repo");
+    place.ok(&["channel", "publish", "stable", "--ostree", &repo]);
+    good("ostree", &["fsck", &super::prune::repo(&place)]);
+}

@@ -4,7 +4,6 @@
 //! goes on. A look that fails leaves the channel as it is; the next one comes after a pause that doubles.
 
 pub mod decide;
-mod leftover;
 mod upstream;
 
 use std::collections::BTreeSet;
@@ -225,8 +224,9 @@ impl Channels {
         let name = mirror.channel.clone();
         mirror.looked_at = Some(now);
         let result = match looked {
-            Ok(Verdict::Backwards(reason)) => {
-                Err(format!("{reason}; whoever wants that publishes it: `nkd channel publish {name} --ostree PATH`"))
+            Ok(Verdict::Backwards(reason)) => Err(backwards(&name, &reason)),
+            Err(ChannelError::Downgrade { why, .. }) => {
+                Err(backwards(&name, &format!("the upstream went back: {why}")))
             }
             Ok(verdict) => Ok(if verdict == Verdict::New { "published" } else { "same" }),
             // It goes on at the next start, or never.
@@ -280,13 +280,15 @@ impl Channels {
         let known = ours.join(&mirror.profile);
         let newest = channel.as_ref().and_then(|channel| Some(channel.newest()?.commit.clone()));
         let place = known.clone();
-        let newest_at = blocking(move || match (newest, Repository::at(&place)) {
-            (Some(newest), Ok(repository)) if repository.has(&newest) => repository.made_at(&newest).map(Some),
-            _ => Ok(None),
-        });
+        let (newest_at, is_lost) = blocking(move || {
+            let Some((newest, ours)) = newest.zip(Repository::at(&place).ok()) else { return Ok((None, true)) };
+            Ok((ours.made_at_if_told(&newest)?, !ours.has(&newest)))
+        })
+        .await?;
         let commit = offered.commit.as_str();
-        let verdict = judge(channel.as_ref(), newest_at.await?, Offered { commit, made_at: offered.made_at });
-        if verdict != Verdict::New {
+        let verdict = judge(channel.as_ref(), newest_at, Offered { commit, made_at: offered.made_at });
+        // After a backup was restored, the newest release may have lost its commit: it takes its own place again.
+        if verdict != Verdict::New && !(verdict == Verdict::Same && is_lost) {
             return Ok(verdict);
         }
         tokio::select! {
@@ -363,6 +365,11 @@ pub async fn run(channels: Arc<Channels>) {
         }
     }
     while looks.join_next().await.is_some() {}
+}
+
+/// What somebody has to do who wants it all the same.
+fn backwards(channel: &str, why: &str) -> String {
+    format!("{why}; whoever wants that publishes it: `nkd channel publish {channel} --ostree PATH --allow-downgrade`")
 }
 
 /// A look, and for how long its channel is to be left alone then. One that breaks is a failure of this channel alone.

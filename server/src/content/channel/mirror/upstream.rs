@@ -5,18 +5,18 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+use super::super::program::ProgramError;
 use super::super::repository::io;
 use super::super::{ChannelError, Repository, blocking};
-use super::{Record, leftover};
+use super::Record;
 
 /// Before the names of the folders.
 const PREFIX: &str = ".mirror-";
@@ -33,8 +33,6 @@ pub(super) struct Upstream {
     reference: String,
     /// File of those that commits have to be signed with.
     ed25519_keys: Option<PathBuf>,
-    /// Ours alone, and of the programs that we run.
-    lock: File,
 }
 
 /// The commit of the ref.
@@ -52,7 +50,6 @@ impl Upstream {
         let (keys, ed25519_keys, ca) = (record.keys.clone(), record.ed25519_keys.clone(), record.ca.clone());
         blocking(move || {
             fs::create_dir_all(&folder).map_err(io("make", &folder))?;
-            let lock = leftover::take(&folder)?;
             let write = |name: &str, text: &str| {
                 let path = folder.join(name);
                 fs::write(&path, text).map_err(io("write", &path)).map(|()| path)
@@ -75,7 +72,7 @@ impl Upstream {
                 words.push(set);
             }
             repository.ostree("remote", &words)?;
-            Ok(Self { folder, repository, reference, ed25519_keys, lock })
+            Ok(Self { folder, repository, reference, ed25519_keys })
         })
         .await
     }
@@ -83,7 +80,7 @@ impl Upstream {
     /// What the ref stands for now: its commit alone, with its signatures verified.
     pub async fn look(&self) -> Result<Commit, ChannelError> {
         let words = ["--commit-metadata-only", REMOTE, &self.reference];
-        self.repository.ostree_within("pull", &words, self.input()?, LOOK).await?;
+        self.repository.ostree_within("pull", &words, LOOK).await?;
         let (repository, reference) = (self.repository.clone(), self.reference.clone());
         let ed25519_keys = self.ed25519_keys.clone();
         blocking(move || {
@@ -106,14 +103,9 @@ impl Upstream {
             words.push(cache);
         }
         words.extend([REMOTE.into(), commit.into()]);
-        self.repository.ostree_within("pull", &words, self.input()?, PULL).await?;
+        self.repository.ostree_within("pull", &words, PULL).await?;
         let (repository, reference, commit) = (self.repository.clone(), self.reference.clone(), commit.to_owned());
         blocking(move || repository.point(&reference, &commit)).await
-    }
-
-    /// What a program gets, by which it is known.
-    fn input(&self) -> Result<Stdio, ChannelError> {
-        Ok(self.lock.try_clone().map_err(io("open", &self.folder))?.into())
     }
 
     /// Where it came to.
@@ -149,14 +141,12 @@ pub(super) async fn tidy(ours: &Path, needed: BTreeSet<String>) {
             let name = entry.file_name();
             let Some(channel) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
             if !needed.contains(channel) {
-                let path = entry.path();
-                // Whoever writes there still is ended first.
-                let removed = leftover::take(&path).and_then(|_lock| remove(&path).map_err(io("remove", &path)));
-                match removed {
+                match remove(&entry.path()) {
                     Ok(()) => tracing::info!(channel, "removed what came of an upstream that is followed no more"),
+                    // The ostree that was told to end may be at its last file.
                     Err(error) => tracing::warn!(
                         channel,
-                        error = &error as &dyn std::error::Error,
+                        %error,
                         "what came of an upstream that is followed no more is not removed yet"
                     ),
                 }
@@ -177,6 +167,14 @@ fn remove(folder: &Path) -> std::io::Result<()> {
 }
 
 impl Repository {
+    /// When a commit was made, if it is whole and tells so.
+    pub(in super::super) fn made_at_if_told(&self, commit: &str) -> Result<Option<OffsetDateTime>, ChannelError> {
+        match self.made_at(commit) {
+            Err(ChannelError::Program(ProgramError::Stopped)) => Err(ChannelError::Stopped),
+            made_at => Ok(made_at.ok().filter(|_| self.has(commit))),
+        }
+    }
+
     /// When a commit was made.
     pub(in super::super) fn made_at(&self, commit: &str) -> Result<OffsetDateTime, ChannelError> {
         let shown = self.ostree("show", &[commit])?;
