@@ -29,6 +29,9 @@ pub enum BackupError {
         path = .0.display()
     )]
     NoState(PathBuf),
+    /// It is no file.
+    #[error("{path} is no file: name one, which is made, or replaced by the backup", path = .0.display())]
+    NoFile(PathBuf),
     /// The backup cannot be read.
     #[error("cannot read {path}", path = path.display())]
     Unreadable {
@@ -58,7 +61,7 @@ impl BackupError {
     /// Whether what was named is wrong, rather than that something has failed.
     #[must_use]
     pub fn is_input(&self) -> bool {
-        matches!(self, Self::NoState(_) | Self::Unreadable { .. } | Self::NotABackup { .. })
+        matches!(self, Self::NoState(_) | Self::NoFile(_) | Self::Unreadable { .. } | Self::NotABackup { .. })
     }
 }
 
@@ -74,6 +77,13 @@ pub async fn backup(state_dir: &Path, key_file: &Path, archive: &Path) -> Result
     if !database.try_exists().map_err(io("cannot look at", &database))? {
         return Err(BackupError::NoState(state_dir.into()));
     }
+    // A device would be a file from then on, and a link too.
+    let real = match std::fs::canonicalize(archive) {
+        Ok(real) if real.is_file() => real,
+        Ok(_) => return Err(BackupError::NoFile(archive.into())),
+        Err(_) => archive.to_owned(),
+    };
+    let archive = real.as_path();
     let dir = archive.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let scratch = tempfile::tempdir_in(dir).map_err(io("cannot write beside", archive))?;
     let copy = scratch.path().join("nkd.db");
@@ -101,6 +111,8 @@ pub async fn backup(state_dir: &Path, key_file: &Path, archive: &Path) -> Result
         path: archive.into(),
         source: e.error,
     })?;
+    // Its name too is there after a power cut.
+    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("cannot write beside", archive))?;
     Ok(size)
 }
 

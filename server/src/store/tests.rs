@@ -226,6 +226,17 @@ async fn a_backup_of_a_running_store_restores_into_an_empty_folder_only() {
     running.save_secrets(&[("ca/key", b"secret")]).await.unwrap();
     let (archive, key) = (target.path().join("nkd.backup"), dir.path().join("secret.key"));
     backup(dir.path(), &key, &archive).await.unwrap();
+    // Through a link, which stays one. What is no file stays what it is.
+    let (link, socket) = (dir.path().join("link"), dir.path().join("socket"));
+    std::os::unix::fs::symlink(&archive, &link).unwrap();
+    std::fs::write(&archive, b"an older one").unwrap();
+    backup(dir.path(), &key, &link).await.unwrap();
+    assert!(link.is_symlink() && std::fs::metadata(&archive).unwrap().len() > 12);
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for taken in [&socket, &dir.path().to_path_buf()] {
+        assert!(matches!(backup(dir.path(), &key, taken).await, Err(BackupError::NoFile(_))), "{taken:?}");
+        assert!(!taken.is_file());
+    }
     assert_eq!(std::fs::metadata(&archive).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(matches!(restore(&archive, dir.path(), &key).await, Err(BackupError::Occupied(_))));
     let fresh = target.path().join("state");

@@ -56,49 +56,79 @@ impl Channels {
     /// # Errors
     /// [`ChannelError`]; nodes fetch objects then.
     pub async fn make_deltas(&self, now: OffsetDateTime) -> Result<(), ChannelError> {
-        let machines = self.store.machines().await?;
         for channel in self.store.channels().await? {
-            let Some(newest) = channel.newest().map(|newest| newest.commit.clone()) else { continue };
-            let polled = self.store.polled(&channel.name, now - NEEDED_FOR).await?;
-            let (folder, origins) = (self.folder().join(&channel.profile), origins(&channel, &machines, &polled));
-            let to = newest.clone();
-            let missing = blocking(move || match Repository::at(&folder) {
-                Ok(repository) => repository.missing(origins, &to),
-                // A backup was restored: there is nothing yet.
-                Err(_) => Ok(Vec::new()),
-            })
-            .await?;
-            for from in missing {
-                let _writing = self.turn().await?;
-                if self.stop.is_cancelled() {
-                    return Err(ChannelError::Stopped);
+            self.make_deltas_of(&channel, now, &|_: &str| {}).await?;
+        }
+        Ok(())
+    }
+
+    /// The same for a channel that has a new release, with the turn to write given up: large ones take minutes. What cannot be
+    /// made now is tried again.
+    pub(super) async fn make_deltas_to(&self, name: &str, now: OffsetDateTime, step: &(impl Fn(&str) + Send + Sync)) {
+        let made = async {
+            match self.store.channel(name).await? {
+                Some((channel, _)) => self.make_deltas_of(&channel, now, step).await,
+                None => Ok(()),
+            }
+        };
+        match made.await {
+            // The next start makes the others.
+            Ok(()) | Err(ChannelError::Stopped) => {}
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, channel = name, "a difference between releases could not be made");
+            }
+        }
+    }
+
+    async fn make_deltas_of(
+        &self,
+        channel: &Channel,
+        now: OffsetDateTime,
+        step: &(impl Fn(&str) + Send + Sync),
+    ) -> Result<(), ChannelError> {
+        let Some(newest) = channel.newest().map(|newest| newest.commit.clone()) else { return Ok(()) };
+        let machines = self.store.machines().await?;
+        let polled = self.store.polled(&channel.name, now - NEEDED_FOR).await?;
+        let (folder, origins) = (self.folder().join(&channel.profile), origins(channel, &machines, &polled));
+        let to = newest.clone();
+        let missing = blocking(move || match Repository::at(&folder) {
+            Ok(repository) => repository.missing(origins, &to),
+            // A backup was restored: there is nothing yet.
+            Err(_) => Ok(Vec::new()),
+        })
+        .await?;
+        for from in missing {
+            let _writing = self.turn().await?;
+            if self.stop.is_cancelled() {
+                return Err(ChannelError::Stopped);
+            }
+            // A release may have come meanwhile, or one may have gone.
+            let channels = self.store.channels().await?;
+            let is_newest = |c: &Channel| c.name == channel.name && c.newest().is_some_and(|r| r.commit == newest);
+            let (folder, to) = (self.folder().join(&channel.profile), newest.clone());
+            if !channels.iter().any(is_newest) {
+                break;
+            }
+            step(&format!("it is published; making the difference from {}", from.split_at(12).0));
+            let (signer, profile) = (self.signer().await?, channel.profile.clone());
+            tracing::info!(channel = channel.name, from, to, "a difference is made");
+            let made = move || {
+                let repository = Repository::at(&folder)?;
+                if !repository.missing(vec![from.clone()], &to)?.is_empty() {
+                    repository.delta(&from, &to)?;
                 }
-                // A release may have come meanwhile, or one may have gone.
-                let channels = self.store.channels().await?;
-                let is_newest = |c: &Channel| c.name == channel.name && c.newest().is_some_and(|r| r.commit == newest);
-                let (folder, to) = (self.folder().join(&channel.profile), newest.clone());
-                if !channels.iter().any(is_newest) {
-                    break;
-                }
-                let (signer, profile) = (self.signer().await?, channel.profile.clone());
-                tracing::info!(channel = channel.name, from, to, "a difference is made");
-                let made = move || {
-                    let repository = Repository::at(&folder)?;
-                    if !repository.missing(vec![from.clone()], &to)?.is_empty() {
-                        repository.delta(&from, &to)?;
-                    }
-                    settle(&repository, &channels, &profile, &signer)
-                };
-                match blocking(made).await {
-                    Err(ChannelError::Stopped) => return Err(ChannelError::Stopped),
-                    // Of one that is damaged, say: nobody else goes without for that.
-                    Err(error) => tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        channel = channel.name,
-                        "a difference between releases could not be made"
-                    ),
-                    Ok(()) => {}
-                }
+                settle(&repository, &channels, &profile, &signer)
+            };
+            match blocking(made).await {
+                Err(ChannelError::Stopped) => return Err(ChannelError::Stopped),
+                // Of one that is damaged, say: nobody else goes without for that.
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    channel = channel.name,
+                    "a difference between releases could not be made"
+                ),
+                Ok(()) => {}
             }
         }
         Ok(())

@@ -92,7 +92,7 @@ impl Repository {
     }
 
     /// A commit as it is signed, if it is what its name says.
-    fn commit_bytes(&self, commit: &str) -> Result<Vec<u8>, ChannelError> {
+    pub(super) fn commit_bytes(&self, commit: &str) -> Result<Vec<u8>, ChannelError> {
         let path = self.object(commit, "commit");
         let bytes = std::fs::read(&path).map_err(io("read", &path))?;
         let right = hex::encode(digest(&SHA256, &bytes)) == commit;

@@ -51,6 +51,16 @@ pub fn older(than: &Release, made_at: Option<OffsetDateTime>, offered: &Offered<
     (is < was).then(|| format!("its commit was made at {is}, before that of release {number} ({was})"))
 }
 
+/// Clocks of builders may differ by this.
+const DAY: time::Duration = time::Duration::days(1);
+
+/// Why everything that comes after what is offered would be older than it. None: it would not.
+#[must_use]
+pub fn ahead(offered: &Offered<'_>, now: OffsetDateTime) -> Option<String> {
+    let made_at = offered.made_at.filter(|made_at| *made_at > now + DAY)?;
+    Some(format!("its commit was made at {made_at}, which is to come: whatever follows would be older"))
+}
+
 /// Versions of builds are numbers between dots (`39.20231101.3.0`). None: they differ in something else first.
 fn compare(one: &str, other: &str) -> Option<Ordering> {
     let (mut one, mut other) = (one.split('.'), other.split('.'));
@@ -122,6 +132,13 @@ mod tests {
         }
         let again = Offered { commit: "a", ..offered("1", Some("v1.20.0")) };
         assert_eq!(older(&there, Some(at(10)), &again), None, "it is the same commit");
+    }
+
+    #[test]
+    fn what_is_to_come_is_told() {
+        let made = |minutes| ahead(&Offered { made_at: Some(at(minutes)), ..offered("1", None) }, at(0));
+        assert!(made(24 * 60).is_none());
+        assert!(made(24 * 60 + 1).unwrap().starts_with("its commit was made at 1970-01-02 0:01"));
     }
 
     #[test]

@@ -7,10 +7,8 @@ use std::sync::Arc;
 use nkd_api::channel::{Channel, PromoteOrder, Promoted, PublishOrder, Release};
 use time::OffsetDateTime;
 
-use super::delta::origins;
 use super::downgrade::{self, Offered};
 use super::mirror::Record;
-use super::polled::NEEDED_FOR;
 use super::program::ProgramError;
 use super::repository::Keys;
 use super::signer::Signer;
@@ -35,7 +33,9 @@ impl Channels {
         now: OffsetDateTime,
         step: impl Fn(&str) + Send + Sync,
     ) -> Result<Release, ChannelError> {
-        self.publish_from(name, order, None, now, step).await
+        let release = self.publish_from(name, order, None, now, &step).await?;
+        self.make_deltas_to(name, now, &step).await;
+        Ok(release)
     }
 
     /// The same for a commit that came from an upstream, if the channel follows that one still.
@@ -108,7 +108,7 @@ impl Channels {
             let made_at = found.made_at;
             let offered =
                 Offered { commit: &found.commit, version: &version, kubernetes: kubernetes.as_deref(), made_at };
-            self.not_older(&channel, &offered).await?;
+            self.not_older(&channel, &offered, now).await?;
         }
 
         let number = self.store.next_release(name).await?;
@@ -148,8 +148,16 @@ impl Channels {
         listed
     }
 
-    /// Refuses what is older than the release that systems are led to now.
-    async fn not_older(&self, channel: &Channel, offered: &Offered<'_>) -> Result<(), ChannelError> {
+    /// Refuses what is older than the release that systems are led to now, and what makes all others older.
+    async fn not_older(
+        &self,
+        channel: &Channel,
+        offered: &Offered<'_>,
+        now: OffsetDateTime,
+    ) -> Result<(), ChannelError> {
+        if let Some(why) = downgrade::ahead(offered, now) {
+            return Err(wrong("ostree", &format!("{why}; say --allow-downgrade if that is meant")));
+        }
         let Some(newest) = downgrade::newest(channel) else { return Ok(()) };
         let (folder, commit) = (self.folder().join(&channel.profile), newest.commit.clone());
         // One that is damaged is to be replaced.
@@ -197,6 +205,19 @@ impl Channels {
         now: OffsetDateTime,
         step: impl Fn(&str) + Send + Sync,
     ) -> Result<Release, ChannelError> {
+        let to = order.to.clone();
+        let release = self.promote_alone(name, order, now, &step).await?;
+        self.make_deltas_to(&to, now, &step).await;
+        Ok(release)
+    }
+
+    async fn promote_alone(
+        &self,
+        name: &str,
+        order: PromoteOrder,
+        now: OffsetDateTime,
+        step: impl Fn(&str) + Send + Sync,
+    ) -> Result<Release, ChannelError> {
         if !valid_name(&order.to) {
             return Err(wrong("to", NAME_RULE));
         }
@@ -237,7 +258,7 @@ impl Channels {
             let (ours, commit) = (repository.clone(), release.commit.clone());
             let made_at = blocking(move || ours.made_at_if_told(&commit)).await?;
             let (commit, version, kubernetes) = (&release.commit, &release.version, release.kubernetes.as_deref());
-            self.not_older(&target, &Offered { commit, version, kubernetes, made_at }).await?;
+            self.not_older(&target, &Offered { commit, version, kubernetes, made_at }, now).await?;
         }
         let release = Release {
             number: self.store.next_release(&order.to).await?,
@@ -267,7 +288,7 @@ impl Channels {
         listed
     }
 
-    /// Signature, ref, delta; then the list says so.
+    /// Signature, ref; then the list says so.
     async fn list_signed(
         &self,
         repository: Repository,
@@ -287,21 +308,6 @@ impl Channels {
         let is_new = channel.release(number).is_none();
         if is_new {
             channel.releases.push(release.clone());
-        }
-        let (ours, commit) = (repository.clone(), release.commit.clone());
-        let polled = self.store.polled(&name, release.published_at - NEEDED_FOR).await?;
-        let origins = origins(&channel, &self.store.machines().await?, &polled);
-        for from in blocking(move || ours.missing(origins, &commit)).await? {
-            // The next start makes the others.
-            if self.stop.is_cancelled() {
-                break;
-            }
-            step(&format!("making the difference from {}", from.split_at(12).0));
-            let (ours, commit) = (repository.clone(), release.commit.clone());
-            if let Err(error) = blocking(move || ours.delta(&from, &commit)).await {
-                // Nodes fetch objects without it, and it is tried again.
-                tracing::warn!(error = &error as &dyn std::error::Error, channel = name, "a difference is not made");
-            }
         }
         if is_new {
             // Who was told that the channel follows another upstream, or none, gets nothing more of this one.
@@ -386,6 +392,8 @@ impl Found {
             ChannelError::Program(ProgramError::Refused { .. }) => no_ref(),
             other => other,
         })?;
+        // ostree crashes by one that is damaged.
+        repository.commit_bytes(&commit)?;
         let version = repository.metadata(&commit, "version")?;
         let kubernetes = repository.metadata(&commit, KUBERNETES)?;
         let made_at = repository.made_at_if_told(&commit)?;

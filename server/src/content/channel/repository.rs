@@ -271,7 +271,7 @@ impl From<ProgramError> for ChannelError {
 }
 
 /// What ostree says when the disk is full is no word about the commit.
-fn no_room(error: ChannelError, commit: &str) -> ChannelError {
+pub(super) fn no_room(error: ChannelError, commit: &str) -> ChannelError {
     match error {
         ChannelError::Program(error) if error.says("No space left on device") || error.says("min-free-space") => {
             ChannelError::NoRoom(commit.to_owned())

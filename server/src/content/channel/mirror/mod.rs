@@ -26,6 +26,7 @@ use self::decide::{Offered, Verdict, judge, pause};
 use self::upstream::Upstream;
 use super::detached::ed25519_keys;
 use super::publish::{fits, is_version, new_channel};
+use super::repository::no_room;
 use super::{ChannelError, Channels, Repository, blocking, text, wrong};
 use crate::http::chain;
 use crate::machine::lifecycle::{NAME_RULE, valid_name};
@@ -122,7 +123,10 @@ impl Channels {
             }
             None => new_channel(name, &order.reference, profile, architecture)?,
         };
-        let every_minutes = order.every_minutes.unwrap_or(EVERY_MINUTES).max(1);
+        let every_minutes = order.every_minutes.unwrap_or(EVERY_MINUTES);
+        if every_minutes == 0 {
+            return Err(wrong("everyMinutes", "at most once a minute: say 1m or more"));
+        }
         let mirror = Mirror {
             channel: name.into(),
             profile: channel.profile,
@@ -291,10 +295,19 @@ impl Channels {
         if verdict != Verdict::New && !(verdict == Verdict::Same && is_lost) {
             return Ok(verdict);
         }
-        tokio::select! {
-            pulled = upstream.pull(commit, &known) => pulled?,
+        let pulled = tokio::select! {
+            pulled = upstream.pull(commit, &known) => pulled,
             () = self.unfollowed(record) => return Err(another()),
             () = self.stop.cancelled() => return Err(ChannelError::Stopped),
+        };
+        match pulled.map_err(|error| no_room(error, commit)) {
+            Ok(()) => {}
+            // What has come of it is all that could be freed.
+            Err(error @ ChannelError::NoRoom(_)) => {
+                upstream.remove().await?;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
         }
         if self.stop.is_cancelled() {
             return Err(ChannelError::Stopped);
@@ -322,6 +335,7 @@ impl Channels {
         self.store.audit(&entry).await?;
         self.publish_from(&mirror.channel, order, Some(record), OffsetDateTime::now_utc(), |_| {}).await?;
         upstream.remove().await?;
+        self.make_deltas_to(&mirror.channel, OffsetDateTime::now_utc(), &|_: &str| {}).await;
         Ok(verdict)
     }
 }

@@ -55,7 +55,14 @@ async fn what_came_from_an_upstream_that_is_followed_no_more_is_not_published() 
     ostree(&["init", &repo, "--mode=archive"]);
     let tree = format!("--tree=dir={}", path("tree").display());
     let branch = "--branch=lab/x86_64/stable";
-    let commit = ostree(&["commit", &repo, branch, &tree, "--add-metadata-string=version=1"]);
+    let commit = ostree(&[
+        "commit",
+        &repo,
+        branch,
+        &tree,
+        "--add-metadata-string=version=1",
+        "--timestamp=1970-01-01 00:00:00 +0000",
+    ]);
     let now = OffsetDateTime::UNIX_EPOCH;
     let publish = |record: Record| {
         let ostree = path("up").display().to_string();
