@@ -188,7 +188,10 @@ async fn the_half_of_a_release_stays_until_it_is_published_again_and_is_in_nobod
     eventually("it is seen", async || (shown(&place)["missing"] == json!([2])).then_some(())).await;
     service.kill();
     let _service = place.start().await;
-    refused(&place.cli(&["channel", "publish", "stable", "--ostree", &builder.path("repo"), "--key", "/nowhere"]), "");
+    refused(
+        &place.cli(&["channel", "publish", "stable", "--ostree", &builder.path("repo"), "--key", "/nowhere"]),
+        "cannot read /nowhere",
+    );
     assert_eq!(shown(&place)["missing"], json!([2]));
     assert!(object(&ours, &half, "commit").exists() && mark.exists());
     assert_eq!(publish(&place, &builder, &[])["number"], 2);
