@@ -223,20 +223,23 @@ impl<'a> Planner<'a> {
     fn await_staged(&mut self, node: &'a NodeSeen, note: Option<&'a Note>) {
         let attempt = node.desired.as_ref().map_or(1, |desired| desired.attempt);
         let over = self.limit(1).is_some_and(|limit| node.waited >= limit);
-        let answered = node.report().is_some();
         if note.is_none() {
             // What another version of the operator told it, or it is heard of again.
             let change = Change { note: self.heard(node, attempt, NoteState::Staging, ""), ..Change::default() };
             self.steps.push(write(node, change, "Staging", "is to stage the release, and its agent is awaited".into()));
-        } else if over && !answered {
+        } else if over && node.report().is_none() {
             return self.give_up(node, attempt, 1);
         }
-        let said = match (answered, over) {
-            (false, _) => "its agent has not answered",
-            (true, false) => "",
-            (true, true) => "takes long: `journalctl -u nkd-updater` on it says what it does",
+        // Why it cannot go on, in its own words: the service may be away for as long as it likes.
+        let said = match node.report() {
+            None => "its agent has not answered".to_owned(),
+            Some(said) if over => {
+                let colon = if said.detail.is_empty() { "" } else { ": " };
+                format!("takes long: `journalctl -u nkd-updater` on it says what it does{colon}{}", said.detail)
+            }
+            Some(said) => said.detail.clone(),
         };
-        self.say(node, NodeState::Staging, said);
+        self.say(node, NodeState::Staging, &said);
     }
 
     /// How long a node may be silent.

@@ -45,6 +45,26 @@ fn one_that_takes_long_to_stage_is_told_and_waited_for() {
 }
 
 #[test]
+fn one_that_cannot_stage_says_why_at_once_and_when_it_takes_long() {
+    let mut world = World::of(&["w1"]);
+    world.ask(spec(1, 1));
+    world.look(usize::MAX);
+    world.agent("w1", 9);
+    let away = "fetching the release: the service does not say where the release is: connection refused";
+    world.get_mut("w1").unwrap().reported.as_mut().unwrap().detail = away.into();
+    world.silence("w1", true);
+    world.look(usize::MAX);
+    assert_eq!(world.told(0, "w1").reason, away);
+    world.now += Duration::minutes(16);
+    world.look(usize::MAX);
+    let said = world.told(0, "w1");
+    assert!(
+        said.state == NodeState::Staging && said.reason.contains("takes long") && said.reason.ends_with(away),
+        "{said:?}"
+    );
+}
+
+#[test]
 fn a_node_that_falls_silent_on_its_way_stays_closed_and_is_taken_at_its_word_later() {
     for (state, word) in
         [(ReportedState::Staged, "has not answered for 45 minutes"), (ReportedState::Rebooting, "said `rebooting`")]
