@@ -42,6 +42,14 @@ const IN_LINE: &str = "waiting for its turn";
 /// On the way back from a release whose init does not start: nothing is left but to put it away.
 pub const SETTLE: [&str; 2] = ["before settle", "after settle"];
 
+/// The steps on the way forward at which harm is done: all, or those that `NKD_FAULT_STEPS` names, like `after count,after arm`.
+fn forward() -> Result<Vec<&'static str>> {
+    let Ok(wanted) = std::env::var("NKD_FAULT_STEPS") else { return Ok(FORWARD.to_vec()) };
+    let named = |name: &str| FORWARD.into_iter().find(|step| *step == name.trim());
+    let none = |name: &str| unexpected(&format!("NKD_FAULT_STEPS of {}", FORWARD.join(", ")), name);
+    wanted.split(',').map(|name| named(name).ok_or_else(|| none(name))).collect()
+}
+
 fn column(machine: usize, harm: Harm) -> String {
     format!("{}, {}", LabCluster::MACHINES[machine], harm.word())
 }
@@ -260,11 +268,12 @@ impl Scene {
 
     /// The whole cluster to a release by the service, with harm on both workers on the way, which go at the same time.
     pub fn through(&mut self, number: u32, commit: &str, harms: [Harm; 2]) -> Result {
+        let steps = forward()?;
         for (shell, harm) in self.shells.iter().zip(harms) {
             // GRUB is taught to count once, and forgets it here.
             let forget = "mount -o remount,rw /boot && rm -f /boot/grub/nkd-boot-counter.cfg && sync -f /boot; mount -o remount,ro /boot";
             shell.run(forget, within(60))?;
-            Saboteur::of(shell).plan(&FORWARD, harm)?;
+            Saboteur::of(shell).plan(&steps, harm)?;
         }
         // Workers wait for the control plane.
         self.control_plane.hold("arm")?;
@@ -294,7 +303,7 @@ impl Scene {
                     journal,
                 ));
             }
-            self.tell(machine, "", &FORWARD, harm, "on the new release")?;
+            self.tell(machine, "", &steps, harm, "on the new release")?;
         }
         Ok(())
     }
