@@ -285,8 +285,9 @@ pub(super) async fn repository(
         let client = service.channels.reading(&profile, connection.peer.ip(), &path, OffsetDateTime::now_utc());
         Reading { service: Arc::clone(&service), profile, client }
     });
-    let files =
-        ServeDir::with_backend(folder, PageCache).append_index_html_on_directories(false).with_buf_chunk_size(PIECE);
+    let files = ServeDir::with_backend(folder, PageCache::default())
+        .append_index_html_on_directories(false)
+        .with_buf_chunk_size(PIECE);
     let answer = file(files.oneshot(request).await, cache);
     Ok(answer.map(|body| {
         Body::new(body.map_frame(move |frame| {

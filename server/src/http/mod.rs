@@ -12,6 +12,7 @@ mod clusters;
 mod error;
 mod extract;
 mod first_token;
+mod gathered;
 mod images;
 mod locks;
 mod machines;

@@ -14,7 +14,7 @@ use std::io::{self, IoSliceMut, SeekFrom};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use futures_util::future::{BoxFuture, Either, FutureExt as _};
@@ -24,12 +24,18 @@ use tokio::io::{AsyncRead, AsyncSeek, ReadBuf};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tower_http::services::fs::Backend;
 
-/// Where `ServeDir` finds its files.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct PageCache;
+/// Where `ServeDir` finds the file of one request. It looks at what is there before it opens it: both are done at once.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PageCache(Arc<Mutex<Option<(PathBuf, Open)>>>);
 
 /// At once, or by another thread.
 type Soon<T> = Either<Ready<io::Result<T>>, BoxFuture<'static, io::Result<T>>>;
+
+impl PageCache {
+    fn slot(&self) -> MutexGuard<'_, Option<(PathBuf, Open)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Backend for PageCache {
     type File = Open;
@@ -38,25 +44,33 @@ impl Backend for PageCache {
     type MetadataFuture = Soon<Metadata>;
 
     fn open(&self, path: PathBuf) -> Self::OpenFuture {
-        soon(path, OFlags::RDONLY, Open::new)
+        match self.slot().take() {
+            Some((looked_at, open)) if looked_at == path => Either::Left(std::future::ready(Ok(open))),
+            _ => soon(path, Ok),
+        }
     }
 
     fn metadata(&self, path: PathBuf) -> Self::MetadataFuture {
-        soon(path, OFlags::PATH, |file| file.metadata())
+        let (kept, name) = (self.clone(), path.clone());
+        soon(path, move |open| {
+            let metadata = open.metadata.clone();
+            *kept.slot() = Some((name, open));
+            Ok(metadata)
+        })
     }
 }
 
-/// Opens a path, and makes something of it.
-fn soon<T: Send + 'static>(path: PathBuf, flags: OFlags, make: fn(File) -> io::Result<T>) -> Soon<T> {
-    let flags = flags | OFlags::CLOEXEC;
+/// Opens a path, and makes something of it. It may be a pipe that nobody writes: that is not waited for.
+fn soon<T: Send + 'static>(path: PathBuf, make: impl FnOnce(Open) -> io::Result<T> + Send + 'static) -> Soon<T> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     match openat2(CWD, &path, flags, Mode::empty(), ResolveFlags::CACHED) {
-        Ok(file) => Either::Left(std::future::ready(make(file.into()))),
+        Ok(file) => Either::Left(std::future::ready(Open::new(file.into()).and_then(make))),
         // Whatever it was: it is said again by who may wait.
         Err(_) => Either::Right(
             away(move || {
                 // At most the bits of a C int, which flags are.
                 let flags = flags.bits().cast_signed();
-                make(OpenOptions::new().read(true).custom_flags(flags).open(path)?)
+                make(Open::new(OpenOptions::new().read(true).custom_flags(flags).open(path)?)?)
             })
             .boxed(),
         ),
@@ -175,7 +189,7 @@ mod tests {
     }
 
     async fn open(file: &tempfile::NamedTempFile) -> Open {
-        PageCache.open(file.path().into()).await.unwrap()
+        PageCache::default().open(file.path().into()).await.unwrap()
     }
 
     #[tokio::test]
@@ -213,8 +227,8 @@ mod tests {
     async fn what_is_not_there_and_what_is_a_folder_is_told() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("missing");
-        assert_eq!(PageCache.open(missing.clone()).await.unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert_eq!(PageCache.metadata(missing).await.unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert!(PageCache.metadata(folder.path().into()).await.unwrap().is_dir());
+        assert_eq!(PageCache::default().open(missing.clone()).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(PageCache::default().metadata(missing).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert!(PageCache::default().metadata(folder.path().into()).await.unwrap().is_dir());
     }
 }

@@ -20,6 +20,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tower::ServiceExt;
 
 use super::ApiError;
+use super::gathered::Gathered;
 use super::read_to_end::ReadToEnd;
 use crate::fleet::pki::NodeIdentity;
 use crate::lanes::Lanes;
@@ -141,7 +142,7 @@ async fn connection(
 ) {
     let (Ok(local), Ok(stream)) = (stream.local_addr(), TcpStream::from_std(stream)) else { return };
     let _ = stream.set_nodelay(true);
-    let tls = match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream)).await {
+    let mut tls = match tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(Gathered::new(stream))).await {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => {
             tracing::debug!(%peer, %error, "TLS handshake failed");
@@ -161,13 +162,15 @@ async fn connection(
     });
     // The protocol is the one that TLS agreed on. Guessing it from the first bytes would wait for them without a limit.
     let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-    let io = TokioIo::new(tls);
     let result = if http2 {
+        tls.get_mut().0.gather();
+        let io = TokioIo::new(tls);
         let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(HEADER_LIMIT);
         let serving = std::pin::pin!(builder.serve_connection(io, requests));
         until(serving, stop, |serving| serving.graceful_shutdown()).await
     } else {
+        let io = TokioIo::new(tls);
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(NEXT_HEADER_LIMIT);
         let serving = std::pin::pin!(builder.serve_connection(io, requests));
