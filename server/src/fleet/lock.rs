@@ -18,7 +18,7 @@ use crate::origin::origin;
 pub const MOST: usize = 4096;
 /// One client ([`origin`]) holds no more than these.
 pub const MOST_OF_ONE: usize = 1024;
-/// In no more groups than these at a time: a group is whatever a client says, and has slots of its own.
+/// In no more groups than these at a time, unless its owner says so: a group is whatever a client says, and has slots of its own.
 pub const GROUPS_OF_ONE: usize = 32;
 /// Longest name of a node or a group.
 pub const LONGEST: usize = 128;
@@ -28,6 +28,8 @@ pub const LONGEST: usize = 128;
 pub struct Rules {
     /// So many nodes of a group may restart at a time.
     pub slots: usize,
+    /// In so many groups one client may hold leases: many may be behind one address.
+    pub groups_of_one: usize,
     /// So long a lease lasts after its node has asked last.
     pub lease: Duration,
 }
@@ -130,7 +132,7 @@ pub enum Refused {
     },
     /// Whoever asks from there holds too many already.
     #[error(
-        "{leases} leases in {groups} groups were asked for from {origin}, and no client may hold more than {MOST_OF_ONE}, or in more than {GROUPS_OF_ONE} groups: `nkd lock list` shows them, and when they end"
+        "{leases} leases in {groups} groups were asked for from {origin}, and no client may hold more than {MOST_OF_ONE}, or in more than {most_groups} groups (fleet_lock.groups_per_client): `nkd lock list` shows them, and when they end"
     )]
     Share {
         /// The client's address, or its network.
@@ -139,6 +141,8 @@ pub enum Refused {
         leases: usize,
         /// In so many groups.
         groups: usize,
+        /// In so many it may.
+        most_groups: usize,
     },
     /// There are too many leases.
     #[error("{MOST} leases are held in all groups together: `nkd lock list` shows them, and when they end")]
@@ -194,7 +198,7 @@ impl Locks {
         if held.len() >= rules.slots {
             return Err(Refused::Taken { group: group.into(), slots: rules.slots, held });
         }
-        self.share(group, address, now)?;
+        self.share(group, address, rules.groups_of_one, now)?;
         if self.lasting(now).count() >= MOST {
             return Err(Refused::Full);
         }
@@ -209,13 +213,13 @@ impl Locks {
     }
 
     /// Whether a client may hold one more, in this group.
-    fn share(&self, group: &str, address: IpAddr, now: OffsetDateTime) -> Result<(), Refused> {
+    fn share(&self, group: &str, address: IpAddr, most_groups: usize, now: OffsetDateTime) -> Result<(), Refused> {
         let client = origin(address);
         let is_own = |lease: &&Lease| lease.address.is_some_and(|address| origin(address) == client);
         let of: Vec<&str> = self.lasting(now).filter(is_own).map(|lease| lease.group.as_str()).collect();
         let (leases, groups) = (of.len(), of.iter().collect::<BTreeSet<_>>().len());
-        if leases >= MOST_OF_ONE || (groups >= GROUPS_OF_ONE && !of.contains(&group)) {
-            return Err(Refused::Share { origin: client, leases, groups });
+        if leases >= MOST_OF_ONE || (groups >= most_groups && !of.contains(&group)) {
+            return Err(Refused::Share { origin: client, leases, groups, most_groups });
         }
         Ok(())
     }
@@ -240,7 +244,7 @@ mod tests {
 
     use super::*;
 
-    const RULES: Rules = Rules { slots: 2, lease: Duration::minutes(60) };
+    const RULES: Rules = Rules { slots: 2, groups_of_one: GROUPS_OF_ONE, lease: Duration::minutes(60) };
 
     fn asker<'a>(group: &'a str, id: &'a str) -> Asker<'a> {
         Asker { group, id, address: [192, 0, 2, 9].into() }
@@ -383,7 +387,13 @@ mod tests {
         }
         let share = locks.lock(&from("new", "a", "2001:db8::ffff"), &[], &RULES, now).unwrap_err();
         let origin = "2001:db8::".parse().unwrap();
-        assert_eq!(share, Refused::Share { origin, leases: GROUPS_OF_ONE, groups: GROUPS_OF_ONE });
+        assert_eq!(
+            share,
+            Refused::Share { origin, leases: GROUPS_OF_ONE, groups: GROUPS_OF_ONE, most_groups: GROUPS_OF_ONE }
+        );
+        // Unless their owner knows that many are behind one address.
+        let more = Rules { groups_of_one: GROUPS_OF_ONE + 1, ..RULES };
+        assert!(locks.clone().lock(&from("new", "a", "2001:db8::ffff"), &[], &more, now).is_ok());
         assert!(share.to_string().contains("32 leases in 32 groups were asked for from 2001:db8::"), "{share}");
         // Others are not held up, nor is who asks again, or in a group that is there.
         for (group, id, address) in

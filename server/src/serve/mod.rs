@@ -98,7 +98,11 @@ pub enum ServeError {
 
 fn reboot_rules(settings: &Settings) -> lock::Rules {
     let minutes = i64::from(settings.fleet_lock.lease_minutes);
-    lock::Rules { slots: settings.fleet_lock.slots, lease: time::Duration::minutes(minutes) }
+    lock::Rules {
+        slots: settings.fleet_lock.slots,
+        groups_of_one: settings.fleet_lock.groups_per_client,
+        lease: time::Duration::minutes(minutes),
+    }
 }
 
 /// Runs the service until SIGTERM or SIGINT.

@@ -156,6 +156,8 @@ pub struct FleetLockSettings {
     pub slots: usize,
     /// So many minutes a node keeps that right after it has asked last.
     pub lease_minutes: u32,
+    /// In so many groups the nodes behind one address may hold that right at a time.
+    pub groups_per_client: usize,
 }
 
 /// Channels of releases.

@@ -14,6 +14,7 @@ use super::{
     ChannelSettings, DhcpInterface, DhcpSettings, FleetLockSettings, HttpSettings, Inputs, LogSettings,
     NetbootSettings, RegistrySettings, SettingProblem, Settings, SettingsError, TftpSettings,
 };
+use crate::fleet::lock::GROUPS_OF_ONE;
 use crate::netboot::dhcp::{Mode, Reservation};
 
 pub(super) fn settings(inputs: Inputs) -> Result<Settings, SettingsError> {
@@ -74,6 +75,9 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
     let fleet_lock = root.section("fleet_lock", |lock| FleetLockSettings {
         slots: lock.integer("slots", 1..=1000).and_then(|slots| usize::try_from(slots).ok()).unwrap_or(1),
         lease_minutes: lock.integer("lease_minutes", 1..=10_080).and_then(|n| u32::try_from(n).ok()).unwrap_or(60),
+        groups_per_client: (lock.integer("groups_per_client", 1..=4096))
+            .and_then(|groups| usize::try_from(groups).ok())
+            .unwrap_or(GROUPS_OF_ONE),
     });
     let channels = root.section("channels", |channels| ChannelSettings {
         grace: Duration::from_secs(channels.integer("grace", 1..=2_592_000).unwrap_or(3600)),

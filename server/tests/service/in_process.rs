@@ -75,7 +75,7 @@ async fn bench_with(require_lease: bool) -> Bench {
     let channels = Arc::new(nkd_server::content::channel::Channels::new(registry.store().clone(), dir.path()));
     let images = Arc::new(ImageStore::open(dir.path()).unwrap());
     let oci = OciRegistry::open(registry.store().clone(), images.blobs().clone(), dir.path()).unwrap();
-    let rules = nkd_server::fleet::lock::Rules { slots: 1, lease: time::Duration::HOUR };
+    let rules = nkd_server::fleet::lock::Rules { slots: 1, groups_of_one: 32, lease: time::Duration::HOUR };
     let service = Arc::new(Service {
         reboots: nkd_server::fleet::reboots::Reboots::new(registry.store().clone(), rules),
         registry,
@@ -403,7 +403,7 @@ async fn a_lease_and_an_upgrade_of_its_cluster_exclude_each_other() {
         "startedAt": "2026-01-01T00:00:00Z", "nodes": []});
     let upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
     let mut locks = store.locks().await.unwrap();
-    let rules = Rules { slots: 1, lease: Duration::HOUR };
+    let rules = Rules { slots: 1, groups_of_one: 32, lease: Duration::HOUR };
     locks.lock(&asker, &[], &rules, now).unwrap();
     let taken = store.begin_upgrade((record.id, 1), &upgrade, ("stable", revision), |_| false).await;
     assert!(matches!(taken, Err(StoreError::Stale)), "{taken:?}");

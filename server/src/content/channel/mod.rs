@@ -396,10 +396,11 @@ impl Channels {
             self.note(label, commit, who.node, now).await;
         }
         // One that says nothing of itself is no system.
-        if channel.is_some() && !known && !commit.is_empty() {
+        let is_system = !commit.is_empty();
+        if channel.is_some() && !known && is_system {
             self.unknown.lock().unwrap_or_else(PoisonError::into_inner).asked(label, commit, who, now);
         }
-        if self.metrics.asked(label, known) && !known {
+        if self.metrics.asked(label, known) && !known && is_system {
             // A digest, or whatever somebody sent.
             let payload: String = commit.chars().filter(char::is_ascii_graphic).take(128).collect();
             tracing::warn!(

@@ -98,29 +98,43 @@ impl Channels {
             }
         }
         self.reads.lock().unwrap_or_else(PoisonError::into_inner).forget(grace, now);
+        // One that cannot be swept holds up no other one.
+        let mut first = Ok(());
         for (profile, retired) in going {
-            let _writing = self.turn().await?;
-            let (channels, users) = (self.store.channels().await?, self.users().await?);
-            // A release may have come to be this commit again.
-            let of_profile = || channels.iter().filter(|channel| channel.profile == profile);
-            let holds = |retired: &Retired| {
-                of_profile().any(|channel| channel.releases.iter().any(|release| release.commit == retired.commit))
-            };
-            let (held, loose): (Vec<_>, Vec<_>) = retired.into_iter().partition(holds);
-            let unused = |retired: &Retired| !users.has(&retired.commit) && self.is_quiet(retired, now);
-            let loose: Vec<Retired> = loose.into_iter().filter(unused).collect();
-            if !loose.is_empty() {
-                let repository = Repository::at(&self.folder().join(&profile));
-                let commits: Vec<String> = loose.iter().map(|retired| retired.commit.clone()).collect();
-                // After a backup was restored, there may be no repository.
-                if let Ok(repository) = repository {
-                    blocking(move || commits.iter().try_for_each(|commit| repository.remove(commit))).await?;
-                    self.settle_profile(&profile).await?;
-                }
-                tracing::info!(profile, commits = loose.len(), "objects of retired releases are removed");
-            }
-            self.store.forget_retired(&[held, loose].concat()).await?;
+            let swept = self.sweep_profile(&profile, retired, now).await;
+            first = first.and(swept);
         }
+        first
+    }
+
+    /// Takes the commits of a profile, whose time has come, out of its repository, unless somebody uses them again.
+    async fn sweep_profile(
+        &self,
+        profile: &str,
+        retired: Vec<Retired>,
+        now: OffsetDateTime,
+    ) -> Result<(), ChannelError> {
+        let _writing = self.turn().await?;
+        let (channels, users) = (self.store.channels().await?, self.users().await?);
+        // A release may have come to be this commit again.
+        let of_profile = || channels.iter().filter(|channel| channel.profile == *profile);
+        let holds = |retired: &Retired| {
+            of_profile().any(|channel| channel.releases.iter().any(|release| release.commit == retired.commit))
+        };
+        let (held, loose): (Vec<_>, Vec<_>) = retired.into_iter().partition(holds);
+        let unused = |retired: &Retired| !users.has(&retired.commit) && self.is_quiet(retired, now);
+        let loose: Vec<Retired> = loose.into_iter().filter(unused).collect();
+        if !loose.is_empty() {
+            let repository = Repository::at(&self.folder().join(profile));
+            let commits: Vec<String> = loose.iter().map(|retired| retired.commit.clone()).collect();
+            // After a backup was restored, there may be no repository.
+            if let Ok(repository) = repository {
+                blocking(move || commits.iter().try_for_each(|commit| repository.remove(commit))).await?;
+                self.settle_profile(profile).await?;
+            }
+            tracing::info!(profile, commits = loose.len(), "objects of retired releases are removed");
+        }
+        self.store.forget_retired(&[held, loose].concat()).await?;
         Ok(())
     }
 
