@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use super::CliError;
 use super::channel::{minutes, span};
 use super::client::{Client, segment};
-use super::output::{OutputArgs, age};
+use super::output::{OutputArgs, age, table};
 use crate::content::channel::mirror::MirrorNow;
 
 /// How often it is looked whether a look has ended.
@@ -20,10 +20,11 @@ const POLL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
 pub(super) struct MirrorArgs {
-    /// Channel; the first release makes it when it is not there. With nothing else: show how its mirror goes
-    name: String,
+    /// Channel; the first release makes it when it is not there. With nothing else: show how its mirror goes; without it: list all mirrors
+    #[arg(required_if_eq("now", "true"), required_if_eq("off", "true"))]
+    name: Option<String>,
     /// Address of the upstream's ostree repository: https, http or file
-    #[arg(long, value_name = "ADDRESS", requires = "reference")]
+    #[arg(long, value_name = "ADDRESS", requires = "reference", requires = "name")]
     from: Option<String>,
     /// Ref of the upstream
     #[arg(long = "ref", value_name = "REF", requires = "from")]
@@ -63,10 +64,11 @@ pub(super) struct MirrorArgs {
 }
 
 pub(super) async fn run(args: MirrorArgs, client: &Client) -> Result<(), CliError> {
-    let path = format!("/api/v1/channels/{}/mirror", segment(&args.name));
+    let Some(name) = args.name else { return list(&args.output, client).await };
+    let path = format!("/api/v1/channels/{}/mirror", segment(&name));
     if args.off {
         client.delete(&path).await?;
-        println!("{}: follows nothing any more", args.name);
+        println!("{name}: follows nothing any more");
         return Ok(());
     }
     let absolute = |path: String| std::path::absolute(&path).map_or(path, |p| p.display().to_string());
@@ -99,6 +101,27 @@ pub(super) async fn run(args: MirrorArgs, client: &Client) -> Result<(), CliErro
         ))),
         _ => Ok(()),
     }
+}
+
+async fn list(output: &OutputArgs, client: &Client) -> Result<(), CliError> {
+    let mirrors: Vec<MirrorNow> = client.get("/api/v1/mirrors").await?;
+    let now = OffsetDateTime::now_utc();
+    output.print(&mirrors, |mirrors| {
+        let ago =
+            |at: Option<OffsetDateTime>| at.map_or_else(|| "never".to_owned(), |at| format!("{} ago", age(at, now)));
+        let row = |MirrorNow { mirror, looking_since }: &MirrorNow| {
+            let state = match (looking_since, &mirror.problem) {
+                (Some(_), _) => "looking",
+                (None, Some(_)) => "stands still",
+                (None, None) if mirror.succeeded_at.is_none() => "new",
+                (None, None) => "follows",
+            };
+            let (looked, succeeded) = (ago(mirror.looked_at), ago(mirror.succeeded_at));
+            vec![mirror.channel.clone(), mirror.reference.clone(), mirror.from.clone(), state.into(), looked, succeeded]
+        };
+        table(&["CHANNEL", "REF", "FROM", "STATE", "LOOKED", "LAST SUCCESS"], mirrors.iter().map(row))
+    });
+    Ok(())
 }
 
 /// Has the service look, and waits until it has. A look that was under way does not count.

@@ -21,6 +21,13 @@ use crate::service::Service;
 type Result<T> = std::result::Result<T, ApiError>;
 type App = State<Arc<Service>>;
 
+/// What all channels follow, and how that goes, by the channels' names.
+#[utoipa::path(get, path = "/api/v1/mirrors", tag = "channels", responses((status = 200, body = [MirrorNow]), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn list(State(service): App, caller: Caller) -> Result<Json<Vec<MirrorNow>>> {
+    caller.require(Role::Viewer)?;
+    Ok(Json(service.channels.mirrors().await.map_err(told)?))
+}
+
 /// What a channel follows, and how that goes.
 #[utoipa::path(get, path = "/api/v1/channels/{channel}/mirror", tag = "channels", responses((status = 200, body = MirrorNow), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn show(State(service): App, caller: Caller, Path(name): Path<String>) -> Result<Json<MirrorNow>> {

@@ -93,6 +93,7 @@ fn api() -> OpenApiRouter<Arc<Service>> {
         .routes(routes!(channels::publish))
         .routes(routes!(channels::promote))
         .routes(routes!(channels::prune))
+        .routes(routes!(mirrors::list))
         .routes(routes!(mirrors::show, mirrors::follow, mirrors::unfollow))
         .routes(routes!(mirrors::look))
         .routes(routes!(channels::mark))

@@ -85,7 +85,16 @@ async fn each_new_commit_of_a_signed_upstream_is_a_release() {
     })
     .await;
 
+    // Who wants it looked at more often has not taken another upstream.
+    let before = shown(&place);
+    place.ok(&[&order[..], &["--every", "90m"]].concat());
+    let after = shown(&place);
+    assert_eq!((&after["succeededAt"], &after["everyMinutes"]), (&before["succeededAt"], &90.into()), "{after}");
+    let all: Value = serde_json::from_str(&place.ok(&["channel", "mirror", "-o", "json"])).unwrap();
+    assert_eq!((&all[0]["channel"], all.as_array().unwrap().len()), (&"stable".into(), 1), "{all}");
+
     place.ok(&["channel", "mirror", "stable", "--off"]);
+    assert_eq!(place.ok(&["channel", "mirror", "-o", "json"]).trim(), "[]");
     refused(&place.cli(&["channel", "mirror", "stable"]), "the channel `stable` follows no upstream");
     assert_eq!(releases(&place).len(), 2, "the releases stay");
     let folder = place.state().join("ostree/.mirror-stable");
@@ -179,6 +188,8 @@ async fn an_upstream_that_fails_or_goes_back_leaves_the_channel_as_it_is() {
     assert!(!place.state().join(format!("ostree/lab/objects/{}/{}.commit", &three[..2], &three[2..])).exists());
     let said = place.ok(&["channel", "mirror", "stable"]);
     assert!(said.contains("stands still: ") && said.contains("last success: "), "{said}");
+    let list = place.ok(&["channel", "mirror"]);
+    assert!(list.contains("CHANNEL") && list.contains("stable") && list.contains("stands still"), "{list}");
     assert!(place.log_text().contains("a mirror stands still"));
     let metrics = reqwest::get(place.metrics_url("/metrics")).await.unwrap().text().await.unwrap();
     let failed = "nkd_channel_mirror_looks_total{channel=\"stable\",result=\"failed\"} 4";
@@ -338,4 +349,7 @@ async fn wrong_mirrors_say_what_to_do() {
     );
     refused(&order(&["--from", "https://up.example/", "--ref", REF, "--key", "/etc/hostname"]), "name an armored file");
     refused(&order(&["--now"]), "the channel `stable` follows no upstream");
+    for no_name in [&["channel", "mirror", "--now"][..], &["channel", "mirror", "--off"]] {
+        assert_eq!(place.cli(no_name).status.code(), Some(2));
+    }
 }

@@ -151,9 +151,15 @@ impl Channels {
             let ca = ca.map(|path| authority_of(Path::new(&path))).transpose()?;
             Ok(Record { mirror, keys, ed25519_keys, ca })
         });
-        let record = record.await?;
+        let mut record = record.await?;
         let following = self.following.lock().await;
-        let revision = self.store.mirror(name).await?.map_or(0, |(_, revision)| revision);
+        let before = self.store.mirror(name).await?;
+        let revision = before.as_ref().map_or(0, |(_, revision)| *revision);
+        // How it went is told still, when it is to be looked at more often, say.
+        if let Some((before, _)) = before.filter(|(before, _)| before.is_same(&record)) {
+            let Mirror { looked_at, succeeded_at, failures, problem, .. } = before.mirror;
+            record.mirror = Mirror { looked_at, succeeded_at, failures, problem, ..record.mirror };
+        }
         self.store.save_mirror(&record, revision).await?;
         drop(following);
         self.mirrors.send_replace(());
@@ -186,6 +192,19 @@ impl Channels {
         // In this order: a look that ends in between is told as under way, and never as one that was not begun.
         let looking_since = self.looking.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied();
         Ok(MirrorNow { mirror: self.followed(name).await?.0.mirror, looking_since })
+    }
+
+    /// What all channels follow, and how that goes, by name.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn mirrors(&self) -> Result<Vec<MirrorNow>, ChannelError> {
+        let looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let now = |(record, _): (Record, i64)| MirrorNow {
+            looking_since: looking.get(&record.mirror.channel).copied(),
+            mirror: record.mirror,
+        };
+        Ok(self.store.mirrors().await?.into_iter().map(now).collect())
     }
 
     /// Looks at the upstream as soon as may be.
