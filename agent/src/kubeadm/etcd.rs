@@ -155,7 +155,8 @@ impl Programs {
         if apart {
             command.args(["unshare", "--net"]);
         }
-        command.arg("nsenter").arg(format!("--root={}", self.root.display()));
+        // Since util-linux 2.41 it enters no root alone, without a namespace: this one it is in already.
+        command.args(["nsenter", OWN_NAMESPACE]).arg(format!("--root={}", self.root.display()));
         command.arg(format!("--wd={}", folder.display())).arg("--").arg(program);
         command
     }
@@ -184,6 +185,9 @@ impl Programs {
         }
     }
 }
+
+/// A namespace that a program is in, for `nsenter`.
+const OWN_NAMESPACE: &str = "--uts=/proc/self/ns/uts";
 
 /// An etcd on what was restored. It ends when this is dropped.
 pub(super) struct Restored<'a> {
