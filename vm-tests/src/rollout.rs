@@ -159,7 +159,7 @@ pub fn switch_on(machines: &mut [Machine]) -> Result<(), Error> {
     Ok(())
 }
 
-/// `running: bios-1 Staging, uefi-1 Waiting`
+/// `running: bios-1 Staging, uefi-1 Waiting`; before there are nodes, what it waits for.
 fn line(status: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let node = |node: &Value| {
@@ -168,7 +168,8 @@ fn line(status: &Value) -> String {
         format!("{} {}{reason}", text(&node["name"]), text(&node["state"]))
     };
     let nodes: Vec<String> = status["nodes"].as_array().into_iter().flatten().map(node).collect();
-    format!("{}: {}", text(&status["state"]), nodes.join(", "))
+    let rest = if nodes.is_empty() { text(&status["detail"]) } else { nodes.join(", ") };
+    format!("{}: {rest}", text(&status["state"]))
 }
 
 fn answers(space: &Namespace, address: &str) -> bool {
