@@ -70,8 +70,9 @@ pub async fn fetch(client: &Client, repository: &str, [from, to]: [&str; 2], fol
     Ok(true)
 }
 
-/// Marks the commit, on the disk, and applies a delta: repository, mark, delta.
-const APPLY: &str = "mkdir -p \"$1/state\" && : >\"$2\" && sync -f \"$2\" && exec ostree static-delta apply-offline \"--repo=$1\" \"$3\"";
+/// Marks the commit, on the disk, and applies a delta: repository, mark, delta. That takes minutes of a processor, which pods and
+/// an API server may need meanwhile.
+const APPLY: &str = "mkdir -p \"$1/state\" && : >\"$2\" && sync -f \"$2\" && exec nice -n 19 ostree static-delta apply-offline \"--repo=$1\" \"$3\"";
 
 /// Applies a delta that was fetched to `folder`.
 fn apply(repository: &Path, folder: &Path, commit: &str) -> Result<(), ProgramError> {
