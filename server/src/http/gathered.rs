@@ -28,13 +28,15 @@ pub(super) struct Gathered<S> {
     waiting: Vec<u8>,
     /// Of what waits, so much the stream has taken.
     taken: usize,
-    /// All was taken, and the stream itself is to be flushed.
+    /// Something was written since the stream itself was flushed.
     flush: bool,
+    /// The stream takes nothing now, and wakes its owner when it does again.
+    blocked: bool,
 }
 
 impl<S: AsyncWrite + Unpin> Gathered<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, gathers: false, waiting: Vec::new(), taken: 0, flush: false }
+        Self { stream, gathers: false, waiting: Vec::new(), taken: 0, flush: false, blocked: false }
     }
 
     /// From now on pieces are written together.
@@ -44,6 +46,12 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
 
     /// Sends all that waits.
     fn send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let sent = self.send_now(context);
+        self.blocked = sent.is_pending();
+        sent
+    }
+
+    fn send_now(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.taken < self.waiting.len() {
             let count = ready!(Pin::new(&mut self.stream).poll_write(context, &self.waiting[self.taken..]))?;
             if count == 0 {
@@ -65,6 +73,11 @@ impl<S: AsyncWrite + Unpin> Gathered<S> {
         let before = self.waiting.len();
         for piece in pieces {
             let count = piece.len().min(MOST.saturating_sub(self.waiting.len()));
+            let needed = self.waiting.len() + count;
+            if needed > self.waiting.capacity() {
+                let room = (2 * self.waiting.capacity()).clamp(needed, MOST);
+                self.waiting.reserve_exact(room - self.waiting.len());
+            }
             self.waiting.extend_from_slice(&piece[..count]);
         }
         self.flush = true;
@@ -115,7 +128,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
         if !self.gathers {
             return Pin::new(&mut self.stream).poll_flush(context);
         }
-        if self.flush {
+        // Who flushes at each end of a turn would be woken for ever by a client that reads nothing.
+        if self.flush && !self.blocked {
             context.waker().wake_by_ref();
         }
         Poll::Ready(Ok(()))
@@ -129,12 +143,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gathered<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
     use std::time::Duration;
 
     use bytes::Bytes;
     use futures_util::future::join_all;
     use futures_util::task::noop_waker;
-    use http_body_util::{BodyExt as _, Full};
+    use http_body_util::BodyExt as _;
     use hyper::{Request, Response};
     use hyper_util::rt::{TokioExecutor, TokioIo};
     use proptest::prelude::*;
@@ -193,12 +210,95 @@ mod tests {
         assert_eq!(stream.stream.0.concat(), [b"one two", &long[..]].concat());
     }
 
+    /// How often somebody was woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes nothing until there is room again.
+    #[derive(Default)]
+    struct Full {
+        room: bool,
+        got: usize,
+    }
+
+    impl AsyncWrite for Full {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, piece: &[u8]) -> Poll<io::Result<usize>> {
+            if !self.room {
+                return Poll::Pending;
+            }
+            self.got += piece.len();
+            Poll::Ready(Ok(piece.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncRead for Full {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    /// A turn as a connection of HTTP/2 takes it, which flushes at its end whether it has written or not.
+    fn turn(stream: &mut Gathered<Full>, context: &mut Context<'_>) {
+        let mut room = [0; 1];
+        assert!(Pin::new(&mut *stream).poll_read(context, &mut ReadBuf::new(&mut room)).is_pending());
+        assert!(Pin::new(stream).poll_flush(context).is_ready());
+    }
+
+    #[test]
+    fn nobody_is_woken_while_the_stream_takes_nothing() {
+        let counter = Arc::new(Woken::default());
+        let (waker, woken) = (Waker::from(Arc::clone(&counter)), || counter.0.load(Ordering::Relaxed));
+        let mut context = Context::from_waker(&waker);
+        let mut stream = Gathered::new(Full::default());
+        stream.gather();
+        assert!(Pin::new(&mut stream).poll_write(&mut context, b"much").is_ready());
+        assert!(Pin::new(&mut stream).poll_flush(&mut context).is_ready());
+        assert_eq!(woken(), 1, "for the next turn, which sends it");
+        for _ in 0..5 {
+            turn(&mut stream, &mut context);
+        }
+        assert_eq!(woken(), 1, "the stream wakes who waits for it");
+        // More comes meanwhile: it waits too.
+        assert!(Pin::new(&mut stream).poll_write(&mut context, b" more").is_ready());
+        turn(&mut stream, &mut context);
+        assert_eq!(woken(), 1);
+        stream.stream.room = true;
+        turn(&mut stream, &mut context);
+        assert_eq!((woken(), stream.stream.got), (1, b"much more".len()));
+    }
+
+    #[test]
+    fn no_more_memory_is_taken_than_may_wait() {
+        let waker = noop_waker();
+        let mut context = Context::from_waker(&waker);
+        let mut stream = Gathered::new(Full::default());
+        stream.gather();
+        for _ in 0..20 {
+            let _ = Pin::new(&mut stream).poll_write(&mut context, &[7; 5000]);
+        }
+        assert_eq!((stream.waiting.len(), stream.waiting.capacity()), (MOST, MOST));
+    }
+
     /// Answers with as many bytes as the path says.
     async fn answer(
         request: Request<hyper::body::Incoming>,
-    ) -> Result<Response<Full<Bytes>>, std::convert::Infallible> {
+    ) -> Result<Response<http_body_util::Full<Bytes>>, std::convert::Infallible> {
         let count = request.uri().path()[1..].parse().unwrap();
-        Ok(Response::new(Full::new(vec![count as u8; count].into())))
+        Ok(Response::new(http_body_util::Full::new(vec![count as u8; count].into())))
     }
 
     proptest! {
@@ -221,7 +321,7 @@ mod tests {
                 let asked = counts.iter().map(|count| {
                     let mut send = send.clone();
                     async move {
-                        let request = Request::get(format!("http://there/{count}")).body(Full::<Bytes>::default()).unwrap();
+                        let request = Request::get(format!("http://there/{count}")).body(http_body_util::Full::<Bytes>::default()).unwrap();
                         let body = send.send_request(request).await.unwrap().into_body();
                         body.collect().await.unwrap().to_bytes()
                     }
