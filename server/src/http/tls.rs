@@ -162,26 +162,27 @@ async fn connection(
     });
     // The protocol is the one that TLS agreed on. Guessing it from the first bytes would wait for them without a limit.
     let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
-    let result = if http2 {
-        tls.get_mut().0.gather();
-        let io = TokioIo::new(tls);
-        let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-        builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(HEADER_LIMIT);
-        let serving = std::pin::pin!(builder.serve_connection(io, requests));
-        until(serving, stop, |serving| serving.graceful_shutdown()).await
-    } else {
-        let io = TokioIo::new(tls);
-        let mut builder = hyper::server::conn::http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(NEXT_HEADER_LIMIT);
-        let serving = std::pin::pin!(builder.serve_connection(io, requests));
-        let mut serving = std::pin::pin!(until(serving, stop, |serving| serving.graceful_shutdown()));
-        tokio::select! {
-            result = &mut serving => result,
-            asked = tokio::time::timeout(HEADER_LIMIT, first.notified()) => match asked {
-                Ok(()) => serving.await,
-                Err(_) => return,
-            },
+    let serving = async move {
+        if http2 {
+            tls.get_mut().0.gather();
+            let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            builder.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(HEADER_LIMIT);
+            let serving = std::pin::pin!(builder.serve_connection(TokioIo::new(tls), requests));
+            until(serving, stop, |serving| serving.graceful_shutdown()).await
+        } else {
+            let mut builder = hyper::server::conn::http1::Builder::new();
+            builder.timer(TokioTimer::new()).header_read_timeout(NEXT_HEADER_LIMIT);
+            let serving = std::pin::pin!(builder.serve_connection(TokioIo::new(tls), requests));
+            until(serving, stop, |serving| serving.graceful_shutdown()).await
         }
+    };
+    let mut serving = std::pin::pin!(serving);
+    let result = tokio::select! {
+        result = &mut serving => result,
+        asked = tokio::time::timeout(HEADER_LIMIT, first.notified()) => match asked {
+            Ok(()) => serving.await,
+            Err(_) => return,
+        },
     };
     if let Err(error) = result {
         tracing::debug!(%peer, %error, "connection ended early");

@@ -149,8 +149,9 @@ async fn slow_clients_of_the_api_are_ended() {
     let silent = connect();
     let mut partial = connect();
     partial.write_all(&[0x16, 3, 1, 2, 0, 1, 0]).unwrap();
-    // Shaken hands, then nothing; and a head that never ends.
+    // Shaken hands, then nothing, by either protocol; and a head that never ends.
     let mute = tls(&place, connect(), &[]);
+    let mute_too = tls(&place, connect(), &[b"h2"]);
     let mut endless = tls(&place, connect(), &[b"http/1.1"]);
     endless.write_all(b"GET /api/v1/status HTTP/1.1\r\nHost: x\r\nX-").unwrap();
     let begun = Instant::now();
@@ -158,6 +159,7 @@ async fn slow_clients_of_the_api_are_ended() {
         Box::new(move || read_to_end(silent)),
         Box::new(move || read_to_end(partial)),
         Box::new(move || read_to_end(mute)),
+        Box::new(move || read_to_end(mute_too)),
         Box::new(move || read_to_end(endless)),
     ];
     let waits: Vec<_> = waits.into_iter().map(std::thread::spawn).collect();
