@@ -618,7 +618,9 @@ impl State {
                 let caution = system.caution.filter(|_| restarts).map(|caution| format!(": {caution}"));
                 format!("{}{}", word(job.stage), caution.unwrap_or_default())
             }
-            (false, true) => format!("{}: {}", word(job.stage), self.why),
+            // The gate tells what it sees. What else has failed may be under way again.
+            (false, true) if job.stage == Stage::Check => format!("{}: {}", word(job.stage), self.why),
+            (false, true) => format!("{}; the last try: {}", word(job.stage), self.why),
             (false, false) => format!("goes back: {}", job.reason),
         };
         Some(Reported {
