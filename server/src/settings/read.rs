@@ -75,7 +75,7 @@ pub(super) fn known_and_settings(inputs: Inputs) -> (BTreeSet<String>, Result<Se
     let fleet_lock = root.section("fleet_lock", |lock| FleetLockSettings {
         slots: lock.integer("slots", 1..=1000).and_then(|slots| usize::try_from(slots).ok()).unwrap_or(1),
         lease_minutes: lock.integer("lease_minutes", 1..=10_080).and_then(|n| u32::try_from(n).ok()).unwrap_or(60),
-        groups_per_client: (lock.integer("groups_per_client", 1..=4096))
+        groups_per_client: (lock.integer("groups_per_client", 1..=1024))
             .and_then(|groups| usize::try_from(groups).ok())
             .unwrap_or(GROUPS_OF_ONE),
     });

@@ -36,7 +36,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers `nkd_graph_requests_total{channel,payload}`; `payload` is `known` or `unknown`. Of mirrors,
+    /// Registers `nkd_graph_requests_total{channel,payload}`; `payload` is `known`, `unknown`, or `none` of who says
+    /// nothing of itself. Of mirrors,
     /// `nkd_channel_mirror_looks_total{channel,result}` (`published`, `same` or `failed`), and
     /// `nkd_channel_mirror_success_timestamp_seconds{channel}`.
     pub fn register(registry: &mut Registry) -> Self {
@@ -61,7 +62,7 @@ impl Metrics {
 
     /// A channel is no more: what was counted of it would stand there until the service ends.
     pub(super) fn forget(&self, channel: &str) {
-        for payload in ["known", "unknown"] {
+        for payload in ["known", "unknown", "none"] {
             self.asked.remove(&Asked { channel: channel.to_owned(), payload });
         }
         for result in ["published", "same", "failed"] {
@@ -71,8 +72,7 @@ impl Metrics {
     }
 
     /// Whether this one is to be told: the first, and then every hundredth.
-    pub(super) fn asked(&self, channel: &str, known: bool) -> bool {
-        let payload = if known { "known" } else { "unknown" };
+    pub(super) fn asked(&self, channel: &str, payload: &'static str) -> bool {
         self.asked.get_or_create(&Asked { channel: channel.to_owned(), payload }).inc().is_multiple_of(TOLD)
     }
 }

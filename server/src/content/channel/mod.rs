@@ -400,7 +400,13 @@ impl Channels {
         if channel.is_some() && !known && is_system {
             self.unknown.lock().unwrap_or_else(PoisonError::into_inner).asked(label, commit, who, now);
         }
-        if self.metrics.asked(label, known) && !known && is_system {
+        // Each kind by itself: what says nothing takes no turn of the warning from systems.
+        let payload = match (known, is_system) {
+            (true, _) => "known",
+            (false, true) => "unknown",
+            (false, false) => "none",
+        };
+        if self.metrics.asked(label, payload) && payload == "unknown" {
             // A digest, or whatever somebody sent.
             let payload: String = commit.chars().filter(char::is_ascii_graphic).take(128).collect();
             tracing::warn!(

@@ -98,10 +98,13 @@ impl Channels {
             }
         }
         self.reads.lock().unwrap_or_else(PoisonError::into_inner).forget(grace, now);
-        // One that cannot be swept holds up no other one.
+        // One that cannot be swept leaves the others their turn of this round.
         let mut first = Ok(());
         for (profile, retired) in going {
             let swept = self.sweep_profile(&profile, retired, now).await;
+            if let (Err(_), Err(error)) = (&first, &swept) {
+                tracing::warn!(profile, error = error as &dyn std::error::Error, "retired releases are not removed");
+            }
             first = first.and(swept);
         }
         first

@@ -57,8 +57,9 @@ impl Record {
     /// Whether it is the same commits of the same upstream, taken for the same reason.
     fn is_same(&self, other: &Self) -> bool {
         let of = |record: &Self| {
-            let Mirror { profile, from, reference, kubernetes, .. } = record.mirror.clone();
-            (profile, from, reference, kubernetes, record.keys.clone(), record.ed25519_keys.clone(), record.ca.clone())
+            let Mirror { profile, architecture, from, reference, kubernetes, .. } = record.mirror.clone();
+            let what = (profile, architecture, from, reference, kubernetes);
+            (what, record.keys.clone(), record.ed25519_keys.clone(), record.ca.clone())
         };
         of(self) == of(other)
     }
