@@ -1,6 +1,8 @@
 //! `cargo xtask test`: installs what the tests need, and runs them tier by tier, the quick ones first.
 
 use std::ffi::OsStr;
+use std::sync::OnceLock;
+use std::time::Instant;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -28,6 +30,7 @@ enum Tier {
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let chosen = |tier| arguments.tier.is_empty() || arguments.tier.contains(&tier);
+    BEGUN.get_or_init(Instant::now);
     let filter: Vec<&str> = arguments.filter.iter().map(String::as_str).collect();
     build::packages(&[&build::VM_PACKAGES[..], &build::TEST_PACKAGES[..]].concat())?;
     build::stopped_packages(&build::REGISTRY_CLIENTS)?;
@@ -94,8 +97,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// When the run began.
+static BEGUN: OnceLock<Instant> = OnceLock::new();
+
 fn tier(name: &str, words: &[&str], environment: &[(&str, &OsStr)]) -> Result<()> {
     // Nothing is printed after the runner's own summary, which is what people and CI look for at the end.
-    eprintln!("== {name}: cargo {}", words.join(" "));
+    let seconds = BEGUN.get_or_init(Instant::now).elapsed().as_secs();
+    eprintln!("== [{seconds} s] {name}: cargo {}", words.join(" "));
     build::cargo_with(words, environment)
 }
