@@ -224,6 +224,18 @@ impl LabCluster {
         format!("{} --kubeconfig {}", self.kubectl.display(), self.kubeconfig.display())
     }
 
+    /// The same, tried again until `limit` while it fails: a machine that the emulator has brought to a halt is reset, and its
+    /// API is away for minutes. The words must be such that twice is as good as once.
+    pub fn kubectl_until_answered(&self, net: &Network, words: &[&str], limit: Duration) -> Result<String, Error> {
+        let end = Instant::now() + limit;
+        loop {
+            match self.kubectl(net, words) {
+                Err(_) if Instant::now() < end => std::thread::sleep(PAUSE),
+                answer => return answer,
+            }
+        }
+    }
+
     /// What kubectl says with that kubeconfig.
     pub fn kubectl(&self, net: &Network, words: &[&str]) -> Result<String, Error> {
         let mut command = Command::new(&self.kubectl);

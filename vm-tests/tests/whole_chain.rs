@@ -14,6 +14,10 @@ type Result<T = ()> = std::result::Result<T, Error>;
 
 /// The worker.
 const WORKER: &str = LabCluster::MACHINES[1];
+/// So long may the API be away when the emulator has brought its machine to a halt, and it was reset.
+fn away() -> Duration {
+    within(600)
+}
 
 fn built(variable: &'static str) -> Result<PathBuf> {
     let remedy = "run this through `cargo xtask test`, which builds it";
@@ -41,13 +45,54 @@ fn ask_for_one_without_init(rollout: &Rollout<'_>, image: &std::path::Path) -> R
     });
     let path = rollout.net.folder().join("update.json");
     std::fs::write(&path, update.to_string()).unwrap();
-    rollout.cluster.kubectl(rollout.net, &["apply", "-f", &path.display().to_string()]).map(drop)
+    let words = ["apply", "-f", &path.display().to_string()];
+    rollout.cluster.kubectl_until_answered(rollout.net, &words, away()).map(drop)
+}
+
+/// Waits until kubectl shows both nodes Ready, with the version and the image that they were made of.
+fn wait_for_nodes(rollout: &Rollout<'_>) -> Result {
+    let end = Instant::now() + away();
+    loop {
+        let nodes = rollout.cluster.kubectl_until_answered(rollout.net, &["get", "nodes", "--output=wide"], away())?;
+        let ready = |name: &str| {
+            let line = nodes.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let made_of = words.contains(&LabCluster::KUBERNETES) && line.contains("NKD lab node image");
+            words.get(1) == Some(&"Ready") && made_of
+        };
+        if LabCluster::MACHINES.into_iter().all(ready) {
+            println!("{nodes}");
+            return Ok(());
+        }
+        if Instant::now() >= end {
+            return Err(Error::Unexpected { what: "both nodes are Ready".into(), got: nodes });
+        }
+        std::thread::sleep(Duration::from_secs(3));
+    }
+}
+
+/// Waits until the only snapshot of etcd was verified: the programs of the image took it and proved it.
+fn wait_until_verified(rollout: &Rollout<'_>, limit: Duration) -> Result {
+    let end = Instant::now() + limit;
+    loop {
+        let all = rollout.nkd.json(rollout.net, &["cluster", "snapshot", "list", LabCluster::NAME])?;
+        let snapshot = &all[0];
+        if snapshot["state"] == "verified" {
+            assert!(snapshot["proof"]["keys"].as_u64().unwrap() > 100, "{snapshot:#}");
+            return Ok(());
+        }
+        if snapshot["state"] == "failed" || Instant::now() >= end {
+            return Err(Error::Unexpected { what: "the snapshot is verified".into(), got: format!("{all:#}") });
+        }
+        std::thread::sleep(Duration::from_secs(3));
+    }
 }
 
 /// Waits until that update has halted because the boot loader went back, and the worker takes pods again.
 fn wait_until_it_went_back(rollout: &Rollout<'_>, limit: Duration) -> Result {
     let get = |words: &[&str]| -> Result<Value> {
-        let text = rollout.cluster.kubectl(rollout.net, &[&["get"], words, &["-o", "json"]].concat())?;
+        let words = [&["get"], words, &["-o", "json"]].concat();
+        let text = rollout.cluster.kubectl_until_answered(rollout.net, &words, away())?;
         serde_json::from_str(&text).map_err(|_| Error::Unexpected { what: "JSON".into(), got: text })
     };
     let end = Instant::now() + limit;
@@ -92,14 +137,10 @@ fn two_blank_machines_become_a_ready_cluster_go_back_from_an_ill_release_and_are
 
     // The way of an operator: a kubeconfig, and kubectl.
     cluster.access(&net, &nkd)?;
-    let nodes = cluster.kubectl(&net, &["get", "nodes", "--output=wide"])?;
-    println!("{nodes}");
-    let ready = |name: &str| {
-        let line = nodes.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-        let words: Vec<&str> = line.split_whitespace().collect();
-        words.get(1) == Some(&"Ready") && words.contains(&LabCluster::KUBERNETES) && line.contains("NKD lab node image")
-    };
-    assert!(LabCluster::MACHINES.into_iter().all(ready), "{nodes}");
+    wait_for_nodes(&rollout)?;
+
+    // A snapshot of etcd is taken while the worker stages.
+    nkd.nkd(&net, &["cluster", "snapshot", "take", LabCluster::NAME])?;
 
     // The worker starts a release without an init three times in vain, and its boot loader goes back; meanwhile the only
     // control plane is away. Each boots its own disk from now on, and comes back into the cluster by itself.
@@ -107,6 +148,7 @@ fn two_blank_machines_become_a_ready_cluster_go_back_from_an_ill_release_and_are
     let before = deployment(WORKER)?;
     ask_for_one_without_init(&rollout, &builds.image)?;
     machines[1].console().expect("(boot_counter=2)", within(600))?;
+    wait_until_verified(&rollout, within(300))?;
     cluster.cycle_power(&net, &nkd, &mut machines[..1], within(900))?;
     wait_until_it_went_back(&rollout, within(300))?;
     assert_eq!(deployment(WORKER)?, before);
