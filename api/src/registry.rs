@@ -16,6 +16,9 @@ pub struct Repository {
     pub manifests: u64,
     /// Bytes of its blobs. What it shares with other repositories is on the disk once.
     pub size: u64,
+    /// How many of its blobs the service has lost, as after a backup was restored. What is pushed again takes its place.
+    #[serde(default)]
+    pub lost: u64,
     /// When something was pushed to it last.
     #[serde(with = "time::serde::rfc3339")]
     pub pushed_at: OffsetDateTime,
@@ -34,6 +37,9 @@ pub struct Tag {
     pub media_type: String,
     /// Bytes of everything that the manifest is made of.
     pub size: u64,
+    /// How many blobs of these the service has lost: it cannot be pulled until it was pushed again.
+    #[serde(default)]
+    pub lost: u64,
     /// When it came to stand for that.
     #[serde(with = "time::serde::rfc3339")]
     pub changed_at: OffsetDateTime,

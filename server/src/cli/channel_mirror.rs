@@ -18,6 +18,20 @@ use crate::content::channel::mirror::MirrorNow;
 /// How often it is looked whether a look has ended.
 const POLL: Duration = Duration::from_millis(500);
 
+/// What says how a mirror is to be.
+const SETTINGS: [&str; 10] = [
+    "from",
+    "reference",
+    "key",
+    "ed25519_key",
+    "insecure_unsigned",
+    "upstream_ca",
+    "profile",
+    "architecture",
+    "kubernetes",
+    "every",
+];
+
 #[derive(Debug, Args)]
 pub(super) struct MirrorArgs {
     /// Channel; the first release makes it when it is not there. With nothing else: show how its mirror goes; without it: list all mirrors
@@ -54,10 +68,10 @@ pub(super) struct MirrorArgs {
     #[arg(long, value_name = "TIME", value_parser = minutes, requires = "from")]
     every: Option<u32>,
     /// Look at once, and wait for the end of it; exits with an error when the mirror stands still
-    #[arg(long, conflicts_with_all = ["from", "off"])]
+    #[arg(long, conflicts_with_all = SETTINGS, conflicts_with = "off")]
     now: bool,
     /// Follow nothing any more; the releases stay
-    #[arg(long, conflicts_with_all = ["from", "output"])]
+    #[arg(long, conflicts_with_all = SETTINGS, conflicts_with = "output")]
     off: bool,
     #[command(flatten)]
     output: OutputArgs,

@@ -54,10 +54,10 @@ pub(super) async fn run(command: RegistryCommand, context: &ContextArgs) -> Resu
             let repositories: Vec<Repository> = client.get("/api/v1/registry").await?;
             output.print(&repositories, |repositories| {
                 table(
-                    &["NAME", "TAGS", "MANIFESTS", "SIZE", "AGE"],
+                    &["NAME", "TAGS", "MANIFESTS", "SIZE", "STATE", "AGE"],
                     repositories.iter().map(|r| {
                         let counts = (r.tags.to_string(), r.manifests.to_string());
-                        vec![r.name.clone(), counts.0, counts.1, bytes(r.size), age(r.pushed_at, now)]
+                        vec![r.name.clone(), counts.0, counts.1, bytes(r.size), state(r.lost), age(r.pushed_at, now)]
                     }),
                 )
             });
@@ -66,8 +66,11 @@ pub(super) async fn run(command: RegistryCommand, context: &ContextArgs) -> Resu
             let path = format!("/api/v1/registry/tags?repository={}", segment(&repository));
             let tags: Vec<Tag> = client.get(&path).await?;
             output.print(&tags, |tags| {
-                let row = |t: &Tag| vec![t.name.clone(), t.digest.clone(), bytes(t.size), age(t.changed_at, now)];
-                table(&["TAG", "DIGEST", "SIZE", "AGE"], tags.iter().map(row))
+                let row = |t: &Tag| {
+                    let (size, state, age) = (bytes(t.size), state(t.lost), age(t.changed_at, now));
+                    vec![t.name.clone(), t.digest.clone(), size, state, age]
+                };
+                table(&["TAG", "DIGEST", "SIZE", "STATE", "AGE"], tags.iter().map(row))
             });
         }
         RegistryCommand::Delete { what, output } => {
@@ -93,6 +96,15 @@ pub(super) async fn run(command: RegistryCommand, context: &ContextArgs) -> Resu
         }
     }
     Ok(())
+}
+
+/// Of what has lost so many of its blobs.
+fn state(lost: u64) -> String {
+    match lost {
+        0 => "whole".to_owned(),
+        1 => "lost 1 blob: push it again".to_owned(),
+        lost => format!("lost {lost} blobs: push it again"),
+    }
 }
 
 /// `library/busybox:1.36`, `library/busybox@sha256:...`; a colon before a slash would be a port, which is no part of this.

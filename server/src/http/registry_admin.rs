@@ -26,7 +26,7 @@ type App = State<Arc<Service>>;
 #[utoipa::path(get, path = "/api/v1/registry", tag = "registry", responses((status = 200, body = Vec<Repository>), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn list(State(service): App, caller: Caller) -> Result<Json<Vec<Repository>>> {
     caller.require(Role::Viewer)?;
-    Ok(Json(service.oci.store().registry_repositories().await?))
+    Ok(Json(service.oci.repositories().await?))
 }
 
 #[derive(Deserialize, utoipa::IntoParams)]
@@ -42,11 +42,7 @@ pub(super) struct Which {
 #[utoipa::path(get, path = "/api/v1/registry/tags", tag = "registry", params(Which), responses((status = 200, body = Vec<Tag>), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn tags(State(service): App, caller: Caller, Query(which): Query<Which>) -> Result<Json<Vec<Tag>>> {
     caller.require(Role::Viewer)?;
-    let store = service.oci.store();
-    if !store.is_registry_repository(&which.repository).await? {
-        return Err(OciError::RepositoryUnknown(which.repository).into());
-    }
-    Ok(Json(store.registry_tags(&which.repository).await?))
+    Ok(Json(service.oci.tags(&which.repository).await?))
 }
 
 /// Deletes a tag, a manifest with its tags, or, without a reference, a repository. Blobs go with the next collection of

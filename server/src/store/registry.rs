@@ -304,6 +304,7 @@ impl Store {
             pushed_at: from_millis(row.get(2)),
             tags: size(row, 3),
             size: size(row, 4),
+            lost: 0,
         };
         Ok(rows.iter().map(repository).collect())
     }
@@ -322,9 +323,35 @@ impl Store {
             digest: format!("sha256:{}", row.get::<String, _>(1)),
             media_type: row.get(2),
             size: size(row, 3),
+            lost: 0,
             changed_at: from_millis(row.get(4)),
         };
         Ok(rows.iter().map(tag).collect())
+    }
+
+    /// Names of repositories, each with every blob that its manifests are made of, in their order.
+    pub async fn registry_used_blobs(&self) -> Result<Vec<(String, Sha256Digest)>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT b.repository, b.digest FROM registry_blob b WHERE EXISTS
+               (SELECT 1 FROM registry_reference r WHERE r.repository = b.repository AND r.digest = b.digest)
+             ORDER BY b.repository",
+        );
+        names_and_digests(&rows.fetch_all(&self.read).await?)
+    }
+
+    /// Names of tags of a repository, each with every blob that it stands for: by its manifest, and by those that this one
+    /// is made of.
+    pub async fn registry_tagged_blobs(&self, repository: &str) -> Result<Vec<(String, Sha256Digest)>, StoreError> {
+        let rows = sqlx::query(
+            "WITH RECURSIVE part (tag, manifest) AS (
+               SELECT name, manifest FROM registry_tag WHERE repository = ?1
+               UNION
+               SELECT p.tag, m.id FROM part p JOIN registry_reference r ON r.manifest = p.manifest
+               JOIN registry_manifest m ON m.repository = ?1 AND m.digest = r.digest)
+             SELECT DISTINCT p.tag, b.digest FROM part p JOIN registry_reference r ON r.manifest = p.manifest
+             JOIN registry_blob b ON b.repository = ?1 AND b.digest = r.digest ORDER BY p.tag",
+        );
+        names_and_digests(&rows.bind(repository).fetch_all(&self.read).await?)
     }
 
     /// Takes a tag away; the manifest stays. False when there was none.
@@ -469,6 +496,10 @@ async fn drop_untagged(tx: &mut Transaction<'_, Sqlite>, before: OffsetDateTime)
 
 fn manifest(row: &SqliteRow) -> Result<StoredManifest, StoreError> {
     Ok(StoredManifest { digest: hex(row.get(0))?, media_type: row.get(1), body: row.get(2), artifact_type: row.get(3) })
+}
+
+fn names_and_digests(rows: &[SqliteRow]) -> Result<Vec<(String, Sha256Digest)>, StoreError> {
+    rows.iter().map(|row| Ok((row.get(0), hex(row.get(1))?))).collect()
 }
 
 fn hex(text: &str) -> Result<Sha256Digest, StoreError> {

@@ -55,8 +55,12 @@ async fn a_fingerprint_settles_whom_to_trust() {
     let out = with(&fingerprint.to_uppercase().replace("SHA256", "sha256"));
     assert!(out.status.success(), "{}", text(&out.stderr));
     assert_eq!(mode(&remembered(&place)), 0o600);
-    let out = place.nkd().args(["status"]).output().unwrap();
-    assert!(out.status.success(), "{}", text(&out.stderr));
+    // Variables that are empty say nothing.
+    let nothing = ["NKD_SERVER", "NKD_TOKEN", "NKD_CA"].map(|name| (name, ""));
+    for variables in [&[][..], &nothing] {
+        let out = place.nkd().envs(variables.iter().copied()).args(["status"]).output().unwrap();
+        assert!(out.status.success(), "{}", text(&out.stderr));
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ mod garbage;
 pub mod spec;
 mod uploads;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use nkd_api::Sha256Digest;
-use nkd_api::registry::Deleted;
+use nkd_api::registry::{Deleted, Repository as Listed, Tag};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
@@ -72,6 +73,48 @@ impl OciRegistry {
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// All repositories, by name.
+    ///
+    /// # Errors
+    /// Those of the stores.
+    pub async fn repositories(&self) -> Result<Vec<Listed>, OciError> {
+        let mut repositories = self.store.registry_repositories().await?;
+        let lost = self.lost(self.store.registry_used_blobs().await?).await?;
+        for repository in &mut repositories {
+            repository.lost = lost.get(&repository.name).copied().unwrap_or(0);
+        }
+        Ok(repositories)
+    }
+
+    /// All tags of a repository, by name.
+    ///
+    /// # Errors
+    /// [`OciError::RepositoryUnknown`], and those of the stores.
+    pub async fn tags(&self, repository: &str) -> Result<Vec<Tag>, OciError> {
+        if !self.store.is_registry_repository(repository).await? {
+            return Err(OciError::RepositoryUnknown(repository.to_owned()));
+        }
+        let mut tags = self.store.registry_tags(repository).await?;
+        let lost = self.lost(self.store.registry_tagged_blobs(repository).await?).await?;
+        for tag in &mut tags {
+            tag.lost = lost.get(&tag.name).copied().unwrap_or(0);
+        }
+        Ok(tags)
+    }
+
+    /// How many blobs of each name are not on the disk, although the database has them.
+    async fn lost(&self, used: Vec<(String, Sha256Digest)>) -> Result<BTreeMap<String, u64>, OciError> {
+        let blobs = self.blobs.clone();
+        blocking(move || {
+            let mut lost = BTreeMap::new();
+            for (name, _) in used.into_iter().filter(|(_, digest)| !blobs.path(digest).is_file()) {
+                *lost.entry(name).or_insert(0) += 1;
+            }
+            Ok(lost)
+        })
+        .await
     }
 
     /// No blob comes or is put to use as long as the result lives.

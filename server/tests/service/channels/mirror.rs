@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use serde_json::Value;
 
-use super::harness::{Place, eventually};
+use super::harness::{Place, eventually, text};
 use super::upstream::Upstream;
 use super::{Builder, REF, good, pull, refused, system};
 
@@ -123,7 +123,8 @@ async fn an_upstream_may_sign_by_ed25519_alone() {
     let problem = |mirror: Value| mirror["problem"].as_str().unwrap_or_default().to_owned();
     assert!(problem(looked(&place)).contains("none of its 0 ed25519 signatures"), "{}", shown(&place));
     builder.sign_ed25519(&two, 2);
-    assert!(problem(looked(&place)).contains("none of its 1 ed25519 signatures"), "{}", shown(&place));
+    let said = problem(looked(&place));
+    assert!(said.contains("none of its 1 ed25519 signatures") && said.contains(&*keys), "{}", shown(&place));
     assert_eq!(releases(&place).len(), 1);
     builder.sign_ed25519(&two, 1);
     assert_eq!(problem(looked(&place)), "");
@@ -333,6 +334,12 @@ async fn wrong_mirrors_say_what_to_do() {
         &order(&["--from", "ftp://up.example/", "--ref", REF, "--insecure-unsigned"]),
         "write the repository's address",
     );
+    // What a word does not use is not as if it were not there.
+    for words in [["--now", "--every=6h"], ["--off", "--kubernetes=v1.31.4"], ["--now", "--off"]] {
+        let out = order(&words);
+        assert_eq!(out.status.code(), Some(2), "{words:?}: {}", text(&out.stderr));
+        assert!(text(&out.stderr).contains("cannot be used with"), "{}", text(&out.stderr));
+    }
     for secret in ["https://a:s3cret@up.example/", "https://:s3cret@up.example/"] {
         let why = "holds a name or a password";
         refused(&order(&["--from", secret, "--ref", REF, "--insecure-unsigned"]), why);

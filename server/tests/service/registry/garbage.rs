@@ -67,6 +67,37 @@ async fn deleting_and_collecting_frees_space_and_keeps_what_is_shared() {
 }
 
 #[tokio::test]
+async fn what_lost_its_blobs_is_told_from_what_is_whole() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let hand = Hand::admin(&place);
+    let [child, _, layer] = hand.image("a", "part", b"layer").await;
+    let size = hand.get("/v2/a/manifests/part").await.body.len();
+    let part = json!({"mediaType": IMAGE, "digest": child, "size": size});
+    let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [part]});
+    assert_eq!(hand.manifest("a", "index", INDEX, &index).await.status, 201);
+    hand.image("a", "other", b"another layer").await;
+    hand.image("b", "1", b"a third layer").await;
+    let lost = |words: &[&str]| {
+        let list: Value = serde_json::from_str(&place.ok(&[words, &["-o", "json"]].concat())).unwrap();
+        let row = |row: &Value| (row["name"].as_str().unwrap().to_owned(), row["lost"].as_u64().unwrap());
+        list.as_array().unwrap().iter().map(row).collect::<Vec<_>>()
+    };
+    let named = |all: &[(&str, u64)]| all.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect::<Vec<_>>();
+    assert_eq!(lost(&["registry", "list"]), named(&[("a", 0), ("b", 0)]));
+
+    // What a backup does not hold.
+    let hex = layer.strip_prefix("sha256:").unwrap();
+    std::fs::remove_file(place.state().join("blobs/sha256").join(&hex[..2]).join(&hex[2..])).unwrap();
+    assert_eq!(lost(&["registry", "list"]), named(&[("a", 1), ("b", 0)]));
+    assert_eq!(lost(&["registry", "tags", "a"]), named(&[("index", 1), ("other", 0), ("part", 1)]));
+    let shown = place.ok(&["registry", "tags", "a"]);
+    assert!(shown.lines().filter(|line| line.contains("lost 1 blob: push it again")).count() == 2, "{shown}");
+    hand.image("a", "part", b"layer").await;
+    assert_eq!(lost(&["registry", "tags", "a"]), named(&[("index", 0), ("other", 0), ("part", 0)]));
+}
+
+#[tokio::test]
 async fn what_leads_to_a_manifest_keeps_it() {
     let place = Place::new();
     let _service = place.start().await;

@@ -257,7 +257,9 @@ impl Channels {
             Err(ChannelError::Stopped | ChannelError::FollowsAnother(_)) => return Duration::ZERO,
             // What it had begun was ended with the service.
             Err(_) if self.stop.is_cancelled() => return Duration::ZERO,
-            Err(error) => Err(format!("{} at {}: {}", mirror.reference, mirror.from, chain(&error))),
+            Err(error) => {
+                Err(format!("{} at {}: {}", mirror.reference, mirror.from, chain(&by_name_given(error, &mirror))))
+            }
         };
         self.metrics.looked(&name, result.as_ref().unwrap_or(&"failed"), now);
         match result {
@@ -399,6 +401,16 @@ pub async fn run(channels: Arc<Channels>) {
         }
     }
     while looks.join_next().await.is_some() {}
+}
+
+/// Keys are read once, and kept: the file that is told is the one that somebody named.
+fn by_name_given(error: ChannelError, mirror: &Mirror) -> ChannelError {
+    match (error, &mirror.ed25519_key) {
+        (ChannelError::NotSignedEd25519 { commit, count, .. }, Some(named)) => {
+            ChannelError::NotSignedEd25519 { commit, count, path: named.into() }
+        }
+        (error, _) => error,
+    }
 }
 
 /// What somebody has to do who wants it all the same.
