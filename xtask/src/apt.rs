@@ -1,28 +1,45 @@
 //! Debian's package manager: what the chores need of this machine, and where its packages come from.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{root, stage};
 
 const NONINTERACTIVE: [(&str, &str); 1] = [("DEBIAN_FRONTEND", "noninteractive")];
 const ATTEMPTS: u32 = 3;
 
-/// Installs those of `packages` that are not there.
+/// Installs those of `packages` that are not there. What fits none of them, such as a newer version of one that the archive has
+/// not, apt takes away: then the archive's comes in its place.
 pub fn ensure(packages: &[&str], logs: &Path) -> Result<()> {
-    let missing = missing(packages)?;
-    if missing.is_empty() {
-        return Ok(());
+    let mut wanted = missing(packages)?;
+    for _ in 0..ATTEMPTS {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        install(&wanted, logs)?;
+        wanted = missing(packages)?;
+        if !wanted.is_empty() {
+            eprintln!("apt has taken away what does not fit these: {}", wanted.join(" "));
+        }
     }
-    eprintln!("installing Debian packages: {}", missing.join(" "));
-    let log = logs.join("apt.log");
+    ensure!(wanted.is_empty(), "apt cannot have all of {} at once: see {}", packages.join(" "), log(logs).display());
+    Ok(())
+}
+
+fn log(logs: &Path) -> PathBuf {
+    logs.join("apt.log")
+}
+
+fn install(packages: &[&str], logs: &Path) -> Result<()> {
+    eprintln!("installing Debian packages: {}", packages.join(" "));
+    let log = log(logs);
     let install = || {
         let mut command = root::command("apt-get", &NONINTERACTIVE);
-        command.args(["install", "--yes", "--no-install-recommends"]).args(&missing);
+        command.args(["install", "--yes", "--no-install-recommends"]).args(packages);
         command
     };
     // The lists may be recent enough already; what fails with them is tried again with new ones.
@@ -37,7 +54,7 @@ pub fn ensure(packages: &[&str], logs: &Path) -> Result<()> {
         result =
             stage::run("apt-get update", &log, update).and_then(|()| stage::run("apt-get install", &log, install()));
     }
-    result.with_context(|| format!("cannot install {}", missing.join(" ")))
+    result.with_context(|| format!("cannot install {}", packages.join(" ")))
 }
 
 /// The same for packages of servers, which Debian would start on the ports of this machine.
@@ -53,7 +70,7 @@ pub fn ensure_stopped(packages: &[&str], logs: &Path) -> Result<()> {
     let write = |script: &str| {
         let mut command = root::command("sh", &NONINTERACTIVE);
         command.args(["-c", script]);
-        stage::run("policy-rc.d", &logs.join("apt.log"), command)
+        stage::run("policy-rc.d", &log(logs), command)
     };
     write("printf '#!/bin/sh\\nexit 101\\n' > /usr/sbin/policy-rc.d && chmod 755 /usr/sbin/policy-rc.d")?;
     let result = ensure(packages, logs);
