@@ -169,7 +169,8 @@ fn line(status: &Value) -> String {
     };
     let nodes: Vec<String> = status["nodes"].as_array().into_iter().flatten().map(node).collect();
     let rest = if nodes.is_empty() { text(&status["detail"]) } else { nodes.join(", ") };
-    format!("{}: {rest}", text(&status["state"]))
+    let state = text(&status["state"]);
+    if rest.is_empty() { state } else { format!("{state}: {rest}") }
 }
 
 fn answers(space: &Namespace, address: &str) -> bool {
