@@ -13,6 +13,7 @@ mod metadata;
 mod root;
 mod soak;
 mod stage;
+mod suite;
 mod test;
 mod tidy;
 

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::build;
+use crate::suite::{Suite, Target};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -35,64 +36,52 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     build::packages(&[&build::VM_PACKAGES[..], &build::TEST_PACKAGES[..]].concat())?;
     build::stopped_packages(&build::REGISTRY_CLIENTS)?;
     if chosen(Tier::Fast) {
+        begin("fast");
         let words = ["test", "--workspace", "--exclude", "nkd-vm-tests", "--"];
-        tier("fast", &[&words[..], &filter[..]].concat(), &[])?;
+        build::cargo(&[&words[..], &filter[..]].concat())?;
     }
+    if !chosen(Tier::Namespace) && !chosen(Tier::Vm) {
+        return Ok(());
+    }
+    let suite = Suite::build()?;
+    let run = |name: &str, targets: &[Target<'_>], words: &[&str], environment: &[(&str, &OsStr)]| {
+        begin(name);
+        suite.run(targets, &[words, &filter[..]].concat(), environment)
+    };
+    let program = ("NKD_PROGRAM", suite.program("nkd")?.as_os_str());
     if chosen(Tier::Namespace) {
-        let words = ["test", "--package", "nkd-server", "--lib", "--test", "service", "--test", "dhcp_namespace", "--"];
-        let only = ["--ignored", "--test-threads=1"];
-        tier("namespace", &[&words[..], &only, &filter].concat(), &[])?;
-        let words = ["test", "--package", "nkd-vm-tests", "--lib", "--test", "framework", "--", "--test-threads=1"];
-        tier("framework", &[&words[..], &filter[..]].concat(), &[])?;
-        let (program, agent, kubernetes) = (build::nkd()?, build::agent()?, build::kubernetes()?);
-        let environment = [
-            ("NKD_PROGRAM", program.as_os_str()),
-            ("NKD_AGENT", agent.as_os_str()),
-            ("NKD_KUBERNETES", kubernetes.as_os_str()),
-        ];
-        let words = [
-            "test",
-            "--package",
-            "nkd-server",
-            "--test",
-            "kubeadm_accepts",
-            "--test",
-            "etcd_answers",
-            "--",
-            "--ignored",
-            "--test-threads=1",
-        ];
-        tier("kubeadm", &[&words[..], &filter[..]].concat(), &environment)?;
-        let words = ["test", "--package", "nkd-agent", "--lib", "--", "--ignored", "--test-threads=1"];
-        let not_installer = ["--skip", "install::"];
-        tier("etcd snapshot and GRUB", &[&words[..], &not_installer, &filter[..]].concat(), &environment)?;
+        let slow = ["--ignored", "--test-threads=1"];
+        run("namespace", &[("server", "nkd_server"), ("server", "service"), ("server", "dhcp_namespace")], &slow, &[])?;
+        run("framework", &[("vm-tests", "nkd_vm_tests"), ("vm-tests", "framework")], &["--test-threads=1"], &[])?;
+        let kubernetes = build::kubernetes()?;
+        let agent = ("NKD_AGENT", suite.program("nkd-agent")?.as_os_str());
+        let environment = [program, agent, ("NKD_KUBERNETES", kubernetes.as_os_str())];
+        run("kubeadm", &[("server", "kubeadm_accepts"), ("server", "etcd_answers")], &slow, &environment)?;
+        let words = [&slow[..], &["--skip", "install::"]].concat();
+        run("etcd snapshot and GRUB", &[("agent", "nkd_agent")], &words, &environment)?;
         let housekeeper = build::housekeeper()?;
         let environment = [&environment[..], &[("NKD_HOUSEKEEPER", housekeeper.as_os_str())]].concat();
-        let tests = ["--test", "nodes", "--test", "service_unit", "--test", "cluster_changes", "--test", "updates"];
-        let words = [&["test", "--package", "nkd-vm-tests"], &tests[..], &["--", "--test-threads=1"]].concat();
-        tier("nodes", &[&words[..], &filter[..]].concat(), &environment)?;
+        let targets = ["nodes", "service_unit", "cluster_changes", "updates"].map(|target| ("vm-tests", target));
+        run("nodes", &targets, &["--test-threads=1"], &environment)?;
     }
     if chosen(Tier::Vm) {
-        let program = build::nkd()?;
         let image = build::lab_image()?;
         let installer = build::installer()?;
-        let words =
-            ["test", "--package", "nkd-agent", "--lib", "--", "--ignored", "--skip", "kubeadm::", "--skip", "ostree::"];
-        tier("installer", &[&words[..], &filter[..]].concat(), &[("NKD_COREOS_INSTALLER", installer.as_os_str())])?;
-        let environment = [("NKD_PROGRAM", program.as_os_str()), ("NKD_LAB_IMAGE", image.as_os_str())];
+        let words = ["--ignored", "--skip", "kubeadm::", "--skip", "ostree::"];
+        let environment = [("NKD_COREOS_INSTALLER", installer.as_os_str())];
+        run("installer", &[("agent", "nkd_agent")], &words, &environment)?;
         // One machine at a time: two share two cores, and every wait would have to be twice as long.
-        let words =
-            ["test", "--package", "nkd-vm-tests", "--test", "boot_chain", "--", "--test-threads=1", "--nocapture"];
-        tier("vm", &[&words[..], &filter[..]].concat(), &environment)?;
+        let words = ["--test-threads=1", "--nocapture"];
+        let environment = [program, ("NKD_LAB_IMAGE", image.as_os_str())];
+        run("vm", &[("vm-tests", "boot_chain")], &words, &environment)?;
         let (image, kubernetes, housekeeper) = (build::cluster_image()?, build::kubernetes()?, build::housekeeper()?);
         let environment = [
-            ("NKD_PROGRAM", program.as_os_str()),
+            program,
             ("NKD_CLUSTER_IMAGE", image.as_os_str()),
             ("NKD_KUBERNETES", kubernetes.as_os_str()),
             ("NKD_HOUSEKEEPER", housekeeper.as_os_str()),
         ];
-        let words = ["test", "--package", "nkd-vm-tests", "--test", "whole_chain", "--", "--nocapture"];
-        tier("whole chain", &[&words[..], &filter[..]].concat(), &environment)?;
+        run("whole chain", &[("vm-tests", "whole_chain")], &["--nocapture"], &environment)?;
     }
     Ok(())
 }
@@ -100,9 +89,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 /// When the run began.
 static BEGUN: OnceLock<Instant> = OnceLock::new();
 
-fn tier(name: &str, words: &[&str], environment: &[(&str, &OsStr)]) -> Result<()> {
-    // Nothing is printed after the runner's own summary, which is what people and CI look for at the end.
-    let seconds = BEGUN.get_or_init(Instant::now).elapsed().as_secs();
-    eprintln!("== [{seconds} s] {name}: cargo {}", words.join(" "));
-    build::cargo_with(words, environment)
+// Nothing is printed after the runner's own summary, which is what people and CI look for at the end.
+fn begin(tier: &str) {
+    eprintln!("== [{} s] {tier}", BEGUN.get_or_init(Instant::now).elapsed().as_secs());
 }
