@@ -225,7 +225,7 @@ impl LabCluster {
     }
 
     /// The same, tried again until `limit` while it fails: a machine that the emulator has brought to a halt is reset, and its
-    /// API is away for minutes. The words must be such that twice is as good as once.
+    /// API is away for minutes. Words that do more when they are said twice are not for this.
     pub fn kubectl_until_answered(&self, net: &Network, words: &[&str], limit: Duration) -> Result<String, Error> {
         let end = Instant::now() + limit;
         loop {

@@ -1,5 +1,5 @@
-//! From two blank disks to a Ready cluster, on real machines, by one service and one cluster file; and back to the release
-//! before from one that does not start.
+//! From two blank disks to a Ready cluster, on real machines, by one service and one cluster file, with a proven snapshot of
+//! its etcd; and back to the release before from one that does not start.
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, of processes and files")]
 
