@@ -1,13 +1,11 @@
 //! Which service, with which token: flags, environment, or what `nkd login` remembered.
 #![expect(clippy::disallowed_methods, reason = "reads and writes the user's configuration")]
 
-use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use clap::builder::OsStringValueParser;
 use serde::{Deserialize, Serialize};
 
 use super::client::{Ca, Client};
@@ -24,8 +22,8 @@ pub(super) struct ContextArgs {
     #[arg(long, global = true, env = "NKD_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
     /// File with the service's CA certificate
-    #[arg(long, global = true, env = "NKD_CA", value_name = "FILE", value_parser = OsStringValueParser::new())]
-    ca: Option<OsString>,
+    #[arg(long, global = true, env = "NKD_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -95,31 +93,18 @@ struct Remembered {
 }
 
 impl ContextArgs {
-    // An empty variable of the environment is as none.
-    fn server(&self) -> Option<&str> {
-        self.server.as_deref().filter(|text| !text.is_empty())
-    }
-
-    fn token(&self) -> Option<&str> {
-        self.token.as_deref().filter(|text| !text.is_empty())
-    }
-
-    fn ca(&self) -> Option<&Path> {
-        self.ca.as_deref().filter(|text| !text.is_empty()).map(Path::new)
-    }
-
     /// A client for the service.
     pub(super) fn client(&self) -> Result<Client, CliError> {
-        let remembered = match (self.server(), self.token(), self.ca()) {
+        let remembered = match (&self.server, &self.token, &self.ca) {
             (Some(_), Some(_), Some(_)) => Remembered::default(),
             _ => recall()?,
         };
-        let ca = match self.ca() {
+        let ca = match &self.ca {
             Some(path) => Some(Ca { from: path.display().to_string(), pem: read(path)? }),
             None => remembered.ca.map(|pem| Ca { from: path().display().to_string(), pem }),
         };
-        let server = self.server().map(str::to_owned).or(remembered.server).ok_or(ContextError::None)?;
-        let token = match (self.token(), remembered.token) {
+        let server = self.server.clone().or(remembered.server).ok_or(ContextError::None)?;
+        let token = match (&self.token, remembered.token) {
             (Some(token), _) => one_token("--token or NKD_TOKEN", token)?,
             (None, token) => token.ok_or_else(|| ContextError::NoToken(server.clone()))?,
         };
@@ -129,16 +114,18 @@ impl ContextArgs {
 
 /// Settles whether the service is trusted, checks the token against it, then remembers all three.
 pub(super) async fn login(args: LoginArgs, context: &ContextArgs) -> Result<(), CliError> {
-    let server = context.server().map(str::to_owned);
-    let server = server.ok_or_else(|| CliError::Words("login: --server is missing: https://HOST:8443".into()))?;
+    let server = context
+        .server
+        .clone()
+        .ok_or_else(|| CliError::Words("login: --server is missing: https://HOST:8443".into()))?;
     // What is wrong with a file is said before anybody is asked anything.
-    let given = match (&args.token_file, context.token()) {
+    let given = match (&args.token_file, &context.token) {
         (Some(path), _) if path == Path::new("-") => None,
         (Some(path), _) => Some(one_token(&path.display().to_string(), &read(path)?)?),
         (None, Some(token)) => Some(one_token("--token or NKD_TOKEN", token)?),
         (None, None) => None,
     };
-    let ca = match (context.ca(), args.ca_fingerprint) {
+    let ca = match (&context.ca, args.ca_fingerprint) {
         (Some(path), wanted) => {
             let ca = Ca { from: path.display().to_string(), pem: read(path)? };
             if let Some(wanted) = wanted {

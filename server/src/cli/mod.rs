@@ -23,7 +23,7 @@ mod user;
 
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cluster::load::LoadError;
 use crate::serve::{self, ServeError};
@@ -40,6 +40,18 @@ pub struct Cli {
     command: Command,
     #[command(flatten)]
     context: context::ContextArgs,
+}
+
+impl Cli {
+    /// What this program was called with; it ends when that makes no sense. An empty variable of the environment is as none,
+    /// an empty word is not.
+    #[must_use]
+    pub fn of_this_program() -> Self {
+        let is_empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+        let command = Self::command();
+        let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(None::<&'static str>) } else { arg });
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
 }
 
 /// The commands.

@@ -61,6 +61,9 @@ async fn a_fingerprint_settles_whom_to_trust() {
         let out = place.nkd().envs(variables.iter().copied()).args(["status"]).output().unwrap();
         assert!(out.status.success(), "{}", text(&out.stderr));
     }
+    // A word that is empty was meant to say something.
+    assert_eq!(place.nkd().args(["status", "--ca", ""]).output().unwrap().status.code(), Some(2));
+    assert_eq!(place.nkd().args(["status", "--token", ""]).output().unwrap().status.code(), Some(64));
 }
 
 #[tokio::test]
