@@ -15,7 +15,7 @@ pub struct Arguments {
 const ON_NODES: [&str; 7] =
     ["control_planes", "certificates", "cluster_faults", "housekeeper", "snapshots", "updates", "update_faults"];
 /// Files of tests on whole machines, which need images of systems.
-const ON_MACHINES: [&str; 4] = ["boot_chain", "whole_upgrade", "machine_faults", "ostree_ed25519"];
+const ON_MACHINES: [&str; 5] = ["boot_chain", "whole_chain", "whole_upgrade", "machine_faults", "ostree_ed25519"];
 
 pub fn run(arguments: &Arguments) -> Result<()> {
     let all = [&ON_NODES[..], &ON_MACHINES].concat();

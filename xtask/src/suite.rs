@@ -3,10 +3,12 @@
 //! Cargo builds a crate anew for each choice of packages whose features differ. One choice for everything builds it once.
 
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::repository;
@@ -24,6 +26,9 @@ struct Built {
     is_test: bool,
     path: PathBuf,
 }
+
+/// What one has said is not mixed with what another says.
+static SHOWN: Mutex<()> = Mutex::new(());
 
 /// Tests of one target: folder of its package, name of the target.
 pub type Target<'a> = (&'a str, &'a str);
@@ -57,19 +62,48 @@ impl Suite {
 
     /// Runs the tests of these targets one after the other, as cargo does.
     pub fn run(&self, targets: &[Target<'_>], words: &[&str], environment: &[(&str, &OsStr)]) -> Result<()> {
-        for (folder, target) in targets {
-            let folder = repository().join(folder);
-            let is_it = |built: &&Built| built.is_test && built.folder == folder && built.target == *target;
-            let built = self.built.iter().find(is_it).with_context(|| format!("there are no tests `{target}`"))?;
-            eprintln!("     Running {target} ({})", built.path.display());
-            let status = Command::new(&built.path)
-                .args(words)
-                .envs(environment.iter().copied())
-                .current_dir(&folder)
-                .status()
-                .with_context(|| format!("{} cannot be run", built.path.display()))?;
-            ensure!(status.success(), "the tests `{target}` {} failed ({status})", words.join(" "));
+        for target in targets {
+            let status = self.command(*target, words, environment)?.status();
+            Self::ended(target.1, words, status)?;
         }
+        Ok(())
+    }
+
+    /// Runs the tests of these targets all at once, which is worth it where they wait most of their time. What each says is
+    /// shown when it has ended.
+    pub fn run_at_once(&self, targets: &[Target<'_>], words: &[&str], environment: &[(&str, &OsStr)]) -> Result<()> {
+        let one = |target: &Target<'_>| {
+            let output = self.command(*target, words, environment)?.output();
+            if let Ok(output) = &output {
+                let _shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+                eprintln!("     Ended {}", target.1);
+                std::io::stdout()
+                    .write_all(&output.stdout)
+                    .and_then(|()| std::io::stderr().write_all(&output.stderr))?;
+            }
+            Self::ended(target.1, words, output.map(|output| output.status))
+        };
+        std::thread::scope(|scope| {
+            let all: Vec<_> = targets.iter().map(|target| scope.spawn(move || one(target))).collect();
+            let ended: Vec<Result<()>> =
+                all.into_iter().map(|one| one.join().unwrap_or_else(|_| bail!("a thread has panicked"))).collect();
+            ended.into_iter().collect()
+        })
+    }
+
+    fn command(&self, (folder, target): Target<'_>, words: &[&str], environment: &[(&str, &OsStr)]) -> Result<Command> {
+        let folder = repository().join(folder);
+        let is_it = |built: &&Built| built.is_test && built.folder == folder && built.target == target;
+        let built = self.built.iter().find(is_it).with_context(|| format!("there are no tests `{target}`"))?;
+        eprintln!("     Running {target} ({})", built.path.display());
+        let mut command = Command::new(&built.path);
+        command.args(words).envs(environment.iter().copied()).current_dir(&folder);
+        Ok(command)
+    }
+
+    fn ended(target: &str, words: &[&str], status: std::io::Result<ExitStatus>) -> Result<()> {
+        let status = status.with_context(|| format!("the tests `{target}` cannot be run"))?;
+        ensure!(status.success(), "the tests `{target}` {} failed ({status})", words.join(" "));
         Ok(())
     }
 }
@@ -113,5 +147,7 @@ mod tests {
         assert!(suite.program("nkd").is_err());
         suite.run(&[("vm-tests", "housekeeper")], &[], &[]).unwrap();
         assert!(suite.run(&[("server", "housekeeper")], &[], &[]).is_err());
+        suite.run_at_once(&[("vm-tests", "housekeeper"); 2], &[], &[]).unwrap();
+        assert!(suite.run_at_once(&[("vm-tests", "housekeeper"), ("server", "housekeeper")], &[], &[]).is_err());
     }
 }
