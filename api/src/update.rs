@@ -335,6 +335,22 @@ pub struct UpdateStatus {
     /// stands for another one by now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image: Option<FoundImage>,
+    /// Control planes that it has at work. No other node begins while the Node of one of them is not there: its machine may be
+    /// anywhere on its way.
+    pub planes_at_work: Vec<PlaneAtWork>,
+}
+
+/// A control plane between its cordon and its health.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct PlaneAtWork {
+    /// Its name.
+    pub name: String,
+    /// `spec.retry` when its Node was seen last: a higher one says that the others are to go on without it.
+    pub retry: u32,
+    /// It is the one that runs `kubeadm upgrade apply`.
+    pub first: bool,
 }
 
 /// An image that was named by its tag.

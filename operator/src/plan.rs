@@ -13,14 +13,14 @@
 use std::collections::BTreeMap;
 
 use nkd_api::update::{
-    Desired, DrainPolicy, IS_CALLED_OFF, IS_PAUSED, NodeState, Note, NoteState, Reported, ReportedState,
+    Desired, DrainPolicy, IS_CALLED_OFF, IS_PAUSED, NodeState, Note, NoteState, PlaneAtWork, Reported, ReportedState,
 };
 use time::{Duration, OffsetDateTime};
 
 use crate::budget::PodSeen;
 use crate::image;
 use crate::seen::{NodeSeen, Seen};
-use crate::step::{Change, Step, Why, write};
+use crate::step::{Change, REFUSED, Step, Why, write};
 use crate::tell;
 use crate::wish::{Wish, version_of};
 
@@ -35,13 +35,16 @@ const OVERDUE: Duration = Duration::minutes(10);
 #[must_use]
 pub fn plan(wish: &Wish, seen: &Seen, now: OffsetDateTime) -> Vec<Step> {
     let planes = seen.nodes.iter().filter(|node| node.control_plane).collect();
-    let mut planner = Planner { wish, seen, planes, now, steps: Vec::new(), told: BTreeMap::new(), why: None };
+    let missing = wish.missing(&seen.nodes);
+    let mut planner = Planner { wish, seen, planes, missing, now, steps: Vec::new(), told: BTreeMap::new(), why: None };
     planner.go_on();
     planner.look_up();
     planner.begin();
+    planner.say_refused();
     // What is yet to be written may fail: an end is told when it can be seen.
     let settled = planner.steps.is_empty();
-    let told = tell::status(wish, seen, &planner.told, planner.why.as_ref(), settled, now);
+    let at_work = planner.at_work();
+    let told = tell::status(wish, seen, &planner.told, at_work, planner.why.as_ref(), settled, now);
     if told != wish.status {
         planner.steps.push(Step::Tell(Box::new(told)));
     }
@@ -79,6 +82,8 @@ struct Planner<'a> {
     seen: &'a Seen,
     /// The control planes of it.
     planes: Vec<&'a NodeSeen>,
+    /// Those that it has at work, and whose Nodes are not there.
+    missing: Vec<&'a PlaneAtWork>,
     now: OffsetDateTime,
     steps: Vec<Step>,
     /// How far each chosen node is, and why it does not go on.
@@ -210,7 +215,8 @@ impl<'a> Planner<'a> {
             os: release.os.clone(),
             kubernetes: release.kubernetes.clone(),
             // The one that began with `kubeadm upgrade apply` has to end it.
-            first: before.is_some_and(|desired| desired.first && self.fits(desired)),
+            first: before.is_some_and(|desired| desired.first && self.fits(desired))
+                || (before.is_none() && self.was_first(&node.name)),
             go: false,
             ignore_preflight_errors: self.wish.spec.strategy.ignore_preflight_errors.clone(),
         };
@@ -301,6 +307,12 @@ impl<'a> Planner<'a> {
         if leaving.is_empty() {
             match self.others_hold(node) {
                 Some(text) => self.say(node, NodeState::Draining, text),
+                // Whoever deletes its Node meanwhile takes all that is written there with it.
+                None if node.control_plane && self.wish.plane(&node.name).is_none() => {
+                    let text = "it is written down first that it goes; if that takes long, the resource definition is older \
+                                than this operator: apply its crds.yaml";
+                    self.say(node, NodeState::Draining, text);
+                }
                 None => self.go(node, desired),
             }
         } else if since < limit {
@@ -330,6 +342,10 @@ impl<'a> Planner<'a> {
 
     /// Why a control plane must not go away now.
     fn others_hold(&self, node: &NodeSeen) -> Option<String> {
+        if let Some(missing) = self.missing.first().filter(|_| node.control_plane) {
+            let text = "was on its way when its Node was deleted: etcd would be without its majority";
+            return Some(format!("the control plane {} {text}; {}", missing.name, tell::REGISTER));
+        }
         // One that has failed before may be tried again while it is closed; no other one may join it there.
         let at_work = |other: &NodeSeen| if node.held() { other.may_move() } else { other.held() };
         let mut others = self.planes.iter().filter(|other| other.name != node.name);
@@ -354,11 +370,46 @@ impl<'a> Planner<'a> {
 
     /// Some control plane has run `kubeadm upgrade apply` for this release, or is to.
     fn has_first(&self, besides: &NodeSeen) -> bool {
-        self.planes.iter().filter(|other| other.name != besides.name).any(|other| {
-            let first = other.desired.as_ref().is_some_and(|desired| self.fits(desired) && desired.first);
-            let begun = other.desired.as_ref().is_some_and(|desired| self.fits(desired) && desired.go);
-            first || (begun && matches!(self.place(other), Place::Done | Place::Soaking(_)))
-        })
+        let there = |name: &str| name != besides.name && self.was_first(name);
+        let remembered = self.wish.status.planes_at_work.iter().any(|plane| there(&plane.name));
+        remembered
+            || self.planes.iter().filter(|other| other.name != besides.name).any(|other| {
+                let first = other.desired.as_ref().is_some_and(|desired| self.fits(desired) && desired.first);
+                let begun = other.desired.as_ref().is_some_and(|desired| self.fits(desired) && desired.go);
+                first || (begun && matches!(self.place(other), Place::Done | Place::Soaking(_)))
+            })
+    }
+
+    /// It was the one that runs `kubeadm upgrade apply` for this release when its Node was seen last.
+    fn was_first(&self, name: &str) -> bool {
+        let same = self.wish.status.release.as_ref() == Some(&self.wish.spec.release);
+        let is_there =
+            self.missing.iter().any(|plane| plane.name == name) || self.planes.iter().any(|n| n.name == name);
+        same && is_there && self.wish.plane(name).is_some_and(|plane| plane.first)
+    }
+
+    /// The control planes at work, with those whose Nodes are not there.
+    fn at_work(&self) -> Vec<PlaneAtWork> {
+        let mut all: Vec<PlaneAtWork> = self.missing.iter().map(|plane| PlaneAtWork::clone(plane)).collect();
+        for node in &self.planes {
+            let Some((state, _)) = self.told.get(node.name.as_str()) else { continue };
+            let mine = node.desired.as_ref().filter(|desired| self.is_mine(&desired.uid));
+            // One that is back and was not told anything yet.
+            let is_new = mine.is_none() && !self.wish.spec.abort && self.wish.plane(&node.name).is_some();
+            if !tell::at_work(*state) && !node.held() && !is_new {
+                continue;
+            }
+            let is_next = |desired: &Desired| {
+                let goes = tell::at_work(*state) && !desired.go && desired.kubernetes.is_some();
+                goes && !self.has_first(node) && !all.iter().any(|other| other.first)
+            };
+            let first = match mine {
+                Some(desired) => self.fits(desired) && (desired.first || is_next(desired)),
+                None => self.was_first(&node.name),
+            };
+            all.push(PlaneAtWork { name: node.name.clone(), retry: self.wish.spec.retry, first });
+        }
+        all
     }
 
     fn watch(&mut self, node: &'a NodeSeen, desired: &'a Desired, note: Option<&'a Note>) {
@@ -465,6 +516,20 @@ impl<'a> Planner<'a> {
         self.told.get(node.name.as_str()).is_some_and(|(state, _)| *state == NodeState::Failed)
     }
 
+    /// What is to be written on a Node, and was refused when it was tried last.
+    fn say_refused(&mut self) {
+        let is_written = |name: &str| self.steps.iter().any(|s| matches!(s, Step::Write { node, .. } if node == name));
+        let refused: Vec<&NodeSeen> =
+            self.seen.nodes.iter().filter(|node| !node.refused.is_empty() && is_written(&node.name)).collect();
+        for node in refused {
+            let text = format!("its Node cannot be written: {}", node.refused);
+            self.hold(REFUSED, format!("{}: {text}", node.name));
+            if let Some((_, reason)) = self.told.get_mut(node.name.as_str()) {
+                *reason = text;
+            }
+        }
+    }
+
     fn hold(&mut self, code: &'static str, text: impl Into<String>) {
         if self.why.is_none() {
             self.why = Some(Why { code, text: text.into() });
@@ -520,7 +585,7 @@ impl<'a> Planner<'a> {
         waiting.sort_by_key(|node| (!node.control_plane, own == Some(node.name.as_str()), &node.name));
         let limit = spec.max_unavailable.of(chosen.len());
         let counts = |node: &&NodeSeen| node.held() || (self.chosen(node) && !node.ready);
-        let mut away = self.seen.nodes.iter().filter(counts).count();
+        let mut away = self.seen.nodes.iter().filter(counts).count() + self.missing.len();
         let mut busy = self.seen.nodes.iter().filter(|node| node.busy_for().is_some()).count();
         for node in waiting {
             if let Some(why) = self.not_yet(node).or_else(|| self.is_last(node)) {
@@ -563,6 +628,14 @@ impl<'a> Planner<'a> {
         let why = |code, text| Some(Why { code, text });
         if !node.ready && !node.held() {
             return why("NotReady", format!("{} is not Ready", node.name));
+        }
+        if let Some(missing) = self.missing.first() {
+            let (name, again) = (&missing.name, self.wish.again());
+            let text = format!(
+                "the control plane {name} was on its way when its Node was deleted: {}; to go on without it, {again}",
+                tell::REGISTER
+            );
+            return why("ControlPlaneFailed", text);
         }
         let planes = || self.planes.iter().filter(|other| self.chosen(other) && other.name != node.name);
         let failed = planes().find(|other| self.has_failed(other));

@@ -55,6 +55,10 @@ pub struct Operator {
     stop: CancellationToken,
     /// What held the pods of a node when they were last asked to leave. It is shown, and decides nothing.
     said: BTreeMap<String, String>,
+    /// What was said of a node that could not be written. The same.
+    refused: BTreeMap<String, String>,
+    /// Something was refused, or nobody knows whether it was: what is there is looked at anew before the next decision.
+    unsure: bool,
     /// By node, uids of pods of which nobody heard in time when they were last asked to leave. They are asked after the others.
     late: BTreeMap<String, BTreeSet<String>>,
     waits: Waits,
@@ -92,6 +96,8 @@ impl Operator {
             metrics,
             stop,
             said: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            unsure: false,
             late: BTreeMap::new(),
             waits: Waits::default(),
             lookups,
@@ -120,7 +126,9 @@ impl Operator {
                 self.lookups.forget();
             }
             if leads && led {
-                match self.look().await {
+                let looked = self.look().await;
+                led = !std::mem::take(&mut self.unsure);
+                match looked {
                     Ok(open) => pause = if open { OFTEN } else { SELDOM },
                     Err(StopReason::Cluster(error)) if error.is_conflict() => pause = SHORTEST,
                     Err(error) => {
@@ -188,8 +196,10 @@ impl Operator {
         let nodes = self.watched.nodes();
         let mut seen: Vec<NodeSeen> = nodes.iter().map(NodeSeen::read).collect();
         self.waits.measure(&mut seen, OffsetDateTime::now_utc(), Instant::now());
+        self.refused.retain(|name, _| seen.iter().any(|node| node.name == *name));
         for node in &mut seen {
             node.said = self.said.get(&node.name).cloned().unwrap_or_default();
+            node.refused = self.refused.get(&node.name).cloned().unwrap_or_default();
         }
         (nodes, seen)
     }
@@ -198,6 +208,7 @@ impl Operator {
         let (nodes, seen) = self.nodes();
         let looked = self.lookups.looked(&wish.uid);
         let mut seen = Seen { nodes: seen, own_node: self.own.node.clone(), ahead, looked };
+        wish.remember_roles(&mut seen.nodes);
         if asks_for_planes(wish, &seen) {
             let pods = self.cluster.plane_pods().await?;
             let planes: Vec<&str> =
@@ -252,7 +263,15 @@ impl Operator {
             Step::Write { node, change, reason, message } => {
                 let seen = nodes.iter().find(|seen| seen.metadata.name.as_deref() == Some(&node));
                 let Some(seen) = seen else { return Ok(()) };
-                self.write(wish, seen, &change, reason, &message).await
+                match self.write(wish, seen, &change, reason, &message).await {
+                    // A policy or a webhook, say: it holds up neither the other nodes, nor what is told.
+                    Err(StopReason::Cluster(error)) if error.is_of_this_request() => {
+                        self.not_taken(&format!("node {node}"), &error);
+                        self.refused.insert(node, chain(&error));
+                        Ok(())
+                    }
+                    written => written,
+                }
             }
             Step::Evict { node, pods } => self.clear(node, pods, None).await,
             Step::Delete { node, pods, at_once } => {
@@ -267,7 +286,14 @@ impl Operator {
             }
             Step::Tell(status) => {
                 let Some(wish) = wish else { return Ok(()) };
-                if let Some(told) = self.cluster.tell(wish, &status).await? {
+                let told = match self.cluster.tell(wish, &status).await {
+                    Err(error) if error.is_of_this_request() => {
+                        self.not_taken(&wish.full_name(), &error);
+                        return Ok(());
+                    }
+                    told => told?,
+                };
+                if let Some(told) = told {
                     self.watched.learn_update((wish.source, told));
                 }
                 if status.phase != wish.status.phase {
@@ -278,6 +304,12 @@ impl Operator {
                 Ok(())
             }
         }
+    }
+
+    fn not_taken(&mut self, what: &str, error: &ClusterError) {
+        self.unsure = true;
+        self.metrics.failed();
+        tracing::warn!(error = %chain(error), what, "was not written, and is tried again");
     }
 
     /// Asks pods to leave, or deletes them, at once or with their time to end. One that is held holds up its node alone; one of
@@ -340,6 +372,7 @@ impl Operator {
         };
         self.watched.learn(written);
         self.said.remove(&name);
+        self.refused.remove(&name);
         let bad = reason == "Failed";
         let update = wish.map(of_update);
         self.publish(&node, reason, message, bad).await;

@@ -56,6 +56,8 @@ pub struct NodeSeen {
     pub pods: Option<PodsSeen>,
     /// What was said last by what holds its pods. It is shown, and decides nothing.
     pub said: String,
+    /// What was said when it could not be written last. The same.
+    pub refused: String,
 }
 
 /// The pods of a node.
@@ -90,6 +92,7 @@ impl NodeSeen {
             waited: Duration::ZERO,
             pods: None,
             said: String::new(),
+            refused: String::new(),
         }
     }
 

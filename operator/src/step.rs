@@ -62,6 +62,9 @@ pub struct Change {
     pub note: Option<Option<Note>>,
 }
 
+/// The code of what somebody between the operator and the Nodes does not let through.
+pub(crate) const REFUSED: &str = "Refused";
+
 /// Why no further node begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Why {

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use nkd_api::update::{Condition, Counts, FoundImage, NodeState, NodeStatus, Phase, UpdateStatus};
+use nkd_api::update::{Condition, Counts, FoundImage, NodeState, NodeStatus, Phase, PlaneAtWork, UpdateStatus};
 use time::OffsetDateTime;
 
 use crate::image;
 use crate::seen::Seen;
-use crate::step::Why;
+use crate::step::{REFUSED, Why};
 use crate::wish::Wish;
+
+/// How a Node comes back that was deleted.
+pub(crate) const REGISTER: &str = "`systemctl restart kubelet` on it registers it again";
 
 /// The status of an update. `settled`: nothing is yet to be written for it. Where nothing has changed, it is what was told before: times do not move.
 #[must_use]
@@ -16,6 +19,7 @@ pub fn status(
     wish: &Wish,
     seen: &Seen,
     told: &BTreeMap<&str, (NodeState, String)>,
+    planes: Vec<PlaneAtWork>,
     why: Option<&Why>,
     settled: bool,
     now: OffsetDateTime,
@@ -23,8 +27,21 @@ pub fn status(
     let now = now.replace_nanosecond(0).unwrap_or(now);
     let before: BTreeMap<&str, &NodeStatus> =
         wish.status.nodes.iter().map(|before| (before.name.as_str(), before)).collect();
-    let mut unavailable = 0;
-    let nodes: Vec<NodeStatus> = seen
+    let missing = planes.iter().filter(|plane| seen.nodes.iter().all(|node| node.name != plane.name));
+    let missing: Vec<NodeStatus> = missing
+        .map(|plane| {
+            let same = before.get(plane.name.as_str()).filter(|before| before.state == NodeState::Failed);
+            NodeStatus {
+                name: plane.name.clone(),
+                state: NodeState::Failed,
+                since: same.map_or(now, |before| before.since),
+                reason: format!("its Node was deleted when it was on its way: {REGISTER}"),
+                attempt: before.get(plane.name.as_str()).map_or(0, |before| before.attempt),
+            }
+        })
+        .collect();
+    let mut unavailable = missing.len() as u32;
+    let mut nodes: Vec<NodeStatus> = seen
         .nodes
         .iter()
         .filter_map(|node| {
@@ -41,6 +58,7 @@ pub fn status(
             })
         })
         .collect();
+    nodes.extend(missing);
     let counts = counts(&nodes, unavailable);
     let phase = match phase(wish, &nodes, counts, why) {
         Phase::Complete if !settled => Phase::Progressing,
@@ -50,7 +68,16 @@ pub fn status(
     let conditions = conditions(wish, phase, &nodes, counts, why, now);
     let release = Some(wish.spec.release.clone());
     let image = found_image(wish, seen, now);
-    UpdateStatus { phase, conditions, nodes, counts, observed_generation: wish.generation, release, image }
+    UpdateStatus {
+        phase,
+        conditions,
+        nodes,
+        counts,
+        observed_generation: wish.generation,
+        release,
+        image,
+        planes_at_work: planes,
+    }
 }
 
 /// What an image by its tag was found to be: as it was told before, or as it was found now. Nodes begin when it can be read here.
@@ -62,7 +89,7 @@ fn found_image(wish: &Wish, seen: &Seen, now: OffsetDateTime) -> Option<FoundIma
     }
 }
 
-fn at_work(state: NodeState) -> bool {
+pub(crate) fn at_work(state: NodeState) -> bool {
     matches!(state, NodeState::Draining | NodeState::Upgrading | NodeState::Rebooting | NodeState::Soaking)
 }
 
@@ -127,12 +154,12 @@ fn conditions(
         .filter(|node| matches!(node.state, NodeState::Failed | NodeState::Blocked))
         .map(|node| format!("{}: {}", node.name, node.reason))
         .collect();
-    let unknown = why.filter(|why| why.code == image::UNKNOWN);
-    let degraded = !failed.is_empty() || unknown.is_some() || matches!(phase, Phase::Halted | Phase::Invalid);
+    let stopped = why.filter(|why| [image::UNKNOWN, REFUSED].contains(&why.code));
+    let degraded = !failed.is_empty() || stopped.is_some() || matches!(phase, Phase::Halted | Phase::Invalid);
     let (degraded_reason, degraded_message) = match phase {
         Phase::Invalid => ("Invalid".to_owned(), message.clone()),
         _ if counts.failed > 0 => ("NodesFailed".to_owned(), failed.join("; ")),
-        _ if let Some(why) = unknown => (why.code.to_owned(), why.text.clone()),
+        _ if let Some(why) = stopped => (why.code.to_owned(), why.text.clone()),
         _ if degraded => ("Blocked".to_owned(), failed.join("; ")),
         // Never an empty text: API servers of old take one for null, and refuse it.
         _ => ("AsExpected".to_owned(), "nothing is wrong".to_owned()),

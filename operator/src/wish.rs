@@ -2,8 +2,8 @@
 
 use kube::api::DynamicObject;
 use nkd_api::update::{
-    Day, DrainPolicy, FoundImage, MaxUnavailable, OsRelease, Phase, RAISE_RETRY, Release, UpdateSpec, UpdateStatus,
-    UpstreamSpec, Window,
+    Day, DrainPolicy, FoundImage, MaxUnavailable, OsRelease, Phase, PlaneAtWork, RAISE_RETRY, Release, UpdateSpec,
+    UpdateStatus, UpstreamSpec, Window,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -11,6 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use time::{Duration, OffsetDateTime, Weekday};
 
 use crate::image::{self, Named};
+use crate::seen::NodeSeen;
 
 /// Which resource an update was written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +131,24 @@ impl Wish {
     #[must_use]
     pub fn unknown(&self) -> Option<&str> {
         self.tagged.as_deref().filter(|_| self.found().is_none())
+    }
+
+    /// What is known of a control plane that it has at work.
+    #[must_use]
+    pub fn plane(&self, name: &str) -> Option<&PlaneAtWork> {
+        self.status.planes_at_work.iter().find(|plane| plane.name == name)
+    }
+
+    /// Control planes that it has at work, and whose Nodes were deleted, unless somebody has said since that it is to go on.
+    #[must_use]
+    pub fn missing(&self, nodes: &[NodeSeen]) -> Vec<&PlaneAtWork> {
+        let all = self.status.planes_at_work.iter().filter(|plane| nodes.iter().all(|node| node.name != plane.name));
+        all.filter(|plane| !self.spec.abort && plane.retry >= self.spec.retry).collect()
+    }
+
+    /// A Node that was deleted and registers again has no role by its labels: those that it has at work are control planes.
+    pub fn remember_roles(&self, nodes: &mut [NodeSeen]) {
+        nodes.iter_mut().filter(|node| self.plane(&node.name).is_some()).for_each(|node| node.control_plane = true);
     }
 
     /// Its name for people and for nodes: with its namespace, if it has one.

@@ -1,5 +1,5 @@
 //! The whole operator against a stand-in for an API server on a real socket: pods that do not leave, and API servers that do not
-//! answer for them, hold up neither the other pods, nor the other nodes, nor what is told.
+//! answer for them, hold up neither the other pods, nor the other nodes, nor what is told; nor does a node that nobody may write on.
 
 #![allow(
     clippy::disallowed_methods,
@@ -78,6 +78,9 @@ async fn nodes(State(api): State<Shared>, RawQuery(query): RawQuery) -> Response
 
 async fn write(State(api): State<Shared>, Path(name): Path<String>, Json(change): Json<Value>) -> Response {
     let mut api = api.lock().unwrap();
+    if name == "w0" {
+        return says(500, "the webhook `strict` could not be reached");
+    }
     api.version += 1;
     let version = api.version.to_string();
     let node = api.nodes.iter_mut().find(|node| node["metadata"]["name"] == name.as_str()).unwrap();
@@ -110,7 +113,7 @@ fn update() -> Value {
     json!({
         "apiVersion": "nkd.io/v1alpha1", "kind": "Update",
         "metadata": {"name": "to-2", "uid": "u", "generation": 1, "resourceVersion": "1", "creationTimestamp": "2026-01-02T03:04:05Z"},
-        "spec": {"release": {"name": "2", "kubernetes": "v1.21.0"}, "maxUnavailable": 2},
+        "spec": {"release": {"name": "2", "kubernetes": "v1.21.0"}, "maxUnavailable": 3},
     })
 }
 
@@ -163,7 +166,7 @@ fn router(api: Shared) -> Router {
         .with_state(api)
 }
 
-/// `w1` is on its way, and its pods leave; `w2` is new.
+/// `w1` is on its way, and its pods leave; `w2` is new; `w0`, too, and nobody may write on it.
 fn shared() -> Shared {
     let release = json!({"name": "2", "kubernetes": "v1.21.0"});
     let desired = json!({"update": "to-2", "uid": "u", "attempt": 1, "retry": 0, "os": null, "kubernetes": release["kubernetes"],
@@ -171,7 +174,7 @@ fn shared() -> Shared {
     let note =
         json!({"uid": "u", "attempt": 1, "state": "begun", "since": "2999-01-02T03:04:05Z", "retry": 0, "reason": ""});
     let w1 = json!({"nkd.io/cordoned-by": "u", "nkd.io/desired": desired.to_string(), "nkd.io/update-note": note.to_string()});
-    let nodes = vec![node("w1", &w1, true), node("w2", &json!({}), false)];
+    let nodes = vec![node("w1", &w1, true), node("w2", &json!({}), false), node("w0", &json!({}), false)];
     Arc::new(Mutex::new(Api { nodes, version: 1, ..Api::default() }))
 }
 
@@ -227,6 +230,8 @@ async fn pods_that_do_not_leave_hold_up_nothing_else() {
     let said = |api: &Api| state(api, "w1", "reason");
     let all = ["disruption budget", "3-broken", "a webhook did not answer"];
     until(&api, &changed, "nobody says why", |api| all.iter().all(|word| said(api).contains(word))).await;
+    let strict = |api: &Api| state(api, "w0", "reason").contains("the webhook `strict`");
+    until(&api, &changed, "nobody says what cannot be written", strict).await;
     let asked = api.lock().unwrap().asked.clone();
     let of = |name: &str| asked.iter().filter(|pod| *pod == name).count();
     assert!(of("2-held") <= of("4-free") + 1, "once a look, and by nobody else: {asked:?}");

@@ -100,6 +100,8 @@ struct World {
     questions: u32,
     /// How often an update has named another release.
     systems: BTreeMap<String, u32>,
+    /// Control planes whose nodes were deleted when they had been told to go: by which update, and its `retry` then.
+    gone: BTreeMap<String, (String, u32)>,
     /// The image that nodes were told for each of them.
     images: BTreeMap<(String, u32), String>,
 }
@@ -118,6 +120,7 @@ impl World {
             lookups: BTreeMap::new(),
             questions: 0,
             systems: BTreeMap::new(),
+            gone: BTreeMap::new(),
             images: BTreeMap::new(),
         };
         names.iter().for_each(|name| world.join(name));
@@ -127,6 +130,7 @@ impl World {
     fn join(&mut self, name: &str) {
         if self.nodes.iter().all(|node| node.name != name) {
             self.nodes.push(node(name));
+            self.gone.remove(name);
             let Beneath { at_work, goes_to, runs, .. } = self.beneath.remove(name).unwrap_or_default();
             let beneath = Beneath { pods: vec![pod(name)], at_work, goes_to, runs, ..Beneath::default() };
             self.beneath.insert(name.into(), beneath);
@@ -138,6 +142,14 @@ impl World {
         let Some(node) = self.nodes.iter().find(|node| node.name == name) else { return };
         let begun = node.reported.clone().filter(|said| said.state > ReportedState::Staged && !said.state.is_end());
         let goes_to = node.desired.as_ref().map(number_of).unwrap_or_default();
+        if let Some(desired) =
+            node.desired.as_ref().filter(|d| d.go && node.control_plane && node.busy_for() == Some(&d.uid))
+        {
+            // What was said before the operator had looked again may as well have been said after.
+            let wish = self.wishes.iter().find(|wish| wish.uid == desired.uid);
+            let retry = wish.and_then(|wish| wish.plane(name)).map_or(0, |plane| plane.retry);
+            self.gone.insert(name.into(), (desired.uid.clone(), retry));
+        }
         let beneath = self.beneath.get_mut(name).unwrap();
         if beneath.at_work.is_none() {
             (beneath.at_work, beneath.goes_to) = (begun, goes_to);
@@ -211,6 +223,7 @@ impl World {
         let wishes = self.wishes.clone();
         for (wish, ahead) in turns(&wishes, &self.nodes) {
             seen.ahead = ahead;
+            wish.remember_roles(&mut seen.nodes);
             seen.looked = self.looked(wish);
             let steps = loop {
                 let steps = plan(wish, &seen, self.now);
@@ -371,7 +384,14 @@ impl World {
         told && node.note.as_ref().is_some_and(|note| note.uid == wish.uid && note.state == NoteState::Done)
     }
 
+    /// A control plane that was told to go may be anywhere on its way, also when its node is not there.
+    fn check_gone(&self, wish: &Wish, name: &str) {
+        let holds = |gone: &&(String, u32)| gone.0 == wish.uid && gone.1 >= wish.spec.retry;
+        assert!(!self.gone.values().any(|gone| holds(&gone)), "{name}: and {:?} are on their way", self.gone);
+    }
+
     fn check_begin(&self, wish: &Wish, before: &NodeSeen) {
+        self.check_gone(wish, &before.name);
         let spec = &wish.spec;
         assert!(!spec.paused && !spec.abort, "{}: began while it was told not to", before.name);
         assert!(wish.hours.as_ref().is_none_or(|hours| hours.is_open(self.now)), "{}: began outside", before.name);
@@ -404,6 +424,9 @@ impl World {
 
     fn check_go(&self, wish: &Wish, before: &NodeSeen) {
         let name = &before.name;
+        if before.control_plane {
+            self.check_gone(wish, name);
+        }
         assert!(self.beneath[name].pods.is_empty(), "{name}: upgrades with pods on it");
         let mut planes = self.nodes.iter().filter(|node| node.control_plane && node.name != *name);
         let holds = |n: &NodeSeen| n.ready && !n.may_move() && !self.is_said_at_work(n) && n.ill.is_none();

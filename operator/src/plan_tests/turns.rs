@@ -461,6 +461,73 @@ fn a_node_that_was_deleted_on_its_way_and_registers_again_is_still_away() {
 }
 
 #[test]
+fn no_other_one_goes_while_the_node_of_a_control_plane_on_its_way_is_not_there() {
+    let mut world = World::of(&["cp1", "cp2", "cp3", "w1"]);
+    world.ask(spec(1, 2));
+    world.settle_until(|world| world.get("cp1").report().is_some_and(|said| said.state == ReportedState::Upgrading));
+    assert!(world.get("cp1").desired.as_ref().unwrap().first);
+    world.vanish("cp1");
+    world.settle();
+    assert_eq!(world.began(), ["cp1"]);
+    let told = world.told(0, "cp1");
+    assert!(told.state == NodeState::Failed && told.reason.contains("systemctl restart kubelet"), "{told:?}");
+    assert!(world.told(0, "cp2").reason.contains("cp1 was on its way when its Node was deleted"));
+    assert_eq!(world.phase(0), Phase::Halted);
+    // It is back, without the labels that kubeadm had given it, and still the one that began.
+    world.join("cp1");
+    world.get_mut("cp1").unwrap().control_plane = false;
+    world.look(usize::MAX);
+    assert!(world.get("cp1").desired.as_ref().unwrap().first);
+    assert_eq!(world.began(), ["cp1"]);
+    world.get_mut("cp1").unwrap().control_plane = true;
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+    let firsts = world.nodes.iter().filter(|node| node.desired.as_ref().unwrap().first);
+    assert_eq!(firsts.map(|node| node.name.as_str()).collect::<Vec<_>>(), ["cp1"]);
+}
+
+#[test]
+fn a_retry_goes_on_without_a_control_plane_that_was_lost_on_its_way() {
+    let mut world = World::of(&["cp1", "cp2", "cp3", "w1"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("cp1").desired.as_ref().is_some_and(|desired| desired.go));
+    world.vanish("cp1");
+    world.settle();
+    assert_eq!((world.began(), world.phase(0)), (vec!["cp1"], Phase::Halted));
+    world.edit(0, |spec| spec.retry += 1);
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+    assert!(world.get("cp2").desired.as_ref().unwrap().first, "somebody has to run kubeadm upgrade apply");
+}
+
+#[test]
+fn workers_wait_for_the_only_control_plane_though_its_node_was_deleted() {
+    let mut world = World::of(&["cp1", "w1"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("cp1").desired.as_ref().is_some_and(|desired| desired.go));
+    world.vanish("cp1");
+    world.settle();
+    assert_eq!(world.began(), ["cp1"]);
+}
+
+#[test]
+fn what_is_refused_on_a_node_is_told() {
+    let mut world = World::of(&["w1", "w2"]);
+    world.ask(spec(1, 1));
+    let mut seen = Seen { nodes: world.nodes.clone(), ..Seen::default() };
+    seen.nodes[0].refused = "denied by a policy".into();
+    let steps = plan(&world.wishes[0], &seen, START);
+    let Some(Step::Tell(status)) = steps.last() else { panic!("{steps:?}") };
+    assert!(status.nodes[0].reason.contains("denied by a policy") && status.nodes[1].reason.is_empty(), "{status:#?}");
+    let degraded = status.conditions.iter().find(|one| one.kind == "Degraded").unwrap();
+    assert!(degraded.status == "True" && degraded.message.contains("w1: its Node cannot be written"), "{degraded:?}");
+    // It could be written since.
+    world.settle();
+    let seen = Seen { nodes: world.nodes.clone(), ..Seen::default() };
+    assert_eq!(plan(&world.wishes[0], &seen, world.now), []);
+}
+
+#[test]
 fn a_node_that_is_healthy_by_its_agent_and_never_ready_has_failed_in_the_end() {
     for soak in [0, 60] {
         let mut world = World::of(&["w1", "w2"]);
