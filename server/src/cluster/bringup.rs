@@ -395,11 +395,11 @@ impl Work {
                 let hostname = &self.record.members[member].hostname;
                 self.save(vec![format!("{hostname}: its bootstrap token is revoked")]).await?;
             }
-            Step::Label { member, set, remove } => {
+            Step::Label { member, set, lost, remove } => {
                 let Some(api) = api else { return Ok(()) };
                 let hostname = self.record.members[member].hostname.clone();
-                api.label(&hostname, &set, &remove).await?;
-                let keys: Vec<&str> = set.keys().map(String::as_str).collect();
+                api.label(&hostname, &set, lost, &remove).await?;
+                let keys: Vec<&str> = set.keys().map(String::as_str).chain(lost.iter().copied()).collect();
                 self.save(vec![format!("{hostname}: labelled: {}", keys.join(", "))]).await?;
             }
             Step::Taint { member, change } => {

@@ -163,15 +163,17 @@ impl Cluster {
         Ok(list.items.into_iter().map(pod_seen).collect())
     }
 
-    /// Gives a node its labels, takes others away, and writes down on the node which are ours. Through the API, because
+    /// Gives a node its labels and those of kubeadm that it has lost, takes others away, and writes down on the node which are ours. Through the API, because
     /// a kubelet may not set every label of its own node.
     pub async fn label(
         &self,
         node: &str,
         set: &BTreeMap<String, String>,
+        lost: &[&str],
         remove: &BTreeSet<String>,
     ) -> Result<(), KubeError> {
         let mut labels: BTreeMap<&str, Option<&str>> = remove.iter().map(|key| (key.as_str(), None)).collect();
+        labels.extend(lost.iter().map(|key| (*key, Some(""))));
         labels.extend(set.iter().map(|(key, value)| (key.as_str(), Some(value.as_str()))));
         let keys: Vec<&str> = set.keys().map(String::as_str).collect();
         let keys = (!keys.is_empty()).then(|| keys.join(","));

@@ -107,6 +107,8 @@ pub enum Step {
         member: usize,
         /// All that it is to carry from us.
         set: BTreeMap<String, String>,
+        /// Those of kubeadm that its Node has lost.
+        lost: &'static [&'static str],
         /// Those that it carried from us and is to lose.
         remove: BTreeSet<String>,
     },
@@ -274,25 +276,39 @@ fn mark(record: &Record, seen: Seen<'_>) -> Vec<Step> {
     for (index, member) in record.members.iter().enumerate() {
         let node = nodes.iter().find(|node| node.name == member.hostname);
         let Some(node) = node.filter(|_| is_in(member.state) && member.leaving.is_none()) else { continue };
-        steps.extend(relabel(record, index, node));
-        steps.extend(retaint(record, index, node));
+        // A Node that was deleted and registers again has nothing of what kubeadm gave it. Its labels tell, and come last.
+        let lost = role_labels(record, &record.members[index]);
+        let lost = if lost.iter().any(|key| node.labels.contains_key(*key)) { &[] } else { lost };
+        steps.extend(retaint(record, index, node, !lost.is_empty()));
+        steps.extend(relabel(record, index, node, lost));
     }
     steps
 }
 
-fn relabel(record: &Record, index: usize, node: &NodeView) -> Option<Step> {
+/// The labels that kubeadm gives this member.
+fn role_labels(record: &Record, member: &MemberRecord) -> &'static [&'static str] {
+    let kubernetes = &record.cluster.spec.kubernetes;
+    let skipped = kubernetes.skip_phases.iter().any(|phase| phase.contains("mark-control-plane"));
+    match kubeadm::minor(&kubernetes.version) {
+        Ok(minor) if member.role == Role::ControlPlane && !skipped => taints::role_labels(minor),
+        _ => &[],
+    }
+}
+
+fn relabel(record: &Record, index: usize, node: &NodeView, lost: &'static [&'static str]) -> Option<Step> {
     let set = labels(&record.cluster, &record.members[index]);
     let keys: BTreeSet<String> = set.keys().cloned().collect();
     let right = set.iter().all(|(key, value)| node.labels.get(key) == Some(value)) && keys == node.managed;
     let remove = &node.managed - &keys;
-    (!right).then_some(Step::Label { member: index, set, remove })
+    (!right || !lost.is_empty()).then_some(Step::Label { member: index, set, lost, remove })
 }
 
-fn retaint(record: &Record, index: usize, node: &NodeView) -> Option<Step> {
+fn retaint(record: &Record, index: usize, node: &NodeView, is_new: bool) -> Option<Step> {
     let (member, spec) = (&record.members[index], &record.cluster.spec);
     let pool = spec.pools.iter().find(|pool| pool.name == member.pool)?;
     let minor = kubeadm::minor(&spec.kubernetes.version).ok()?;
-    let change = taints::change(pool.taints.as_deref(), member.role, minor, &node.taints, node.own_taints.as_ref())?;
+    let ours = node.own_taints.clone().or_else(|| is_new.then(BTreeSet::new));
+    let change = taints::change(pool.taints.as_deref(), member.role, minor, &node.taints, ours.as_ref())?;
     Some(Step::Taint { member: index, change })
 }
 

@@ -143,11 +143,13 @@ impl World {
                     member.state = MemberState::Joining;
                 }
             }
-            Step::Label { member, set, .. } => {
+            Step::Label { member, set, lost, remove } => {
                 let name = &before.members[*member].hostname;
                 for node in self.nodes.iter_mut().filter(|node| node.name == *name) {
                     node.managed = set.keys().cloned().collect();
-                    node.labels = set.clone();
+                    node.labels.retain(|key, _| !remove.contains(key));
+                    node.labels.extend(set.clone());
+                    node.labels.extend(lost.iter().map(|key| ((*key).to_owned(), String::new())));
                 }
             }
             Step::Taint { member, change } => {
@@ -520,4 +522,36 @@ fn no_control_plane_begins_to_join_or_leave_while_an_upgrade_has_another_one_at_
     for free in [None, Some(of("cp2"))] {
         assert!(planned(&world, free.as_ref()).contains(&joins));
     }
+}
+
+#[test]
+fn a_node_that_was_deleted_and_registers_again_gets_back_what_kubeadm_gave_it() {
+    let mut record = Record::new(Uuid::from_u128(1), cluster(1, 1), NOW);
+    record.members.iter_mut().for_each(|member| member.state = MemberState::Ready);
+    let node = |name: &str| NodeView {
+        name: name.into(),
+        ready: true,
+        labels: Default::default(),
+        managed: Default::default(),
+        taints: Default::default(),
+        own_taints: None,
+    };
+    let mut world = World { record, nodes: vec![node("cp1"), node("w1")], ..World::new(0, 0) };
+    let steps = |world: &World| mark(&world.record, world.seen());
+    let all = steps(&world);
+    // The labels come last: they tell that the rest was done.
+    assert!(matches!(all[..], [Step::Taint { member: 0, .. }, Step::Label { member: 0, .. }]), "{all:?}");
+    let before = world.record.clone();
+    all.iter().for_each(|step| world.take(step, &before));
+    let labels: Vec<&String> = world.nodes[0].labels.keys().collect();
+    assert_eq!(labels, ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"]);
+    assert!(world.nodes[0].taints.contains("node-role.kubernetes.io/master:NoSchedule"));
+    assert!(world.nodes[0].managed.is_empty(), "they are kubeadm's");
+    assert_eq!(steps(&world), []);
+    // What an administrator does to a node that is there is his, and so is a phase of kubeadm that is left out.
+    (world.nodes[0].taints, world.nodes[0].own_taints) = (BTreeSet::new(), None);
+    assert_eq!(steps(&world), []);
+    world.nodes[0] = node("cp1");
+    world.record.cluster.spec.kubernetes.skip_phases = vec!["mark-control-plane".into()];
+    assert_eq!(steps(&world), []);
 }

@@ -15,6 +15,20 @@ const LAST_MASTER: u32 = 24;
 /// And `node-role.kubernetes.io/control-plane` from this one on.
 const FIRST_CONTROL_PLANE: u32 = 24;
 
+/// What kubeadm labels a control plane with that runs this minor version.
+#[must_use]
+pub fn role_labels(minor: u32) -> &'static [&'static str] {
+    const MASTER: &str = "node-role.kubernetes.io/master";
+    const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
+    const NO_BALANCER: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+    match minor {
+        ..20 => &[MASTER],
+        20 => &[MASTER, CONTROL_PLANE],
+        21..24 => &[MASTER, CONTROL_PLANE, NO_BALANCER],
+        24.. => &[CONTROL_PLANE, NO_BALANCER],
+    }
+}
+
 /// The parts of a taint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Taint<'a> {
