@@ -68,4 +68,10 @@ pub struct RegistryGarbage {
     pub blobs: Vec<String>,
     /// Bytes of these.
     pub bytes: u64,
+    /// Uploads that broke off, and that nobody has gone on with.
+    #[serde(default)]
+    pub uploads: u64,
+    /// Bytes of these.
+    #[serde(default)]
+    pub upload_bytes: u64,
 }

@@ -38,7 +38,8 @@ pub(super) enum RegistryCommand {
         /// Manifests that no tag, no index and no subject leads to, too
         #[arg(long)]
         untagged: bool,
-        /// What was pushed within this time stays, like 90m or 0m; a push under way may break [default: 60m]
+        /// What was pushed within this time stays, like 90m or 0m; a push under way may break [default: 60m, and a day for uploads
+        /// that broke off]
         #[arg(long, value_name = "TIME", value_parser = minutes)]
         grace: Option<u32>,
         #[command(flatten)]
@@ -91,7 +92,12 @@ pub(super) async fn run(command: RegistryCommand, context: &ContextArgs) -> Resu
             let garbage: RegistryGarbage = client.call(Method::POST, &path, None::<&()>).await?;
             output.print(&garbage, |g| {
                 let done = if g.dry_run { "would free" } else { "freed" };
-                format!("{done} {} of {} blobs; {} manifests without a tag", bytes(g.bytes), g.blobs.len(), g.manifests)
+                let blobs = format!("{done} {} of {} blobs", bytes(g.bytes), g.blobs.len());
+                let uploads = match g.uploads {
+                    0 => String::new(),
+                    uploads => format!("; {} of {uploads} uploads that broke off", bytes(g.upload_bytes)),
+                };
+                format!("{blobs}{uploads}; {} manifests without a tag", g.manifests)
             });
         }
     }

@@ -26,6 +26,7 @@ use super::auth::Caller;
 use super::error::chain;
 use super::extract::{Json, Path, Query, lines_of};
 use super::page_cache::PageCache;
+use super::ranges::keep_one_range;
 use super::{ApiError, Connection};
 use crate::content::channel::{ChannelError, PublishLine, joined, text};
 use crate::content::image::profile;
@@ -275,6 +276,7 @@ pub(super) async fn repository(
         return Err(nothing());
     }
     *request.uri_mut() = Uri::try_from(format!("/{path}")).map_err(|_| nothing())?;
+    keep_one_range(request.headers_mut());
     // Objects are named by their content, except for the signatures beside a commit, to which one may be added. Deltas are
     // named by their ends, and carry those signatures.
     let is_fixed = first == "objects" && !path.ends_with(".commitmeta");

@@ -71,7 +71,7 @@ pub(super) async fn pre_reboot(
             };
             kind_and_value(status, kind, refused.to_string())
         }
-        Err(error) => broken(&error),
+        Err(error) => broken(error),
     }
 }
 
@@ -88,7 +88,7 @@ pub(super) async fn steady_state(State(service): App, headers: HeaderMap, body: 
             }
             StatusCode::OK.into_response()
         }
-        Err(error) => broken(&error),
+        Err(error) => broken(error),
     }
 }
 
@@ -117,10 +117,10 @@ fn asked(headers: &HeaderMap, body: Sent) -> std::result::Result<Client, Box<Res
     Ok(client)
 }
 
-fn broken(error: &StoreError) -> Response {
-    tracing::error!(error = error as &dyn std::error::Error, "no lease can be given or taken");
-    let value = "the service cannot do this now; its log says why".to_owned();
-    kind_and_value(StatusCode::SERVICE_UNAVAILABLE, "internal", value)
+/// The answer of the rest of the service, in the protocol's form.
+fn broken(error: StoreError) -> Response {
+    let (status, value) = ApiError::from(error).into_parts();
+    kind_and_value(status, "internal", value)
 }
 
 /// The leases that last.

@@ -18,6 +18,7 @@ mod locks;
 mod machines;
 mod mirrors;
 mod page_cache;
+mod ranges;
 mod read_to_end;
 mod refusals;
 mod registry;

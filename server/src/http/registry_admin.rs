@@ -16,7 +16,7 @@ use super::error::chain;
 use super::extract::{Json, Query};
 use crate::content::image::catalog::CatalogError;
 use crate::content::registry::spec::Reference;
-use crate::content::registry::{GRACE, GarbageOrder, OciError};
+use crate::content::registry::{GRACE, GarbageOrder, OciError, UPLOADS};
 use crate::service::Service;
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -72,7 +72,7 @@ pub(super) struct GarbageQuery {
     /// Manifests that no tag, no index and no subject leads to, too.
     #[serde(default)]
     untagged: bool,
-    /// What was pushed within so many minutes stays; 60 when it is not said. A push under way may have to be repeated
+    /// What was pushed within so many minutes stays; 60 when it is not said, and a day for uploads that broke off. A push under way may have to be repeated
     /// when it is shorter than that push.
     grace_minutes: Option<u32>,
 }
@@ -91,7 +91,9 @@ pub(super) async fn collect_garbage(
         let detail = format!("untagged: {untagged}, grace: {} minutes", grace.whole_minutes());
         caller.audit(&service, "registry.gc", "-", &detail).await?;
     }
-    let order = GarbageOrder { dry_run, untagged, grace, now: OffsetDateTime::now_utc() };
+    // Who says a time means what broke off, too.
+    let uploads = grace_minutes.map_or(UPLOADS, |_| grace);
+    let order = GarbageOrder { dry_run, untagged, grace, uploads, now: OffsetDateTime::now_utc() };
     Ok(Json(service.oci.collect_garbage(&service.images, order).await?))
 }
 

@@ -84,9 +84,8 @@ pub(super) async fn graph(
             kind_and_value(StatusCode::NOT_FOUND, "no_graph", value)
         }
         Err(error) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "the graph cannot be given");
-            let value = "the service cannot do this now; its log says why".to_owned();
-            kind_and_value(StatusCode::SERVICE_UNAVAILABLE, "internal", value)
+            let (status, value) = ApiError::from(error).into_parts();
+            kind_and_value(status, "internal", value)
         }
     }
 }

@@ -36,7 +36,9 @@ impl From<UpgradeError> for ApiError {
                 let hint = format!("`nkd upgrade start {cluster} --dry-run` shows everything that was found");
                 Self::conflict(error.to_string()).hint(hint)
             }
-            UpgradeError::GoesOn { .. } | UpgradeError::Nothing(_) => Self::conflict(error.to_string()),
+            UpgradeError::GoesOn { .. } | UpgradeError::Nothing(_) | UpgradeError::NotUp(_) => {
+                Self::conflict(error.to_string())
+            }
             UpgradeError::Reach(reach) => reach.into(),
             UpgradeError::Store(store) => store.into(),
             UpgradeError::Kube(_) => Self::unavailable(chain(&error))

@@ -27,7 +27,7 @@ use crate::cluster::watch::Watches;
 use crate::content::channel::{self, ChannelError, Channels};
 use crate::content::image::catalog::CatalogError;
 use crate::content::image::{self, ImageStore};
-use crate::content::registry::{GRACE, GarbageOrder, OciError, OciRegistry};
+use crate::content::registry::{GRACE, GarbageOrder, OciError, OciRegistry, UPLOADS};
 use crate::fleet::fingerprint::Fingerprint;
 use crate::fleet::lock;
 use crate::fleet::pki::{Pki, PkiError};
@@ -338,10 +338,8 @@ async fn tidy_registry(service: Arc<Service>, stop: CancellationToken) {
             () = tokio::time::sleep(PRUNE_INTERVAL) => {}
         }
         let now = OffsetDateTime::now_utc();
-        let order = GarbageOrder { dry_run: false, untagged: false, grace: GRACE, now };
-        let expired = service.oci.expire_uploads(now).await;
-        let collected = service.oci.collect_garbage(&service.images, order).await;
-        for error in [expired.err(), collected.err()].into_iter().flatten() {
+        let order = GarbageOrder { dry_run: false, untagged: false, grace: GRACE, uploads: UPLOADS, now };
+        if let Err(error) = service.oci.collect_garbage(&service.images, order).await {
             // An import under way, most of the time: the next look comes.
             tracing::warn!(error = &error as &dyn std::error::Error, "the registry could not be tidied");
         }

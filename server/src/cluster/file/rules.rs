@@ -177,12 +177,12 @@ fn os(os: &Os, found: &mut Findings<'_>) {
         let known: Vec<String> = profile::builtin().into_iter().map(|p| p.name).collect();
         found.problem("spec.os.profile", format!("{} is not one of: {}", shown(&os.profile), known.join(", ")));
     }
-    for (path, name) in [("spec.os.image", &os.image), ("spec.os.channel", &os.channel)] {
-        if let Some(name) = name
-            && catalog::check_name(name).is_err()
-        {
-            found.problem(path, format!("{} is not a name: letters, digits and ._+~-, at most 128", shown(name)));
-        }
+    if let Some(name) = os.image.as_ref().filter(|name| catalog::check_name(name).is_err()) {
+        let message = format!("{} is not a name: letters, digits and ._+~-, at most 128", shown(name));
+        found.problem("spec.os.image", message);
+    }
+    if let Some(name) = os.channel.as_ref().filter(|name| !valid_name(name)) {
+        found.problem("spec.os.channel", format!("{} is no channel: {NAME_RULE}", shown(name)));
     }
 }
 

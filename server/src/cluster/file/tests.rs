@@ -236,6 +236,7 @@ fn mutations() -> Vec<(&'static str, Value, &'static str)> {
         ("/metadata/labels", json!({"a b": "c"}), "metadata.labels[\"a b\"]"),
         ("/spec/os/profile", json!("debian"), "spec.os.profile"),
         ("/spec/os/image", json!("../x"), "spec.os.image"),
+        ("/spec/os/channel", json!("Stable_1.X"), "spec.os.channel"),
         ("/spec/os/chanel", json!("x"), "spec.os.chanel"),
         ("/spec/kubernetes/version", json!("1.31.4"), "spec.kubernetes.version"),
         ("/spec/kubernetes/version", json!("v1.19.16"), "spec.kubernetes.version"),

@@ -42,6 +42,9 @@ pub enum UpgradeError {
     /// No such channel.
     #[error("there is no channel `{0}`: `nkd channel list` shows those there are")]
     NoChannel(String),
+    /// There is nothing to be upgraded yet.
+    #[error("{0} has not come up yet: `nkd cluster status {0} --watch` shows how far it is")]
+    NotUp(String),
     /// The cluster's file names no channel.
     #[error("the file of {0} names no channel (spec.os.channel): give --channel")]
     NoChannelNamed(String),
@@ -220,6 +223,9 @@ pub async fn start(
     let store = service.registry.store();
     let gone = || UpgradeError::Gone(record.name().to_owned());
     let cluster = record.name().to_owned();
+    if record.endpoints().is_empty() {
+        return Err(UpgradeError::NotUp(cluster));
+    }
     let mut known = store.cluster(record.id).await?.ok_or_else(gone)?;
     let name = order.channel.clone().or_else(|| record.cluster.spec.os.channel.clone());
     let name = name.ok_or_else(|| UpgradeError::NoChannelNamed(cluster.clone()))?;
@@ -279,7 +285,8 @@ pub async fn change(service: &Service, record: &Record, verb: UpgradeVerb) -> Re
     let store = service.registry.store();
     let cluster = record.name();
     loop {
-        let none = || UpgradeError::Nothing(format!("{cluster} was never upgraded"));
+        let none =
+            || UpgradeError::Nothing(format!("{cluster} was never upgraded: `nkd upgrade start {cluster}` does"));
         let (upgrade, revision) = store.newest_upgrade(record.id).await?.ok_or_else(none)?;
         let upgrade = verb::said(record, &upgrade, verb, OffsetDateTime::now_utc()).map_err(UpgradeError::Nothing)?;
         match store.save_upgrade(record.id, &upgrade, revision).await {

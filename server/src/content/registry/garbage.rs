@@ -10,11 +10,15 @@ use nkd_api::registry::RegistryGarbage;
 use time::{Duration, OffsetDateTime};
 
 use super::spec::digest_text;
+use super::uploads::LIFETIME;
 use super::{OciError, OciRegistry, blocking};
 use crate::content::image::ImageStore;
 
 /// How long a push may take from its first blob to its manifest.
 pub const GRACE: Duration = Duration::hours(1);
+
+/// How long an upload stays that nobody goes on with, as long as nobody says a shorter time.
+pub const UPLOADS: Duration = Duration::seconds(LIFETIME.as_secs() as i64);
 
 /// How garbage is collected.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +29,8 @@ pub struct GarbageOrder {
     pub untagged: bool,
     /// What is younger stays.
     pub grace: Duration,
+    /// Uploads stay for so long after somebody has gone on with them.
+    pub uploads: Duration,
     /// The time.
     pub now: OffsetDateTime,
 }
@@ -49,6 +55,9 @@ impl OciRegistry {
     }
 
     async fn collect(&self, images: &ImageStore, order: GarbageOrder) -> Result<RegistryGarbage, OciError> {
+        let (uploads, after) = (Arc::clone(&self.uploads), order.uploads.unsigned_abs());
+        let ending = move || Ok(uploads.expire(order.now.into(), after, order.dry_run)?);
+        let (uploads, upload_bytes) = blocking(ending).await?;
         let _quiet = self.quiet().await;
         // An import may be about to use a blob that it has found.
         let _no_import = images.hold_imports()?;
@@ -62,6 +71,8 @@ impl OciRegistry {
             manifests: unused.manifests,
             blobs: going.iter().map(|(digest, _)| digest_text(digest)).collect(),
             bytes: going.iter().map(|(_, size)| size).sum(),
+            uploads,
+            upload_bytes,
         };
         if order.dry_run || (unused.blobs.is_empty() && unused.manifests == 0) {
             return Ok(garbage);
@@ -72,14 +83,5 @@ impl OciRegistry {
         let (blobs, manifests, bytes) = (garbage.blobs.len(), garbage.manifests, garbage.bytes);
         tracing::info!(blobs, manifests, bytes, "garbage of the registry collected");
         Ok(garbage)
-    }
-
-    /// Ends uploads that nobody went on with for a day; how many.
-    ///
-    /// # Errors
-    /// Those of the disk.
-    pub async fn expire_uploads(&self, now: OffsetDateTime) -> Result<usize, OciError> {
-        let uploads = Arc::clone(&self.uploads);
-        blocking(move || Ok(uploads.expire(now.into())?)).await
     }
 }

@@ -30,7 +30,7 @@ use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
 use uuid::Uuid;
 
 pub use self::error::OciError;
-pub use self::garbage::{GRACE, GarbageOrder};
+pub use self::garbage::{GRACE, GarbageOrder, UPLOADS};
 use self::spec::{Manifest, Part, Reference, Repository};
 pub use self::uploads::Upload;
 use self::uploads::Uploads;

@@ -128,24 +128,27 @@ impl Uploads {
         Ok(upload.length)
     }
 
-    /// Ends uploads that nobody went on with; how many.
-    pub(super) fn expire(&self, now: SystemTime) -> Result<usize, BlobError> {
-        let mut ended = 0;
+    /// Ends uploads that nobody has gone on with for so long, or only looks for them; how many they are, and their bytes.
+    pub(super) fn expire(&self, now: SystemTime, after: Duration, dry_run: bool) -> Result<(u64, u64), BlobError> {
+        let (mut ended, mut bytes) = (0, 0);
         for entry in self.list()? {
             let path = entry.path();
             let Ok(meta) = entry.metadata() else { continue };
             let age = meta.modified().ok().and_then(|changed| now.duration_since(changed).ok());
-            if age.is_some_and(|age| age >= LIFETIME) {
-                remove(&path)?;
-                ended += 1;
+            if age.is_none_or(|age| age < after) || is_written(&path) {
+                continue;
             }
+            if !dry_run {
+                remove(&path)?;
+            }
+            (ended, bytes) = (ended + 1, bytes + meta.len());
         }
         let mut hashes = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
         // What was begun anew has a new hash; one without its file costs little and goes with the next.
         if hashes.len() > MOST {
             hashes.clear();
         }
-        Ok(ended)
+        Ok((ended, bytes))
     }
 
     fn list(&self) -> Result<Vec<fs::DirEntry>, BlobError> {
@@ -157,6 +160,11 @@ impl Uploads {
         let owner = hex::encode(&Sha256::digest(repository.as_str().as_bytes())[..8]);
         self.dir.join(format!("{}.{owner}", id.simple()))
     }
+}
+
+/// A request has it open.
+fn is_written(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
 impl Upload {

@@ -39,7 +39,7 @@ fn what_nobody_goes_on_with_ends_and_so_does_patience() {
     }
     assert!(matches!(uploads.begin(&repository), Err(OciError::TooMany(MOST))));
     let now = SystemTime::now();
-    assert_eq!(uploads.expire(now).unwrap(), 0);
-    assert_eq!(uploads.expire(now + LIFETIME + Duration::from_secs(60)).unwrap(), MOST);
+    assert_eq!(uploads.expire(now, LIFETIME, false).unwrap(), (0, 0));
+    assert_eq!(uploads.expire(now + LIFETIME + Duration::from_secs(60), LIFETIME, false).unwrap(), (MOST as u64, 0));
     uploads.begin(&repository).unwrap();
 }

@@ -17,6 +17,7 @@ use super::refusal::Refusal;
 use super::{CONTENT_DIGEST, Result};
 use crate::content::registry::spec::{Repository, chunk as chunk_range, digest, digest_text};
 use crate::content::registry::{OciError, Upload};
+use crate::http::ranges::keep_one_range;
 use crate::service::Service;
 
 /// The name of an upload, for clients that look for it here.
@@ -34,7 +35,12 @@ pub(super) async fn get(
         Some(now) => service.oci.blob_in_use(name, digest, now).await?,
         None => service.oci.blob(name, digest).await?,
     };
+    let tag = text(format!("\"{}\"", digest_text(digest)));
+    if parts.headers.get(header::IF_NONE_MATCH) == Some(&tag) {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
+    }
     let mut request = Request::from_parts(parts, Body::empty());
+    keep_one_range(request.headers_mut());
     // Blobs never change: the digest says it better than a time does.
     request.headers_mut().remove(header::IF_MODIFIED_SINCE);
     let Ok(answer) = ServeFile::new(&blob.path).oneshot(request).await;
@@ -53,7 +59,7 @@ pub(super) async fn get(
     }
     let headers = answer.headers_mut();
     headers.insert(CONTENT_DIGEST, text(digest_text(digest)));
-    headers.insert(header::ETAG, text(format!("\"{}\"", digest_text(digest))));
+    headers.insert(header::ETAG, tag);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=31536000, immutable"));
     headers.remove(header::LAST_MODIFIED);
     Ok(answer)

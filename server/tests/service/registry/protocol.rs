@@ -19,6 +19,14 @@ async fn blobs_come_whole_and_in_ranges() {
         let part = answer(hand.request(Method::GET, &path).header("range", range)).await;
         assert_eq!((part.status.as_u16(), &part.body[..]), (206, &bytes[want]), "{range}");
     }
+    // What asks for none, and for several at once, is answered whole.
+    for range in ["bytes=0-0,2-3", "bytes=5-2", "bytes=x"] {
+        let whole = answer(hand.request(Method::GET, &path).header("range", range)).await;
+        assert_eq!((whole.status.as_u16(), whole.body.len()), (200, bytes.len()), "{range}");
+    }
+    let known =
+        answer(hand.request(Method::GET, &path).header("if-none-match", format!("\"{}\"", digest(&bytes)))).await;
+    assert_eq!((known.status.as_u16(), known.body.len()), (304, 0));
     let beyond = answer(hand.request(Method::GET, &path).header("range", "bytes=100000-")).await;
     beyond.refuses(416, "RANGE_INVALID");
     assert_eq!(beyond.header("content-range"), "bytes */100000");
