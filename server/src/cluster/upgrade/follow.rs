@@ -223,9 +223,6 @@ pub async fn start(
     let store = service.registry.store();
     let gone = || UpgradeError::Gone(record.name().to_owned());
     let cluster = record.name().to_owned();
-    if record.endpoints().is_empty() {
-        return Err(UpgradeError::NotUp(cluster));
-    }
     let mut known = store.cluster(record.id).await?.ok_or_else(gone)?;
     let name = order.channel.clone().or_else(|| record.cluster.spec.os.channel.clone());
     let name = name.ok_or_else(|| UpgradeError::NoChannelNamed(cluster.clone()))?;
@@ -234,6 +231,9 @@ pub async fn start(
     let before = store.newest_upgrade(record.id).await?.map(|(upgrade, _)| upgrade);
     let release = preflight::release(&channel.0, order)?;
     let wanted = release.kubernetes.clone();
+    if !record.is_initialised() {
+        return Err(UpgradeError::NotUp(cluster));
+    }
     // What is looked for is looked for this release; one that is published in the meantime is for the next upgrade.
     let order = &UpgradeOrder { release: Some(release.number), ..order.clone() };
     let mut seen = match order.dry_run {
