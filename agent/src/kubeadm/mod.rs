@@ -24,7 +24,7 @@ mod watch;
 pub(crate) use certificates::embedded;
 pub use certificates::{Shown, gather as certificates};
 pub use journal::{Entry, Journal};
-pub(crate) use renew::api_server_port;
+pub(crate) use renew::{API_SERVER, api_server_port};
 pub(crate) use run::shout;
 pub use run::{RunError, run};
 pub use watch::{Place, carry_out};

@@ -139,9 +139,12 @@ impl Node {
     }
 }
 
+/// The manifest of the node's own API server, below its root.
+pub(crate) const API_SERVER: &str = "etc/kubernetes/manifests/kube-apiserver.yaml";
+
 /// The port of this node's own API server; none: it has none.
 pub(crate) fn api_server_port(root: &Path) -> Option<u16> {
-    let manifest = std::fs::read_to_string(root.join("etc/kubernetes/manifests/kube-apiserver.yaml")).ok()?;
+    let manifest = std::fs::read_to_string(root.join(API_SERVER)).ok()?;
     let port = arguments(&manifest).iter().find_map(|word| word.strip_prefix("--secure-port=")?.parse().ok());
     Some(port.unwrap_or(6443))
 }

@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 use super::gate;
 use super::kubernetes::{Place, fits, kubelet_version, prepare, stays};
 use super::node::{NodeClient, NodeError};
+use super::plane::{Plane, image_tag};
 use super::state::{
     Action, Deployment, Event, Failure, Ill, Job, Journal, Now, Retry, Settings, State, System, Tree, id_of,
 };
@@ -36,6 +37,9 @@ const DIFFERENCE: &str = "difference";
 const IDLE: Duration = Duration::from_secs(10);
 /// The same while something is.
 const BUSY: Duration = Duration::from_secs(2);
+
+/// How long the cluster's API may take to say of which version it is.
+const PLANE: Duration = Duration::from_secs(10);
 
 /// Where it works.
 #[derive(Debug, Clone)]
@@ -165,7 +169,11 @@ pub async fn run(options: Options) -> Result<(), RunError> {
 /// Does one thing, on a thread where it may wait.
 async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
     match action {
-        Action::Look => Event::Seen(blocking(shared, Shared::system).await.map_err(|failure| failure.reason)),
+        Action::Look => {
+            let (system, plane) = tokio::join!(blocking(shared, Shared::system), shared.plane());
+            let seen = system.map(|system| System { plane, ..system });
+            Event::Seen(seen.map_err(|failure| failure.reason))
+        }
         Action::Stage(desired) => {
             let source = match desired.os.as_ref().and_then(|os| os.commit.as_deref()) {
                 // What runs or is staged needs no source: the service may be away.
@@ -292,9 +300,21 @@ impl Shared {
             deployments: self.os.deployments().map_err(again)?,
             finalize_failure: self.os.finalize_failure(),
             kubernetes: kubelet_version(&self.options.root),
+            plane: None,
             failed_units: failed_units(&failed),
             caution: self.os.caution(),
         })
+    }
+
+    /// What kubeadm has made of this node, if it is a control plane.
+    async fn plane(&self) -> Option<Plane> {
+        let manifest = self.options.root.join(kubeadm::API_SERVER);
+        let server = image_tag(&std::fs::read_to_string(manifest).ok()?);
+        let mut node = NodeClient::new(&self.options.root);
+        let asked = timeout(PLANE, node.cluster_version()).await;
+        let config = asked.map_err(|_| "it did not answer in time".to_owned());
+        let config = config.and_then(|config| config.map_err(|error| error.to_string()));
+        Some(Plane { server, config })
     }
 
     fn tree(&self) -> Option<PathBuf> {
@@ -351,8 +371,8 @@ impl Shared {
         };
         let seen = node.look().await.map_err(away)?;
         gate::judge(job, system, &seen).map_err(Ill::Node)?;
-        let root = self.options.root.clone();
-        let tried = tokio::task::spawn_blocking(move || gate::try_out(&root)).await;
+        let (root, wanted) = (self.options.root.clone(), job.desired.kubernetes.clone());
+        let tried = tokio::task::spawn_blocking(move || gate::try_out(&root, wanted.as_deref())).await;
         tried.unwrap_or_else(|error| Err(error.to_string())).map_err(Ill::Node)
     }
 

@@ -6,6 +6,7 @@ use nkd_api::update::{Desired, OsRelease, Reported};
 use time::OffsetDateTime;
 
 use super::journal::{Job, Journal};
+pub use super::plane::Plane;
 
 /// Both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct System {
     pub finalize_failure: Option<String>,
     /// Version of the kubelet's program.
     pub kubernetes: Option<String>,
+    /// What kubeadm has made of it; none: it is no control plane, or was not asked.
+    pub plane: Option<Plane>,
     /// Units that have failed.
     pub failed_units: Vec<String>,
     /// What a person is to know before the node restarts into another release.

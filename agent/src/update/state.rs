@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use nkd_api::update::{Desired, Reported, ReportedState};
 
-pub use super::event::{Action, Deployment, Event, Failure, Ill, Now, Retry, Settings, System, Tree, id_of};
+pub use super::event::{Action, Deployment, Event, Failure, Ill, Now, Plane, Retry, Settings, System, Tree, id_of};
 pub use super::journal::{Denied, Job, Journal, Stage};
 
 /// Downloads that fail are tried again so many times.
@@ -129,7 +129,7 @@ impl State {
             Event::Seen(seen) => self.seen(seen, now, &mut said),
             Event::Desired(desired, told) => {
                 self.told = Some(told);
-                self.desired(desired, &mut said);
+                self.desired(desired, now, &mut said);
             }
             Event::Told(Ok(())) => {
                 self.telling = false;
@@ -234,11 +234,11 @@ impl State {
         self.resume();
         self.fresh = true;
         if let Some(desired) = self.pending.take() {
-            self.desired(Some(desired), said);
+            self.desired(Some(desired), now, said);
         }
         self.begin_upgrade();
-        // Who has asked for a look while this one was under way has it.
-        (self.fresh, self.look_again) = (false, false);
+        // Who has asked for a look while this one was under way has it, unless it did not show what is wanted.
+        (self.fresh, self.look_again) = (false, self.pending.is_some());
     }
 
     /// What a start finds: an agent that was killed, or a machine that has restarted, by order or by a power cut.
@@ -316,7 +316,7 @@ impl State {
         }
     }
 
-    fn desired(&mut self, desired: Option<Desired>, said: &mut Vec<Action>) {
+    fn desired(&mut self, desired: Option<Desired>, now: Now, said: &mut Vec<Action>) {
         self.pending = None;
         let job = self.journal.job.as_mut();
         let Some(desired) = desired else {
@@ -343,7 +343,7 @@ impl State {
                 match (job.is_harmless(), same) {
                     (true, true) => job.desired = desired,
                     (true, false) if self.busy => return,
-                    (true, false) => return self.replace(desired, said),
+                    (true, false) => return self.replace(desired, now, said),
                     (false, true) => {}
                     (false, false) => self.give_up("another release was asked for"),
                 }
@@ -351,16 +351,16 @@ impl State {
             }
             Some(job) if !job.stage.is_end() && !job.is_harmless() => self.give_up("another update was asked for"),
             Some(_) if self.busy => {}
-            _ => self.replace(desired, said),
+            _ => self.replace(desired, now, said),
         }
     }
 
     /// Another attempt takes the place of this one. What was cut off while it was armed may still be made the next system: that is
     /// put away first, and the other begins when it is asked for again.
-    fn replace(&mut self, desired: Desired, said: &mut Vec<Action>) {
+    fn replace(&mut self, desired: Desired, now: Now, said: &mut Vec<Action>) {
         match &self.journal.job {
             Some(job) if job.is_harmless() && job.cuts > 0 => self.go(Stage::CalledOff, None),
-            _ => self.begin(desired, said),
+            _ => self.begin(desired, now, said),
         }
     }
 
@@ -374,7 +374,7 @@ impl State {
     }
 
     /// A new attempt. It goes by the node as it is now: what was seen when the agent started is of no use.
-    fn begin(&mut self, desired: Desired, said: &mut Vec<Action>) {
+    fn begin(&mut self, desired: Desired, now: Now, said: &mut Vec<Action>) {
         if !self.fresh {
             (self.pending, self.look_again) = (Some(desired), true);
             return;
@@ -383,7 +383,18 @@ impl State {
         let id = desired.os.as_ref().and_then(id_of).map(str::to_owned);
         let from = system.booted().map(str::to_owned);
         let (boot_id, failed_before) = (system.boot_id.clone(), system.failed_units.clone());
-        let there = self.is_there(&desired, system);
+        let there = match self.is_there(&desired, system) {
+            Ok(there) => there,
+            Err(why) => {
+                let why = format!("the cluster's API does not say of which version it is: {why}");
+                // Once, not at every look: it may be away for long.
+                if self.why != why {
+                    said.push(Action::Say(why.clone()));
+                }
+                (self.why, self.pending, self.not_before) = (why, Some(desired), now.uptime + AGAIN);
+                return;
+            }
+        };
         said.push(Action::Say(format!("update {}, attempt {}", desired.update, desired.attempt)));
         self.tree = None;
         let refused = self.journal.denied.iter().find(|denied| Some(&denied.id) == id.as_ref()).cloned();
@@ -423,16 +434,23 @@ impl State {
         }
     }
 
-    /// There is nothing to do but to look: what is asked for runs, and it is not that somebody changed half of it by hand.
-    fn is_there(&self, desired: &Desired, system: &System) -> bool {
+    /// There is nothing to do but to look: what is asked for runs, and it is not that somebody changed half of it by hand. An error:
+    /// nobody can tell now.
+    fn is_there(&self, desired: &Desired, system: &System) -> Result<bool, String> {
         let id = desired.os.as_ref().and_then(id_of);
         let runs = id.is_none_or(|id| system.booted() == Some(id))
             && desired.kubernetes.as_ref().is_none_or(|version| system.kubernetes.as_ref() == Some(version));
         // Programs that somebody has installed say nothing of kubeadm: without an image, only what was done here is there.
-        runs && self.journal.job.as_ref().map_or(id.is_some(), |job| {
+        let done = self.journal.job.as_ref().map_or(id.is_some(), |job| {
             let same = (&job.desired.os, &job.desired.kubernetes) == (&desired.os, &desired.kubernetes);
             job.stage == Stage::Healthy && same
-        })
+        });
+        // The system brings the kubelet alone. Of a control plane kubeadm makes the rest, and etcd may have come back from a
+        // snapshot of before.
+        match (&system.plane, &desired.kubernetes) {
+            (Some(plane), Some(version)) if runs && done => plane.is_of(version),
+            _ => Ok(runs && done),
+        }
     }
 
     /// The operator has said `go`, and everything is there.

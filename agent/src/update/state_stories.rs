@@ -20,6 +20,7 @@ fn seen(boot: u32, booted: &str, failed: &[&str]) -> Event {
         deployments: all.into_iter().map(deployment).collect(),
         finalize_failure: None,
         kubernetes: Some("v1".into()),
+        plane: None,
         failed_units: failed.iter().map(|unit| (*unit).to_owned()).collect(),
         caution: None,
     }))
@@ -293,6 +294,71 @@ fn what_runs_already_is_only_looked_at() {
     assert!(run(&mut world, &[], usize::MAX, 500));
     world.desired = Some(Desired { uid: "u3".into(), kubernetes: Some("v3".into()), ..desired(1) });
     assert!(!run(&mut world, &[], usize::MAX, 500));
+}
+
+fn plane(server: &str, config: &str) -> Option<Plane> {
+    Some(Plane { server: Some(server.into()), config: Ok(Some(config.into())) })
+}
+
+/// One that has joined with it.
+#[test]
+fn a_control_plane_that_kubeadm_made_of_the_release_is_only_looked_at() {
+    let mut world = World::new(Release::Good, desired(1));
+    (world.deployments, world.booted, world.plane) = (vec![NEW, OLD], NEW, plane("v2", "v2"));
+    assert!(run(&mut world, &[], usize::MAX, 500), "without its turn");
+    assert_eq!((world.boot, world.kubeadm, world.passed), (1, 0, true));
+}
+
+/// The release runs, and kubeadm has not: etcd came back from the snapshot before the upgrade, or somebody, or zincati, has
+/// brought the node there. It is staged, and kubeadm runs in its turn, without a restart.
+#[test]
+fn a_control_plane_that_runs_the_release_without_its_kubeadm_is_upgraded() {
+    for (healthy_before, of) in [(true, plane("v2", "v1")), (false, plane("v1", "v1")), (false, plane("v1", "v2"))] {
+        let mut world = World::new(Release::Good, desired(1));
+        (world.deployments, world.booted, world.plane) = (vec![NEW, OLD], NEW, plane("v2", "v2"));
+        if healthy_before {
+            assert!(run(&mut world, &[], usize::MAX, 500));
+        }
+        (world.plane, world.desired) = (of, Some(Desired { uid: "u2".into(), ..desired(1) }));
+        assert!(!run(&mut world, &[], usize::MAX, 300));
+        assert_eq!((world.reported.as_ref().unwrap().state, world.kubeadm), (ReportedState::Staged, 0));
+        assert!(run(&mut world, &[], 0, 500));
+        assert_eq!((world.reported.unwrap().state, world.boot, world.kubeadm), (ReportedState::Healthy, 1, 1));
+        // Without Kubernetes it is none of its business.
+        let world = World::new(Release::Good, Desired { kubernetes: None, ..desired(1) });
+        let mut world = World { deployments: vec![NEW], booted: NEW, plane: plane("v1", "v1"), ..world };
+        assert!(run(&mut world, &[], usize::MAX, 500), "without its turn");
+    }
+}
+
+#[test]
+fn an_api_that_does_not_say_how_far_its_cluster_is_is_asked_again() {
+    let mut now = World::new(Release::Good, desired(1)).now();
+    let look = |of: Option<Plane>| match seen(1, NEW, &[]) {
+        Event::Seen(Ok(system)) => Event::Seen(Ok(System { kubernetes: Some("v2".into()), plane: of, ..system })),
+        _ => unreachable!(),
+    };
+    let away = || look(Some(Plane { server: Some("v2".into()), config: Err("away".into()) }));
+    let asked = || Event::Desired(Some(desired(1)), None);
+    let (mut state, _) = through(State::new(Settings::default(), Journal::default()), [away(), asked()], now);
+    for round in 0..3 {
+        // Whether or not it is asked for once more meanwhile.
+        let (mut after, mut actions) = through(state, [away()], now);
+        if round > 0 {
+            (after, actions) = through(after, [asked()], now);
+        }
+        assert!(after.journal().job.is_none(), "it was begun: {actions:?}");
+        assert!(!actions.contains(&Action::Look), "it is looked at without a pause");
+        now.uptime = after.deadline().expect("it waits for ever");
+        let actions;
+        (state, actions) = after.step(Event::Tick, now);
+        assert_eq!(actions, [Action::Look], "{round}");
+    }
+    let (there, actions) = through(state.clone(), [look(plane("v2", "v2"))], now);
+    assert!(matches!(actions.last(), Some(Action::Check(_))), "{actions:?}");
+    assert_eq!(there.journal().job.as_ref().unwrap().desired, desired(1));
+    let (_, actions) = through(state, [look(plane("v2", "v1"))], now);
+    assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
 }
 
 /// A release that runs and has not passed its gate yet.
