@@ -27,7 +27,7 @@ use crate::facts::{self, Root};
 use crate::files::{self, FileError};
 use crate::identity::Store;
 use crate::kubeadm;
-use crate::ostree::{self, Backend, Source, ask};
+use crate::ostree::{self, Backend, STATUS, Source, ask_within};
 use crate::reboot::Reboot;
 use crate::tls;
 
@@ -40,6 +40,9 @@ const BUSY: Duration = Duration::from_secs(2);
 
 /// How long the cluster's API may take to say of which version it is.
 const PLANE: Duration = Duration::from_secs(10);
+
+/// How long one look through the gate may take, with all checks of the site.
+const LOOK: Duration = Duration::from_secs(300);
 
 /// Where it works.
 #[derive(Debug, Clone)]
@@ -196,7 +199,10 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
             Event::Ended(blocking(shared, move |shared| shared.kubeadm(&desired).map(|()| None)).await)
         }
         Action::Arm(id) => Event::Ended(blocking(shared, move |shared| shared.os.arm(&id).map(|()| None)).await),
-        Action::Check(job) => Event::Checked(shared.check(&job).await),
+        Action::Check(job) => {
+            let limit = shared.options.settings.gate.min(LOOK);
+            Event::Checked(within(limit, shared.check(&job)).await)
+        }
         Action::Confirm => Event::Ended(
             blocking(shared, |shared| {
                 shared.os.confirm()?;
@@ -214,6 +220,12 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
         }
         Action::Remember(_) | Action::Say(_) | Action::Tell(_) => Event::Tick,
     }
+}
+
+/// A look that comes to no end is an illness too: a program of the node does not answer.
+async fn within<T>(limit: Duration, look: impl Future<Output = Result<T, Ill>>) -> Result<T, Ill> {
+    let reason = || format!("a look at it takes longer than {} s: what does not answer?", limit.as_secs());
+    timeout(limit, look).await.unwrap_or_else(|_| Err(Ill::Node(reason())))
 }
 
 /// Where a release is, by the word of the service. While the service is away, the release waits.
@@ -293,7 +305,8 @@ impl Shared {
 
     fn system(&self) -> Result<System, Failure> {
         let again = |reason: String| Failure { retry: Retry::Few, reason };
-        let failed = ask("systemctl", &["list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"]);
+        let words = ["list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"];
+        let failed = ask_within(STATUS, "systemctl", &words);
         let failed = failed.map_err(String::from).map_err(again)?;
         Ok(System {
             boot_id: facts::boot_id(&self.root),
@@ -406,6 +419,15 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_look_that_comes_to_no_end_is_an_illness_of_the_node() {
+        let limit = Duration::from_millis(10);
+        let ill = within(limit, std::future::pending::<Result<(), Ill>>()).await.unwrap_err();
+        assert!(matches!(ill, Ill::Node(why) if why.contains("longer than")));
+        let away = || Ill::Unknown("away".into());
+        assert_eq!(within(limit, async { Err::<(), _>(away()) }).await, Err(away()));
+    }
 
     #[test]
     fn a_container_that_ended_late_is_no_unit_of_the_node_that_has_failed() {

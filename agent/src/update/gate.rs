@@ -17,6 +17,8 @@ use crate::ostree::ask;
 pub const CHECKS: &str = "etc/nkd/health.d";
 /// How long each of them may take, in seconds.
 const LIMIT: &str = "60";
+/// How long after that one may take that does not end when it is told to.
+const GRACE: &str = "5";
 
 /// What can be told from the system and the node object (pure).
 ///
@@ -51,6 +53,10 @@ pub fn try_out(root: &Path, wanted: Option<&str>) -> Result<(), String> {
     if let Some(port) = kubeadm::api_server_port(root) {
         answers(wanted, |path| kubeadm::ask_api_server(root, port, path))?;
     }
+    checks(root, LIMIT, GRACE)
+}
+
+fn checks(root: &Path, limit: &str, grace: &str) -> Result<(), String> {
     let Ok(entries) = std::fs::read_dir(root.join(CHECKS)) else { return Ok(()) };
     let mut checks: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     checks.sort();
@@ -58,7 +64,7 @@ pub fn try_out(root: &Path, wanted: Option<&str>) -> Result<(), String> {
         let runs = std::fs::metadata(&check).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0);
         if runs {
             let name = check.display().to_string();
-            ask("timeout", &[LIMIT, &name]).map_err(|why| format!("the check {name} says no: {why}"))?;
+            ask("timeout", &["-k", grace, limit, &name]).map_err(|why| format!("the check {name} says no: {why}"))?;
         }
     }
     Ok(())
@@ -163,5 +169,11 @@ mod tests {
         write("20-bad", "#!/bin/sh\necho no storage >&2\nexit 1\n", 0o755);
         let said = try_out(root.path(), None).unwrap_err();
         assert!(said.contains("20-bad") && said.contains("no storage"), "{said}");
+        // One that does not want to end.
+        let over = root.path().join("over").display().to_string();
+        let deaf = format!("#!/bin/sh\ntrap '' TERM\nfor i in $(seq 60); do sleep 1; done\n: >{over}\n");
+        write("15-deaf", &deaf, 0o755);
+        let said = checks(root.path(), "1", "1").unwrap_err();
+        assert!(said.contains("15-deaf") && !Path::new(&over).exists(), "{said}");
     }
 }

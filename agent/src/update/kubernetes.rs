@@ -7,7 +7,7 @@ use nkd_api::update::Desired;
 
 use super::state::{Failure, Retry};
 use crate::kubeadm;
-use crate::ostree::{ask, tell};
+use crate::ostree::{STATUS, ask, ask_within, tell};
 
 /// A program of the release that is run with the release's tree as its argument when that is laid out, ahead of the node's
 /// turn, and again before its kubeadm; the image may bring its container images so.
@@ -30,7 +30,7 @@ pub fn kubelet_version(tree: &Path) -> Option<String> {
     let program = tree.join("usr/bin/kubelet");
     let program = if program.exists() { program.display().to_string() } else { "kubelet".to_owned() };
     // "Kubernetes v1.21.0"
-    ask(&program, &["--version"]).ok()?.split_whitespace().last().map(str::to_owned)
+    ask_within(STATUS, &program, &["--version"]).ok()?.split_whitespace().last().map(str::to_owned)
 }
 
 /// The tree has kubeadm of the version that is asked for.

@@ -199,6 +199,10 @@ impl State {
             Stage::Settle | Stage::CalledOff => Action::Settle,
             Stage::Healthy | Stage::RolledBack | Stage::Failed => return actions,
         };
+        if job.stage == Stage::Check {
+            // A first look may take long.
+            self.gate.get_or_insert((now.uptime, None));
+        }
         self.busy = true;
         actions.push(action);
         actions

@@ -436,6 +436,18 @@ fn a_release_is_not_to_blame_for_an_api_that_is_away() {
     }
 }
 
+/// The gate's time begins with its first look, not when that has come to its end.
+#[test]
+fn a_first_look_that_takes_as_long_as_the_gate_is_the_last() {
+    let now = World::new(Release::Good, desired(1)).now();
+    let journal = Journal { job: Some(at_the_gate()), denied: Vec::new() };
+    let (state, actions) = through(State::new(Settings::default(), journal), [seen(1, NEW, &[])], now);
+    assert!(matches!(actions.last(), Some(Action::Check(_))), "{actions:?}");
+    let later = Now { uptime: now.uptime + Settings::default().gate, ..now };
+    let (_, actions) = through(state, [Event::Checked(Err(Ill::Node("it hangs".into())))], later);
+    assert_eq!(actions.last(), Some(&Action::Revert));
+}
+
 #[test]
 fn an_image_is_known_by_its_digest() {
     let image = |text: &str| OsRelease { commit: None, image: Some(text.into()), version: None };
