@@ -80,8 +80,8 @@ struct Shared {
     clock: Clock,
     os: Box<dyn Backend>,
     place: Place,
-    /// The tree of the release that is laid out.
-    tree: Mutex<Option<PathBuf>>,
+    /// The tree of the release that is laid out, and whether the machine has to restart to run it.
+    tree: Mutex<Option<(PathBuf, Tree)>>,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -104,7 +104,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
         Some(program) => Box::new(ostree::Site::new(program.clone())),
         None => ostree::detect(&options.root, &options.path),
     };
-    let place = Place { root: options.root.clone(), state: options.state.clone() };
+    let place = Place { root: options.root.clone(), state: options.state.clone(), systemctl: "systemctl".into() };
     let (events, mut inbox) = mpsc::unbounded_channel();
     let mut node = NodeClient::new(&options.root);
     let settings = options.settings;
@@ -330,7 +330,7 @@ impl Shared {
         Some(Plane { server, config })
     }
 
-    fn tree(&self) -> Option<PathBuf> {
+    fn tree(&self) -> Option<(PathBuf, Tree)> {
         self.tree.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -347,12 +347,13 @@ impl Shared {
         let wanted = desired.os.as_ref().and_then(id_of);
         let booted = self.os.deployments().map_err(|reason| Failure { retry: Retry::Few, reason })?;
         let booted = booted.into_iter().find(|deployment| deployment.booted).map(|deployment| deployment.id);
-        *self.tree.lock().unwrap_or_else(PoisonError::into_inner) = Some(tree);
-        Ok(Tree { restart: wanted.is_some() && booted.as_deref() != wanted })
+        let laid_out = Tree { restart: wanted.is_some() && booted.as_deref() != wanted };
+        *self.tree.lock().unwrap_or_else(PoisonError::into_inner) = Some((tree, laid_out.clone()));
+        Ok(laid_out)
     }
 
     fn kubeadm(&self, desired: &Desired) -> Result<(), Failure> {
-        let tree =
+        let (tree, laid_out) =
             self.tree().ok_or_else(|| Failure { retry: Retry::Never, reason: "the release is not laid out".into() })?;
         if let Some(id) = desired.os.as_ref().and_then(id_of) {
             let all = self.os.deployments().map_err(|reason| Failure { retry: Retry::Few, reason })?;
@@ -362,8 +363,8 @@ impl Shared {
                 return Err(Failure { retry: Retry::Never, reason });
             }
         }
-        let stays = tree == self.options.root || desired.os.is_none();
-        self.place.upgrade(&tree, desired, stays)
+        // Who restarts into the release has another kubelet then, which reads what kubeadm has written.
+        self.place.upgrade(&tree, desired, !laid_out.restart)
     }
 
     async fn check(self: &Arc<Self>, job: &Job) -> Result<System, Ill> {
@@ -418,6 +419,10 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use nkd_api::update::OsRelease;
+
     use super::*;
 
     #[tokio::test]
@@ -427,6 +432,87 @@ mod tests {
         assert!(matches!(ill, Ill::Node(why) if why.contains("longer than")));
         let away = || Ill::Unknown("away".into());
         assert_eq!(within(limit, async { Err::<(), _>(away()) }).await, Err(away()));
+    }
+
+    /// A program of a test. It is copied by another one, so that nobody holds it open for writing when it is run.
+    fn program(path: &Path, text: &str) {
+        let draft = path.with_extension("draft");
+        std::fs::write(&draft, format!("#!/bin/sh\n{text}\n")).unwrap();
+        ostree::tell("install", &["-D", "-m", "755", &draft.display().to_string(), &path.display().to_string()])
+            .unwrap();
+    }
+
+    /// A node of a site's own images, `old` and `new`, the first of which runs. Its programs write down what they are told.
+    fn node(folder: &Path) -> Shared {
+        let path = |name: &str| folder.join(name).display().to_string();
+        program(
+            &folder.join("os"),
+            &format!(
+                "case $1 in\nstatus) echo '[{{\"id\": \"new\", \"staged\": true}}, {{\"id\": \"old\", \"booted\": true}}]' ;;\n\
+                 stage) echo {} ;;\nesac",
+                path("tree")
+            ),
+        );
+        std::fs::create_dir_all(folder.join("tree/usr/bin")).unwrap();
+        let said = path("said");
+        program(
+            &folder.join("tree/usr/bin/kubeadm"),
+            &format!("[ \"$1\" = version ] && echo v2 && exit\necho kubeadm $* >>{said}"),
+        );
+        program(&folder.join("tree/usr/bin/kubelet"), "echo Kubernetes v2");
+        program(&folder.join("systemctl"), &format!("echo systemctl $* >>{said}"));
+        let options = Options {
+            config: folder.join("agent.json"),
+            state: folder.join("state"),
+            root: folder.join("root"),
+            path: String::new(),
+            reboot: Reboot::System,
+            os: None,
+            settings: Settings::default(),
+        };
+        for folder in [&options.state, &options.root] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        let place = Place { root: options.root.clone(), state: options.state.clone(), systemctl: path("systemctl") };
+        Shared {
+            root: Root::new(&options.root),
+            clock: Clock::new(Duration::ZERO),
+            os: Box::new(ostree::Site::new(path("os"))),
+            place,
+            tree: Mutex::new(None),
+            events: mpsc::unbounded_channel().0,
+            options,
+        }
+    }
+
+    fn desired(os: Option<&str>) -> Desired {
+        Desired {
+            update: "u".into(),
+            uid: "u1".into(),
+            attempt: 1,
+            retry: None,
+            os: os.map(|id| OsRelease { commit: Some(id.into()), ..OsRelease::default() }),
+            kubernetes: Some("v2".into()),
+            first: false,
+            go: true,
+            ignore_preflight_errors: Vec::new(),
+        }
+    }
+
+    /// Which kubeadm has written its configuration anew.
+    #[test]
+    fn the_kubelet_is_restarted_where_the_machine_is_not() {
+        for (id, restarts) in [("old", true), ("new", false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let node = node(folder.path());
+            let wanted = desired(Some(id));
+            let source = not_known(Retry::Never, "nobody asks");
+            assert_eq!(node.stage(&wanted, Err(&source)), Ok(Tree { restart: !restarts }));
+            node.kubeadm(&wanted).unwrap();
+            let said = std::fs::read_to_string(folder.path().join("said")).unwrap();
+            let expected = if restarts { "systemctl restart kubelet.service\n" } else { "" };
+            assert_eq!(said, format!("kubeadm upgrade node\n{expected}"));
+        }
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct Place {
     pub root: PathBuf,
     /// State directory of the agent.
     pub state: PathBuf,
+    /// `systemctl`; tests put a stand-in there.
+    pub systemctl: String,
 }
 
 /// The version of the kubelet in a tree.
@@ -125,7 +127,7 @@ impl Place {
         }
         kubeadm::shout("kubeadm", &program(tree), &words).map_err(again)?;
         if restart {
-            tell("systemctl", &["restart", "kubelet.service"]).map_err(String::from).map_err(again)?;
+            tell(&self.systemctl, &["restart", "kubelet.service"]).map_err(String::from).map_err(again)?;
         }
         Ok(())
     }
@@ -230,7 +232,8 @@ mod tests {
     #[test]
     fn the_kubelet_gets_back_what_it_had_before_the_first_try() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place { root: dir.path().join("root"), state: dir.path().join("state") };
+        let [root, state] = ["root", "state"].map(|name| dir.path().join(name));
+        let place = Place { root, state, systemctl: "false".into() };
         let desired = |attempt| Desired {
             update: "u".into(),
             uid: "../1".into(),
