@@ -20,7 +20,7 @@ use super::plane::{Plane, image_tag};
 use super::state::{
     Action, Deployment, Event, Failure, Ill, Job, Journal, Now, Retry, Settings, State, System, Tree, id_of,
 };
-use crate::client::{Client, chain};
+use crate::client::{CallError, Client, chain};
 use crate::clock::Clock;
 use crate::console;
 use crate::facts::{self, Root};
@@ -185,8 +185,8 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
             };
             let stage = move |shared: &Shared| shared.stage(&desired, source.as_ref()).map(Some);
             let ended = blocking(shared, stage).await;
-            // It is not needed twice; what cannot be removed now is when the next one comes.
-            let _ = std::fs::remove_dir_all(shared.options.state.join(DIFFERENCE));
+            // What was not taken to be applied.
+            ostree::difference::discard(&shared.options.state.join(DIFFERENCE));
             Event::Ended(ended)
         }
         Action::Kubeadm(desired) => {
@@ -272,8 +272,16 @@ async fn difference(
         }
         _ => files::make_private_dir(&folder).map_err(|error| chain(&error))?,
     }
-    let fetched = ostree::difference::fetch(client, repository, [&from.id, to], &folder).await;
-    Ok(fetched.map_err(|error| chain(&error))?.then_some(folder))
+    fetched(ostree::difference::fetch(client, repository, [&from.id, to], &folder).await, folder)
+}
+
+/// The folder that a delta was fetched to. One that did not come whole goes at once: the release's objects need the room.
+fn fetched(came: Result<bool, CallError>, folder: PathBuf) -> Result<Option<PathBuf>, String> {
+    if matches!(came, Ok(true)) {
+        return Ok(Some(folder));
+    }
+    ostree::difference::discard(&folder);
+    came.map(|_| None).map_err(|error| chain(&error))
 }
 
 /// The release has to be fetched, and nobody says from where.
@@ -512,6 +520,21 @@ mod tests {
             let said = std::fs::read_to_string(folder.path().join("said")).unwrap();
             let expected = if restarts { "systemctl restart kubelet.service\n" } else { "" };
             assert_eq!(said, format!("kubeadm upgrade node\n{expected}"));
+        }
+    }
+
+    #[test]
+    fn a_delta_that_did_not_come_whole_leaves_its_room() {
+        let full = || Err(CallError::Address("x".into()));
+        for (came, stays) in [(Ok(true), true), (Ok(false), false), (full(), false)] {
+            let state = tempfile::tempdir().unwrap();
+            let folder = state.path().join(DIFFERENCE);
+            std::fs::create_dir(&folder).unwrap();
+            std::fs::write(folder.join("superblock"), "half").unwrap();
+            let failed = came.is_err();
+            let found = fetched(came, folder.clone());
+            assert_eq!((found.is_err(), found.ok().flatten()), (failed, stays.then_some(folder.clone())));
+            assert_eq!(folder.exists(), stays);
         }
     }
 
