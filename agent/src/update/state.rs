@@ -404,7 +404,8 @@ impl State {
         let refused = self.journal.denied.iter().find(|denied| Some(&denied.id) == id.as_ref()).cloned();
         let again = refused.as_ref().is_some_and(|denied| match desired.retry {
             None => desired.attempt > 1,
-            Some(retry) if denied.uid == desired.uid => retry > denied.retry,
+            // An object that was made anew says what was asked of the one before.
+            Some(retry) if denied.is_of(&desired) => retry > denied.retry,
             Some(retry) => retry > 0,
         });
         let job = Job {
@@ -522,8 +523,10 @@ impl State {
         let id = job.desired.os.as_ref().and_then(id_of).map(str::to_owned);
         if let Some(id) = id.filter(|_| job.condemned) {
             self.journal.denied.retain(|denied| denied.id != id);
-            let (uid, retry) = (job.desired.uid.clone(), job.desired.retry.unwrap_or_default());
-            self.journal.denied.push(Denied { id, reason: job.reason.clone(), uid, retry, at: now.date });
+            let (desired, reason) = (job.desired.clone(), job.reason.clone());
+            let retry = desired.retry.unwrap_or_default();
+            let denied = Denied { id, reason, update: desired.update, uid: desired.uid, retry, at: now.date };
+            self.journal.denied.push(denied);
             let excess = self.journal.denied.len().saturating_sub(DENIED);
             self.journal.denied.drain(..excess);
         }

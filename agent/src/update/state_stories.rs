@@ -53,12 +53,44 @@ fn a_node_that_runs_the_release_already_is_looked_at_whatever_it_is_told() {
     }
 }
 
+/// The release did not come up, when this update was asked for so many times.
+fn denied(update: &str, retry: u32) -> Denied {
+    let (reason, at) = ("it did not come up".to_owned(), OffsetDateTime::UNIX_EPOCH);
+    Denied { id: NEW.into(), reason, update: update.into(), uid: "u1".into(), retry, at }
+}
+
+/// Its `retry` is that of the object before: nobody has raised it since.
+#[test]
+fn an_update_that_was_deleted_and_made_anew_is_no_wish_of_a_person() {
+    let now = World::new(Release::Good, desired(1)).now();
+    let begins = |denied: Denied, asked: Desired| {
+        // What an agent of before has kept reads too.
+        let mut kept = serde_json::to_value(Journal { job: None, denied: vec![denied.clone()] }).unwrap();
+        if denied.update.is_empty() {
+            assert!(kept["denied"][0].as_object_mut().unwrap().remove("update").is_some());
+        }
+        let journal = serde_json::from_value(kept).unwrap();
+        let state = State::new(Settings::default(), journal);
+        let asked = Event::Desired(Some(asked), None);
+        let (state, _) = through(state, [seen(1, OLD, &[]), asked, seen(1, OLD, &[])], now);
+        state.journal().job.as_ref().unwrap().stage == Stage::Stage
+    };
+    let asks = |update: &str, uid: &str, retry| {
+        let (update, uid) = (update.into(), uid.into());
+        Desired { update, uid, retry: Some(retry), ..desired(2) }
+    };
+    assert!(!begins(denied("nkd-1", 1), asks("nkd-1", "u2", 1)), "the same object, made anew");
+    assert!(begins(denied("nkd-1", 1), asks("nkd-1", "u2", 2)), "somebody has raised it");
+    assert!(begins(denied("nkd-1", 1), asks("nkd-2", "u2", 1)), "another update, which somebody has asked again");
+    assert!(!begins(denied("nkd-1", 1), asks("nkd-2", "u2", 0)));
+    assert!(!begins(denied("", 1), asks("nkd-1", "u1", 1)) && begins(denied("", 1), asks("nkd-1", "u1", 2)));
+}
+
 /// Nothing was tried by it: a release that was refused stays refused.
 #[test]
 fn a_turn_that_is_refused_takes_no_refused_release_back() {
     let now = World::new(Release::Good, desired(1)).now();
-    let (reason, uid) = ("it did not come up".to_owned(), "u1".to_owned());
-    let denied = Denied { id: NEW.into(), reason, uid, retry: 0, at: OffsetDateTime::UNIX_EPOCH };
+    let denied = denied("u", 0);
     let journal = Journal { job: None, denied: vec![denied.clone()] };
     let asked = Event::Desired(Some(Desired { go: true, retry: Some(1), ..desired(2) }), None);
     let (state, actions) =
