@@ -194,7 +194,8 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
             // power cut.
             if let Err(reason) = NodeClient::new(&shared.options.root).look().await {
                 let reason = format!("the cluster's API does not answer: {reason}");
-                return Event::Ended(Err(Failure { retry: Retry::Patiently, reason }));
+                let away = move |shared: &Shared| Err(shared.place.away(&desired, &reason));
+                return Event::Ended(blocking(shared, away).await);
             }
             Event::Ended(blocking(shared, move |shared| shared.kubeadm(&desired).map(|()| None)).await)
         }
@@ -417,7 +418,11 @@ impl Shared {
 
     fn settle(&self) -> Result<(), Failure> {
         let job = self.job()?;
-        self.place.restore(&job.desired).map_err(|reason| Failure { retry: Retry::Few, reason })?;
+        let again = |reason| Failure { retry: Retry::Few, reason };
+        if job.put_back {
+            self.place.put_back(&job.desired).map_err(again)?;
+        }
+        self.place.restore(&job.desired).map_err(again)?;
         match job.desired.os.as_ref().and_then(id_of) {
             Some(id) => self.os.discard(id),
             None => Ok(()),
@@ -431,6 +436,7 @@ mod tests {
 
     use nkd_api::update::OsRelease;
 
+    use super::super::state::Stage;
     use super::*;
 
     #[tokio::test]
@@ -520,6 +526,41 @@ mod tests {
             let said = std::fs::read_to_string(folder.path().join("said")).unwrap();
             let expected = if restarts { "systemctl restart kubelet.service\n" } else { "" };
             assert_eq!(said, format!("kubeadm upgrade node\n{expected}"));
+        }
+    }
+
+    /// Those that kubeadm has made stay otherwise: an older kubelet may run newer ones.
+    #[test]
+    fn static_pods_are_put_back_when_they_were_given_up_alone() {
+        for put_back in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let node = node(folder.path());
+            let wanted = desired(Some("new"));
+            let manifest = node.options.root.join("etc/kubernetes/manifests/kube-apiserver.yaml");
+            std::fs::create_dir_all(manifest.parent().unwrap()).unwrap();
+            std::fs::write(&manifest, "old").unwrap();
+            node.place.keep(&wanted).unwrap();
+            std::fs::write(&manifest, "new").unwrap();
+            let job = Job {
+                desired: wanted,
+                stage: Stage::Settle,
+                boot_id: "b".into(),
+                from: Some("old".into()),
+                failed_before: Vec::new(),
+                kubeadm_began: true,
+                cuts: 1,
+                kubeadm: false,
+                restaged: 0,
+                reason: "why".into(),
+                condemned: false,
+                put_back,
+            };
+            let journal = Journal { job: Some(job), denied: Vec::new() };
+            files::write_json(&node.options.state.join("update.json"), &journal).unwrap();
+            for _ in 0..2 {
+                node.settle().unwrap();
+                assert_eq!(std::fs::read_to_string(&manifest).unwrap(), if put_back { "old" } else { "new" });
+            }
         }
     }
 

@@ -104,6 +104,9 @@ pub enum Retry {
     /// As long as it takes: the effect did not begin, because somebody whom it needs is away, the service or the cluster's
     /// API. That is no failure of it; the cluster is told why the node waits.
     Patiently,
+    /// The same, but who is away is this node's own API server, of which a kubeadm that was cut off has left half. It has as long
+    /// as the gate to come up, and longer where that is short.
+    ForAWhile,
 }
 
 /// An effect has failed.

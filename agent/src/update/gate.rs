@@ -109,6 +109,7 @@ mod tests {
             restaged: 0,
             reason: String::new(),
             condemned: false,
+            put_back: false,
         };
         let system = System {
             boot_id: "b".into(),

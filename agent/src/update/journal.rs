@@ -79,6 +79,9 @@ pub struct Job {
     pub reason: String,
     /// The release was tried and did not come up: it is not to be tried again.
     pub condemned: bool,
+    /// The static pods that a kubeadm left which was cut off are to be those of before again.
+    #[serde(default)]
+    pub put_back: bool,
 }
 
 impl Job {

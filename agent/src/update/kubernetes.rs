@@ -98,7 +98,8 @@ impl Place {
         self.state.join("kubelet-before")
     }
 
-    fn kept(&self, desired: &Desired) -> PathBuf {
+    /// Where what was before this attempt is kept.
+    pub(super) fn kept(&self, desired: &Desired) -> PathBuf {
         let sane = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
         let uid: String = desired.uid.chars().map(sane).collect();
         self.keeping().join(format!("{uid}-{}", desired.attempt))
@@ -132,8 +133,9 @@ impl Place {
         Ok(())
     }
 
-    /// Keeps the kubelet's configuration, if it is not kept already: a second try must not keep what the first one made.
-    fn keep(&self, desired: &Desired) -> Result<(), String> {
+    /// Keeps the kubelet's configuration and a control plane's manifests, if they are not kept already: a second try must not keep
+    /// what the first one made.
+    pub(super) fn keep(&self, desired: &Desired) -> Result<(), String> {
         let kept = self.kept(desired);
         if kept.exists() {
             return Ok(());
@@ -152,6 +154,7 @@ impl Place {
                 Err(error) => absent(error).map_err(|error| said(&from, error))?,
             }
         }
+        self.keep_manifests(&half)?;
         std::fs::create_dir_all(self.keeping()).map_err(|error| said(&kept, error))?;
         std::fs::rename(&half, &kept).map_err(|error| said(&kept, error))?;
         // What is named so is whole, also after a power cut: kubeadm is about to write over what was copied.
@@ -189,13 +192,28 @@ impl Place {
     }
 }
 
-fn absent(error: std::io::Error) -> std::io::Result<()> {
+/// What is not there is no error.
+pub(super) fn absent(error: std::io::Error) -> std::io::Result<()> {
     if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    pub fn desired(attempt: u32) -> Desired {
+        Desired {
+            update: "u".into(),
+            uid: "../1".into(),
+            attempt,
+            os: None,
+            kubernetes: None,
+            retry: None,
+            first: false,
+            go: true,
+            ignore_preflight_errors: Vec::new(),
+        }
+    }
 
     #[test]
     fn a_system_alone_brings_no_kubelet_of_another_minor_version() {
@@ -234,17 +252,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let [root, state] = ["root", "state"].map(|name| dir.path().join(name));
         let place = Place { root, state, systemctl: "false".into() };
-        let desired = |attempt| Desired {
-            update: "u".into(),
-            uid: "../1".into(),
-            attempt,
-            os: None,
-            kubernetes: None,
-            retry: None,
-            first: false,
-            go: true,
-            ignore_preflight_errors: Vec::new(),
-        };
         std::fs::create_dir_all(place.kubelet()).unwrap();
         std::fs::create_dir_all(&place.state).unwrap();
         let config = place.kubelet().join("config.yaml");

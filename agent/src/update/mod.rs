@@ -13,6 +13,7 @@
 //! | `driver` | carries the actions out |
 //! | `node` | this node's object in the cluster's API |
 //! | `kubernetes` | kubeadm, and the kubelet's way back |
+//! | `manifests` | the static pods' way back |
 //! | `plane` | of which version a control plane is |
 //! | `gate` | what has to hold before a node is healthy |
 
@@ -21,6 +22,7 @@ mod event;
 mod gate;
 mod journal;
 mod kubernetes;
+mod manifests;
 mod node;
 mod plane;
 pub mod state;

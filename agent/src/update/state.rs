@@ -44,6 +44,9 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// What the operator hears when it has said `go` of an attempt that was never begun here.
 const NOT_LAID_OUT: &str =
     "it was told to go on with what was never laid out here: nothing was touched, and it takes another attempt";
+/// Static pods have at least so long to come up, however short the gate is: the kubelet waits up to five minutes before it starts
+/// one again that ended.
+const HALF: Duration = Duration::from_secs(420);
 /// So many refused releases are remembered.
 const DENIED: usize = 32;
 
@@ -67,6 +70,8 @@ pub struct State {
     failures: u32,
     /// Tries that could not begin, because somebody else is away, in this stage, one after the other.
     waits: u32,
+    /// Since when this node's own API server, which was left half replaced, is waited for.
+    half_since: Option<Duration>,
     /// Nothing is begun before this.
     not_before: Duration,
     /// Since when the gate looks, and since when it lets pass.
@@ -95,6 +100,7 @@ impl State {
             pending: None,
             failures: 0,
             waits: 0,
+            half_since: None,
             not_before: Duration::ZERO,
             gate: None,
             why: String::new(),
@@ -219,6 +225,7 @@ impl State {
             }
         }
         (self.failures, self.waits, self.not_before, self.gate) = (0, 0, Duration::ZERO, None);
+        self.half_since = None;
         self.why.clear();
     }
 
@@ -420,6 +427,7 @@ impl State {
             restaged: 0,
             reason: String::new(),
             condemned: false,
+            put_back: false,
         };
         let told_to_go = job.desired.go;
         self.journal.job = Some(job);
@@ -534,7 +542,14 @@ impl State {
     }
 
     fn failed(&mut self, stage: Stage, failure: Failure, now: Now, said: &mut Vec<Action>) {
-        if failure.retry == Retry::Patiently {
+        let half = failure.retry == Retry::ForAWhile && stage == Stage::Kubeadm;
+        self.half_since = half.then(|| self.half_since.unwrap_or(now.uptime));
+        if let Some(since) = self.half_since
+            && now.uptime.saturating_sub(since) >= self.settings.gate.max(HALF)
+        {
+            return self.put_back(&failure.reason, said);
+        }
+        if matches!(failure.retry, Retry::Patiently | Retry::ForAWhile) {
             // What is wrong is said once. The tries that are counted are kept for what can be tried.
             if self.why != failure.reason {
                 said.push(Action::Say(format!("{}: {}", word(stage), failure.reason)));
@@ -568,6 +583,17 @@ impl State {
             }
             Stage::CalledOff => self.journal.job = None,
             _ => self.go(Stage::Failed, Some(reason)),
+        }
+    }
+
+    /// kubeadm was cut off, what it left does not come up, and nobody else is to blame. It would have put its manifests back.
+    fn put_back(&mut self, reason: &str, said: &mut Vec<Action>) {
+        let limit = self.settings.gate.max(HALF).as_secs();
+        let reason = format!("{}: for {limit} s {reason}; they were put back", word(Stage::Kubeadm));
+        said.push(Action::Say(reason.clone()));
+        self.go(Stage::Settle, Some(reason));
+        if let Some(job) = &mut self.journal.job {
+            job.put_back = true;
         }
     }
 

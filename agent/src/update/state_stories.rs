@@ -212,6 +212,58 @@ fn a_kubeadm_that_was_cut_off_is_neither_called_off_nor_replaced() {
     }
 }
 
+/// What a kubeadm left that was cut off, and would have put back itself, is put back when it does not come up in the gate's time and
+/// nobody else is to blame. Who else is away is waited for, however long.
+#[test]
+fn static_pods_that_a_kubeadm_left_half_replaced_are_put_back() {
+    let both = Desired { go: true, ..desired(1) };
+    for (gate, limit) in [(900, 900), (60, 420)] {
+        let settings = Settings { gate: Duration::from_secs(gate), ..Settings::default() };
+        half_replaced(&both, settings, Duration::from_secs(limit));
+    }
+}
+
+fn half_replaced(both: &Desired, settings: Settings, limit: Duration) {
+    let mut now = World::new(Release::Good, both.clone()).now();
+    let journal = begun(both).0.journal().clone();
+    let state = State::new(settings, journal);
+    let (mut state, actions) = through(state, [seen(2, OLD, &[]), staged(true), seen(2, OLD, &[])], now);
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+    let away = |retry| Event::Ended(Err(Failure { retry, reason: "its API does not answer".into() }));
+    let mut wait = |mut state: State, retry: Retry, limit: Duration| {
+        let since = now.uptime;
+        while now.uptime < since + limit {
+            let actions;
+            (state, actions) = state.step(away(retry), now);
+            let stage = state.journal().job.as_ref().unwrap().stage;
+            if stage != Stage::Kubeadm {
+                return (state, actions, now.uptime - since);
+            }
+            now.uptime = state.deadline().expect("it waits for ever");
+            let (after, actions) = state.step(Event::Tick, now);
+            assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+            state = after;
+        }
+        (state, Vec::new(), limit)
+    };
+    let ends = |state: &State| state.journal().job.as_ref().unwrap().put_back;
+    for _ in 0..2 {
+        // For a while its own, and then somebody else's for a day: the while begins anew.
+        (state, _, _) = wait(state, Retry::ForAWhile, limit - Duration::from_secs(60));
+        assert!(!ends(&state));
+        (state, _, _) = wait(state, Retry::Patiently, Duration::from_secs(86_400));
+        assert!(!ends(&state));
+    }
+    let (state, actions, took) = wait(state, Retry::ForAWhile, 2 * limit);
+    assert!(took >= limit && ends(&state), "{took:?}");
+    assert_eq!(actions.last(), Some(&Action::Settle));
+    assert!(matches!(actions.first(), Some(Action::Remember(kept)) if kept.job.as_ref().unwrap().put_back));
+    let (state, _) = through(state, [Event::Ended(Ok(None))], now);
+    let told = state.report().unwrap();
+    assert_eq!((told.state, state.journal().denied.len()), (ReportedState::RolledBack, 0));
+    assert!(told.detail.contains("its API does not answer; they were put back"), "{}", told.detail);
+}
+
 /// It takes the agent with it, or the node, whenever it runs: that is not tried for ever.
 #[test]
 fn what_is_cut_off_each_time_is_given_up() {
@@ -407,6 +459,7 @@ fn at_the_gate() -> Job {
         restaged: 0,
         reason: String::new(),
         condemned: false,
+        put_back: false,
     }
 }
 

@@ -45,7 +45,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         12 => Just(Fault::None),
         2 => any::<bool>().prop_map(Fault::Kill),
         2 => any::<bool>().prop_map(Fault::Power),
-        1 => prop_oneof![Just(Retry::Never), Just(Retry::Few), Just(Retry::Patiently)].prop_map(|retry| Fault::Fails { retry }),
+        1 => prop_oneof![Just(Retry::Never), Just(Retry::Few), Just(Retry::Patiently), Just(Retry::ForAWhile)].prop_map(|retry| Fault::Fails { retry }),
         1 => Just(Fault::Away),
     ]
 }
