@@ -353,6 +353,7 @@ impl Machine {
             deployments,
             finalize_failure: None,
             kubernetes: Some(if self.booted == NEW { "v1.21.0" } else { "v1.20.2" }.into()),
+            plane: None,
             failed_units: Vec::new(),
             caution: None,
         }

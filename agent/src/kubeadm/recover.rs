@@ -51,6 +51,12 @@ struct Status {
     errors: Vec<String>,
 }
 
+impl Status {
+    fn has_leader(&self) -> bool {
+        !matches!(self.leader.as_str(), "" | "0")
+    }
+}
+
 /// A member of etcd, as it tells its peers.
 #[derive(Debug, Deserialize)]
 struct Member {
@@ -209,10 +215,7 @@ impl Node {
     }
 
     fn members(&self, manifest: &str) -> Result<Vec<u8>, String> {
-        let url = argument(manifest, "--listen-peer-urls=").unwrap_or_default();
-        let address = url.split(',').next().and_then(|url| url.strip_prefix("https://")?.parse().ok());
-        let address = address.ok_or("the manifest of etcd does not say where its peers reach it")?;
-        local::peer(&self.kubernetes, address, "/members")
+        members(&self.kubernetes, manifest)
     }
 
     /// Waits for etcd to answer at all; what it then says counts, at once.
@@ -242,9 +245,45 @@ impl Node {
     }
 }
 
+/// The members by the word of the node's own etcd, which tells its peers without a majority too.
+fn members(kubernetes: &Path, manifest: &str) -> Result<Vec<u8>, String> {
+    let url = argument(manifest, "--listen-peer-urls=").unwrap_or_default();
+    let address = url.split(',').next().and_then(|url| url.strip_prefix("https://")?.parse().ok());
+    let address = address.ok_or("the manifest of etcd does not say where its peers reach it")?;
+    local::peer(kubernetes, address, "/members")
+}
+
+/// What a node's own etcd says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Etcd {
+    /// Nothing.
+    Silent,
+    /// It runs, and waits for others.
+    NoMajority,
+    /// It runs in its majority.
+    HasLeader,
+}
+
+/// Asks the etcd of the node at `root` that this manifest is of.
+pub(crate) fn own_etcd(root: &Path, manifest: &str) -> Etcd {
+    let kubernetes = root.join("etc/kubernetes");
+    let status = local::etcd(&kubernetes, "maintenance/status").ok();
+    let status = status.and_then(|status| serde_json::from_slice(&status).ok());
+    own(status.as_ref(), || members(&kubernetes, manifest).is_ok())
+}
+
+fn own(status: Option<&Status>, answers_peers: impl Fn() -> bool) -> Etcd {
+    match status {
+        Some(status) if status.has_leader() => Etcd::HasLeader,
+        Some(_) => Etcd::NoMajority,
+        None if answers_peers() => Etcd::NoMajority,
+        None => Etcd::Silent,
+    }
+}
+
 /// Without a status there is no leader: it would answer its clients.
 fn standing(name: &str, status: Option<&Status>, members: &[Member]) -> Result<Standing, String> {
-    let has_leader = status.is_some_and(|status| !matches!(status.leader.as_str(), "" | "0"));
+    let has_leader = status.is_some_and(Status::has_leader);
     let refused = |why: &str| Err(format!("nothing of etcd may be given up here: {why}"));
     let (me, others): (Vec<_>, Vec<_>) = members.iter().partition(|member| member.name == name);
     let [me] = me.as_slice() else { return refused("it does not count itself among its members") };
@@ -327,6 +366,20 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn an_etcd_without_its_majority_is_told_from_one_that_does_not_run() {
+        let status = |leader: &str| Status { leader: leader.into(), errors: Vec::new() };
+        for (status, peers, expected) in [
+            (Some(status("7")), true, Etcd::HasLeader),
+            (Some(status("0")), true, Etcd::NoMajority),
+            (Some(status("")), true, Etcd::NoMajority),
+            (None, true, Etcd::NoMajority),
+            (None, false, Etcd::Silent),
+        ] {
+            assert_eq!(own(status.as_ref(), || peers), expected, "{status:?}");
+        }
+    }
 
     const KUBEADMS: &str = "kind: Pod\nmetadata:\n  name: etcd\nspec:\n  containers:\n  - command:\n    - etcd\n    - --data-dir=DATA\n    - --name=cp1\n    image: e\n";
 

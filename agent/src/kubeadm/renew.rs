@@ -18,7 +18,7 @@ use super::local;
 use super::run::{CONFIG, Diary, Failure, command, failure, write};
 
 /// What kubeadm runs as static pods. Others in the same folder are somebody else's, and stay.
-const COMPONENTS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
+pub(crate) const COMPONENTS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"];
 /// How long the kubelet may take to end a pod: it looks every 20 s, and gives a pod 30 s.
 const STOP: Duration = Duration::from_secs(180);
 /// How long everything may take to come back.
@@ -139,11 +139,18 @@ impl Node {
     }
 }
 
+/// The manifest of the node's own API server, below its root.
+pub(crate) const API_SERVER: &str = "etc/kubernetes/manifests/kube-apiserver.yaml";
+
 /// The port of this node's own API server; none: it has none.
 pub(crate) fn api_server_port(root: &Path) -> Option<u16> {
-    let manifest = std::fs::read_to_string(root.join("etc/kubernetes/manifests/kube-apiserver.yaml")).ok()?;
-    let port = arguments(&manifest).iter().find_map(|word| word.strip_prefix("--secure-port=")?.parse().ok());
-    Some(port.unwrap_or(6443))
+    std::fs::read_to_string(root.join(API_SERVER)).ok().map(|manifest| port_of(&manifest))
+}
+
+/// The port in the manifest of an API server.
+pub(crate) fn port_of(manifest: &str) -> u16 {
+    let port = arguments(manifest).iter().find_map(|word| word.strip_prefix("--secure-port=")?.parse().ok());
+    port.unwrap_or(6443)
 }
 
 pub(super) fn rename(from: &Path, to: &Path) -> Result<(), String> {

@@ -70,6 +70,11 @@ pub async fn fetch(client: &Client, repository: &str, [from, to]: [&str; 2], fol
     Ok(true)
 }
 
+/// A delta that was fetched and is of no more use goes. What cannot be removed now is when the next one comes.
+pub fn discard(folder: &Path) {
+    let _ = std::fs::remove_dir_all(folder);
+}
+
 /// Marks the commit, on the disk, and applies a delta: repository, mark, delta. That takes minutes of a processor, which pods and
 /// an API server may need meanwhile.
 const APPLY: &str = "mkdir -p \"$1/state\" && : >\"$2\" && sync -f \"$2\" && exec nice -n 19 ostree static-delta apply-offline \"--repo=$1\" \"$3\"";
@@ -89,10 +94,15 @@ fn apply(repository: &Path, folder: &Path, commit: &str) -> Result<(), ProgramEr
     }
 }
 
-/// Pulls a commit by this ostree, what there is of its delta first.
+/// Pulls a commit by this ostree, what there is of its delta first. Applied or of no use, the delta's folder goes before the pull,
+/// which needs the room.
 pub(super) fn pull(ostree: &str, root: &Path, source: &Source, commit: &str) -> Result<(), ProgramError> {
-    if let Some(Err(error)) = source.difference.as_deref().map(|folder| apply(&repository(root), folder, commit)) {
-        tracing::warn!(reason = error.reason, "the release's delta is of no use; its objects are fetched");
+    if let Some(folder) = &source.difference {
+        let applied = apply(&repository(root), folder, commit);
+        discard(folder);
+        if let Err(error) = applied {
+            tracing::warn!(reason = error.reason, "the release's delta is of no use; its objects are fetched");
+        }
     }
     // One that was applied would be fetched once more. One that is damaged is where ostree would give up: it knows its digest
     // from the summary.
@@ -229,24 +239,42 @@ mod tests {
     /// The summary tells its digest, by which ostree's own pull would end.
     #[test]
     fn a_release_comes_by_its_objects_where_its_delta_is_damaged() {
+        pulls(true);
+    }
+
+    #[test]
+    fn the_pull_after_a_delta_has_its_room() {
+        pulls(false);
+    }
+
+    fn pulls(damaged: bool) {
         let all = Repositories::new();
         let up = all.path("repo").display().to_string();
         ask("ostree", &["summary", "--update", &format!("--repo={up}")]).unwrap();
-        std::fs::write(all.delta().join("superblock"), b"garbage").unwrap();
+        if damaged {
+            std::fs::write(all.delta().join("superblock"), b"garbage").unwrap();
+        }
+        let fetched = all.path("fetched");
+        ask("cp", &["-r", &all.delta().display().to_string(), &fetched.display().to_string()]).unwrap();
         let add = ["remote", "add", &all.node(), "--no-gpg-verify", remote::NAME, &format!("file://{up}")];
         ask("ostree", &add).unwrap();
         // The ostree of a system has a repository without being told which. From a folder it takes no deltas in any case: here it
         // takes what needs one for a failure, as it does over a network.
-        let system = all.path("ostree");
+        let (system, mark) = (all.path("ostree"), mark(&all.path("node"), &all.commits[1]));
         let script = format!(
-            "#!/bin/sh\nverb=$1\nshift\n[ \"$1\" = --disable-static-deltas ] || exit 9\nexec ostree $verb {} \"$@\"\n",
+            "#!/bin/sh\nverb=$1\nshift\n[ \"$1\" = --disable-static-deltas ] || exit 9\n[ ! -e {} ] || exit 8\n\
+             [ -e {} ] || exit 7\nexec ostree $verb {} \"$@\"\n",
+            fetched.display(),
+            mark.display(),
             all.node()
         );
         std::fs::write(&system, script).unwrap();
         std::fs::set_permissions(&system, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        std::fs::create_dir_all(repository(&all.path("root"))).unwrap();
+        let repository = repository(&all.path("root"));
+        std::fs::create_dir_all(repository.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(all.path("node"), &repository).unwrap();
         let (url, ca, key) = (String::new(), String::new(), String::new());
-        let source = Source { url, ca, key, ed25519_key: None, difference: Some(all.delta()) };
+        let source = Source { url, ca, key, ed25519_key: None, difference: Some(fetched) };
         pull(&system.display().to_string(), &all.path("root"), &source, &all.commits[1]).unwrap();
         ask("ostree", &["fsck", &all.node()]).unwrap();
     }

@@ -28,7 +28,7 @@ use crate::{client, files};
 
 pub use boot::BootCounter;
 pub use plain::Plain;
-pub use program::{ProgramError, ask, tell};
+pub use program::{ProgramError, STATUS, ask, ask_within, tell};
 pub use rpm::Rpm;
 pub use site::Site;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nkd_api::update::OsRelease;
 
-use super::program::{ask, tell};
+use super::program::{STATUS, ask, ask_within, tell};
 use super::remote::{self, Checks};
 use super::{Backend, BootCounter, Source, again, boot, count, difference, disarm, is_staged, lock, never, unlock};
 use crate::files;
@@ -34,7 +34,7 @@ impl Plain {
     }
 
     fn list(&self) -> Result<Vec<Listed>, String> {
-        Ok(listed(&ask("ostree", &["admin", "status", "--skip-signatures"])?))
+        Ok(listed(&ask_within(STATUS, "ostree", &["admin", "status", "--skip-signatures"])?))
     }
 
     fn tree(&self, listed: &Listed) -> PathBuf {

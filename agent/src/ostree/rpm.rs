@@ -7,7 +7,7 @@ use nkd_api::update::OsRelease;
 use serde::Deserialize;
 
 use super::plain::write_remote;
-use super::program::{ask, tell};
+use super::program::{STATUS, ask, ask_within, tell};
 use super::{Backend, BootCounter, Source, again, boot, count, difference, disarm, is_staged, lock, never, unlock};
 use crate::update::state::{Deployment, Failure, id_of};
 
@@ -68,7 +68,7 @@ impl Rpm {
     }
 
     fn list(&self) -> Result<Vec<Listed>, String> {
-        listed(&ask(&self.program, &["status", "--json"])?)
+        listed(&ask_within(STATUS, &self.program, &["status", "--json"])?)
     }
 
     fn tell(&self, words: &[&str]) -> Result<(), Failure> {

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use nkd_api::update::OsRelease;
 use serde::Deserialize;
 
-use super::program::{ProgramError, ask, tell};
+use super::program::{ProgramError, STATUS, ask, ask_within, tell};
 use super::{Backend, Source, again, never};
 use crate::update::state::{Deployment, Failure, id_of};
 
@@ -54,7 +54,7 @@ fn judged(error: ProgramError) -> Failure {
 
 impl Backend for Site {
     fn deployments(&self) -> Result<Vec<Deployment>, String> {
-        let text = ask(&self.program, &["status"])?;
+        let text = ask_within(STATUS, &self.program, &["status"])?;
         let listed: Vec<Listed> =
             serde_json::from_str(&text).map_err(|error| format!("`{} status` does not read: {error}", self.program))?;
         Ok(listed.into_iter().map(|l| Deployment { id: l.id, booted: l.booted, staged: l.staged }).collect())

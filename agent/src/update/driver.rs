@@ -16,17 +16,18 @@ use tokio::time::{Instant, timeout};
 use super::gate;
 use super::kubernetes::{Place, fits, kubelet_version, prepare, stays};
 use super::node::{NodeClient, NodeError};
+use super::plane::{Plane, image_tag};
 use super::state::{
     Action, Deployment, Event, Failure, Ill, Job, Journal, Now, Retry, Settings, State, System, Tree, id_of,
 };
-use crate::client::{Client, chain};
+use crate::client::{CallError, Client, chain};
 use crate::clock::Clock;
 use crate::console;
 use crate::facts::{self, Root};
 use crate::files::{self, FileError};
 use crate::identity::Store;
 use crate::kubeadm;
-use crate::ostree::{self, Backend, Source, ask};
+use crate::ostree::{self, Backend, STATUS, Source, ask_within};
 use crate::reboot::Reboot;
 use crate::tls;
 
@@ -36,6 +37,12 @@ const DIFFERENCE: &str = "difference";
 const IDLE: Duration = Duration::from_secs(10);
 /// The same while something is.
 const BUSY: Duration = Duration::from_secs(2);
+
+/// How long the cluster's API may take to say of which version it is.
+const PLANE: Duration = Duration::from_secs(10);
+
+/// How long one look through the gate may take, with all checks of the site.
+const LOOK: Duration = Duration::from_secs(300);
 
 /// Where it works.
 #[derive(Debug, Clone)]
@@ -73,8 +80,8 @@ struct Shared {
     clock: Clock,
     os: Box<dyn Backend>,
     place: Place,
-    /// The tree of the release that is laid out.
-    tree: Mutex<Option<PathBuf>>,
+    /// The tree of the release that is laid out, and whether the machine has to restart to run it.
+    tree: Mutex<Option<(PathBuf, Tree)>>,
     events: mpsc::UnboundedSender<Event>,
 }
 
@@ -97,7 +104,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
         Some(program) => Box::new(ostree::Site::new(program.clone())),
         None => ostree::detect(&options.root, &options.path),
     };
-    let place = Place { root: options.root.clone(), state: options.state.clone() };
+    let place = Place { root: options.root.clone(), state: options.state.clone(), systemctl: "systemctl".into() };
     let (events, mut inbox) = mpsc::unbounded_channel();
     let mut node = NodeClient::new(&options.root);
     let settings = options.settings;
@@ -165,7 +172,11 @@ pub async fn run(options: Options) -> Result<(), RunError> {
 /// Does one thing, on a thread where it may wait.
 async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
     match action {
-        Action::Look => Event::Seen(blocking(shared, Shared::system).await.map_err(|failure| failure.reason)),
+        Action::Look => {
+            let (system, plane) = tokio::join!(blocking(shared, Shared::system), shared.plane());
+            let seen = system.map(|system| System { plane, ..system });
+            Event::Seen(seen.map_err(|failure| failure.reason))
+        }
         Action::Stage(desired) => {
             let source = match desired.os.as_ref().and_then(|os| os.commit.as_deref()) {
                 // What runs or is staged needs no source: the service may be away.
@@ -174,8 +185,8 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
             };
             let stage = move |shared: &Shared| shared.stage(&desired, source.as_ref()).map(Some);
             let ended = blocking(shared, stage).await;
-            // It is not needed twice; what cannot be removed now is when the next one comes.
-            let _ = std::fs::remove_dir_all(shared.options.state.join(DIFFERENCE));
+            // What was not taken to be applied.
+            ostree::difference::discard(&shared.options.state.join(DIFFERENCE));
             Event::Ended(ended)
         }
         Action::Kubeadm(desired) => {
@@ -183,12 +194,16 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
             // power cut.
             if let Err(reason) = NodeClient::new(&shared.options.root).look().await {
                 let reason = format!("the cluster's API does not answer: {reason}");
-                return Event::Ended(Err(Failure { retry: Retry::Patiently, reason }));
+                let away = move |shared: &Shared| Err(shared.place.away(&desired, &reason));
+                return Event::Ended(blocking(shared, away).await);
             }
             Event::Ended(blocking(shared, move |shared| shared.kubeadm(&desired).map(|()| None)).await)
         }
         Action::Arm(id) => Event::Ended(blocking(shared, move |shared| shared.os.arm(&id).map(|()| None)).await),
-        Action::Check(job) => Event::Checked(shared.check(&job).await),
+        Action::Check(job) => {
+            let limit = shared.options.settings.gate.min(LOOK);
+            Event::Checked(within(limit, shared.check(&job)).await)
+        }
         Action::Confirm => Event::Ended(
             blocking(shared, |shared| {
                 shared.os.confirm()?;
@@ -206,6 +221,12 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
         }
         Action::Remember(_) | Action::Say(_) | Action::Tell(_) => Event::Tick,
     }
+}
+
+/// A look that comes to no end is an illness too: a program of the node does not answer.
+async fn within<T>(limit: Duration, look: impl Future<Output = Result<T, Ill>>) -> Result<T, Ill> {
+    let reason = || format!("a look at it takes longer than {} s: what does not answer?", limit.as_secs());
+    timeout(limit, look).await.unwrap_or_else(|_| Err(Ill::Node(reason())))
 }
 
 /// Where a release is, by the word of the service. While the service is away, the release waits.
@@ -252,8 +273,16 @@ async fn difference(
         }
         _ => files::make_private_dir(&folder).map_err(|error| chain(&error))?,
     }
-    let fetched = ostree::difference::fetch(client, repository, [&from.id, to], &folder).await;
-    Ok(fetched.map_err(|error| chain(&error))?.then_some(folder))
+    fetched(ostree::difference::fetch(client, repository, [&from.id, to], &folder).await, folder)
+}
+
+/// The folder that a delta was fetched to. One that did not come whole goes at once: the release's objects need the room.
+fn fetched(came: Result<bool, CallError>, folder: PathBuf) -> Result<Option<PathBuf>, String> {
+    if matches!(came, Ok(true)) {
+        return Ok(Some(folder));
+    }
+    ostree::difference::discard(&folder);
+    came.map(|_| None).map_err(|error| chain(&error))
 }
 
 /// The release has to be fetched, and nobody says from where.
@@ -285,19 +314,32 @@ impl Shared {
 
     fn system(&self) -> Result<System, Failure> {
         let again = |reason: String| Failure { retry: Retry::Few, reason };
-        let failed = ask("systemctl", &["list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"]);
+        let words = ["list-units", "--state=failed", "--plain", "--no-legend", "--no-pager"];
+        let failed = ask_within(STATUS, "systemctl", &words);
         let failed = failed.map_err(String::from).map_err(again)?;
         Ok(System {
             boot_id: facts::boot_id(&self.root),
             deployments: self.os.deployments().map_err(again)?,
             finalize_failure: self.os.finalize_failure(),
             kubernetes: kubelet_version(&self.options.root),
+            plane: None,
             failed_units: failed_units(&failed),
             caution: self.os.caution(),
         })
     }
 
-    fn tree(&self) -> Option<PathBuf> {
+    /// What kubeadm has made of this node, if it is a control plane.
+    async fn plane(&self) -> Option<Plane> {
+        let manifest = self.options.root.join(kubeadm::API_SERVER);
+        let server = image_tag(&std::fs::read_to_string(manifest).ok()?);
+        let mut node = NodeClient::new(&self.options.root);
+        let asked = timeout(PLANE, node.cluster_version()).await;
+        let config = asked.map_err(|_| "it did not answer in time".to_owned());
+        let config = config.and_then(|config| config.map_err(|error| error.to_string()));
+        Some(Plane { server, config })
+    }
+
+    fn tree(&self) -> Option<(PathBuf, Tree)> {
         self.tree.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -314,12 +356,13 @@ impl Shared {
         let wanted = desired.os.as_ref().and_then(id_of);
         let booted = self.os.deployments().map_err(|reason| Failure { retry: Retry::Few, reason })?;
         let booted = booted.into_iter().find(|deployment| deployment.booted).map(|deployment| deployment.id);
-        *self.tree.lock().unwrap_or_else(PoisonError::into_inner) = Some(tree);
-        Ok(Tree { restart: wanted.is_some() && booted.as_deref() != wanted })
+        let laid_out = Tree { restart: wanted.is_some() && booted.as_deref() != wanted };
+        *self.tree.lock().unwrap_or_else(PoisonError::into_inner) = Some((tree, laid_out.clone()));
+        Ok(laid_out)
     }
 
     fn kubeadm(&self, desired: &Desired) -> Result<(), Failure> {
-        let tree =
+        let (tree, laid_out) =
             self.tree().ok_or_else(|| Failure { retry: Retry::Never, reason: "the release is not laid out".into() })?;
         if let Some(id) = desired.os.as_ref().and_then(id_of) {
             let all = self.os.deployments().map_err(|reason| Failure { retry: Retry::Few, reason })?;
@@ -329,8 +372,8 @@ impl Shared {
                 return Err(Failure { retry: Retry::Never, reason });
             }
         }
-        let stays = tree == self.options.root || desired.os.is_none();
-        self.place.upgrade(&tree, desired, stays)
+        // Who restarts into the release has another kubelet then, which reads what kubeadm has written.
+        self.place.upgrade(&tree, desired, !laid_out.restart)
     }
 
     async fn check(self: &Arc<Self>, job: &Job) -> Result<System, Ill> {
@@ -351,8 +394,8 @@ impl Shared {
         };
         let seen = node.look().await.map_err(away)?;
         gate::judge(job, system, &seen).map_err(Ill::Node)?;
-        let root = self.options.root.clone();
-        let tried = tokio::task::spawn_blocking(move || gate::try_out(&root)).await;
+        let (root, wanted) = (self.options.root.clone(), job.desired.kubernetes.clone());
+        let tried = tokio::task::spawn_blocking(move || gate::try_out(&root, wanted.as_deref())).await;
         tried.unwrap_or_else(|error| Err(error.to_string())).map_err(Ill::Node)
     }
 
@@ -375,7 +418,11 @@ impl Shared {
 
     fn settle(&self) -> Result<(), Failure> {
         let job = self.job()?;
-        self.place.restore(&job.desired).map_err(|reason| Failure { retry: Retry::Few, reason })?;
+        let again = |reason| Failure { retry: Retry::Few, reason };
+        if job.put_back {
+            self.place.put_back(&job.desired).map_err(again)?;
+        }
+        self.place.restore(&job.desired).map_err(again)?;
         match job.desired.os.as_ref().and_then(id_of) {
             Some(id) => self.os.discard(id),
             None => Ok(()),
@@ -385,7 +432,152 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use nkd_api::update::OsRelease;
+
+    use super::super::state::Stage;
     use super::*;
+
+    #[tokio::test]
+    async fn a_look_that_comes_to_no_end_is_an_illness_of_the_node() {
+        let limit = Duration::from_millis(10);
+        let ill = within(limit, std::future::pending::<Result<(), Ill>>()).await.unwrap_err();
+        assert!(matches!(ill, Ill::Node(why) if why.contains("longer than")));
+        let away = || Ill::Unknown("away".into());
+        assert_eq!(within(limit, async { Err::<(), _>(away()) }).await, Err(away()));
+    }
+
+    /// A program of a test. It is copied by another one, so that nobody holds it open for writing when it is run.
+    fn program(path: &Path, text: &str) {
+        let draft = path.with_extension("draft");
+        std::fs::write(&draft, format!("#!/bin/sh\n{text}\n")).unwrap();
+        ostree::tell("install", &["-D", "-m", "755", &draft.display().to_string(), &path.display().to_string()])
+            .unwrap();
+    }
+
+    /// A node of a site's own images, `old` and `new`, the first of which runs. Its programs write down what they are told.
+    fn node(folder: &Path) -> Shared {
+        let path = |name: &str| folder.join(name).display().to_string();
+        program(
+            &folder.join("os"),
+            &format!(
+                "case $1 in\nstatus) echo '[{{\"id\": \"new\", \"staged\": true}}, {{\"id\": \"old\", \"booted\": true}}]' ;;\n\
+                 stage) echo {} ;;\nesac",
+                path("tree")
+            ),
+        );
+        std::fs::create_dir_all(folder.join("tree/usr/bin")).unwrap();
+        let said = path("said");
+        program(
+            &folder.join("tree/usr/bin/kubeadm"),
+            &format!("[ \"$1\" = version ] && echo v2 && exit\necho kubeadm $* >>{said}"),
+        );
+        program(&folder.join("tree/usr/bin/kubelet"), "echo Kubernetes v2");
+        program(&folder.join("systemctl"), &format!("echo systemctl $* >>{said}"));
+        let options = Options {
+            config: folder.join("agent.json"),
+            state: folder.join("state"),
+            root: folder.join("root"),
+            path: String::new(),
+            reboot: Reboot::System,
+            os: None,
+            settings: Settings::default(),
+        };
+        for folder in [&options.state, &options.root] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        let place = Place { root: options.root.clone(), state: options.state.clone(), systemctl: path("systemctl") };
+        Shared {
+            root: Root::new(&options.root),
+            clock: Clock::new(Duration::ZERO),
+            os: Box::new(ostree::Site::new(path("os"))),
+            place,
+            tree: Mutex::new(None),
+            events: mpsc::unbounded_channel().0,
+            options,
+        }
+    }
+
+    fn desired(os: Option<&str>) -> Desired {
+        Desired {
+            update: "u".into(),
+            uid: "u1".into(),
+            attempt: 1,
+            retry: None,
+            os: os.map(|id| OsRelease { commit: Some(id.into()), ..OsRelease::default() }),
+            kubernetes: Some("v2".into()),
+            first: false,
+            go: true,
+            ignore_preflight_errors: Vec::new(),
+        }
+    }
+
+    /// Which kubeadm has written its configuration anew.
+    #[test]
+    fn the_kubelet_is_restarted_where_the_machine_is_not() {
+        for (id, restarts) in [("old", true), ("new", false)] {
+            let folder = tempfile::tempdir().unwrap();
+            let node = node(folder.path());
+            let wanted = desired(Some(id));
+            let source = not_known(Retry::Never, "nobody asks");
+            assert_eq!(node.stage(&wanted, Err(&source)), Ok(Tree { restart: !restarts }));
+            node.kubeadm(&wanted).unwrap();
+            let said = std::fs::read_to_string(folder.path().join("said")).unwrap();
+            let expected = if restarts { "systemctl restart kubelet.service\n" } else { "" };
+            assert_eq!(said, format!("kubeadm upgrade node\n{expected}"));
+        }
+    }
+
+    /// Those that kubeadm has made stay otherwise: an older kubelet may run newer ones.
+    #[test]
+    fn static_pods_are_put_back_when_they_were_given_up_alone() {
+        for put_back in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let node = node(folder.path());
+            let wanted = desired(Some("new"));
+            let manifest = node.options.root.join("etc/kubernetes/manifests/kube-apiserver.yaml");
+            std::fs::create_dir_all(manifest.parent().unwrap()).unwrap();
+            std::fs::write(&manifest, "old").unwrap();
+            node.place.keep(&wanted).unwrap();
+            std::fs::write(&manifest, "new").unwrap();
+            let job = Job {
+                desired: wanted,
+                stage: Stage::Settle,
+                boot_id: "b".into(),
+                from: Some("old".into()),
+                failed_before: Vec::new(),
+                kubeadm_began: true,
+                cuts: 1,
+                kubeadm: false,
+                restaged: 0,
+                reason: "why".into(),
+                condemned: false,
+                put_back,
+            };
+            let journal = Journal { job: Some(job), denied: Vec::new() };
+            files::write_json(&node.options.state.join("update.json"), &journal).unwrap();
+            for _ in 0..2 {
+                node.settle().unwrap();
+                assert_eq!(std::fs::read_to_string(&manifest).unwrap(), if put_back { "old" } else { "new" });
+            }
+        }
+    }
+
+    #[test]
+    fn a_delta_that_did_not_come_whole_leaves_its_room() {
+        let full = || Err(CallError::Address("x".into()));
+        for (came, stays) in [(Ok(true), true), (Ok(false), false), (full(), false)] {
+            let state = tempfile::tempdir().unwrap();
+            let folder = state.path().join(DIFFERENCE);
+            std::fs::create_dir(&folder).unwrap();
+            std::fs::write(folder.join("superblock"), "half").unwrap();
+            let failed = came.is_err();
+            let found = fetched(came, folder.clone());
+            assert_eq!((found.is_err(), found.ok().flatten()), (failed, stays.then_some(folder.clone())));
+            assert_eq!(folder.exists(), stays);
+        }
+    }
 
     #[test]
     fn a_container_that_ended_late_is_no_unit_of_the_node_that_has_failed() {

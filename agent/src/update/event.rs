@@ -6,6 +6,7 @@ use nkd_api::update::{Desired, OsRelease, Reported};
 use time::OffsetDateTime;
 
 use super::journal::{Job, Journal};
+pub use super::plane::Plane;
 
 /// Both clocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct System {
     pub finalize_failure: Option<String>,
     /// Version of the kubelet's program.
     pub kubernetes: Option<String>,
+    /// What kubeadm has made of it; none: it is no control plane, or was not asked.
+    pub plane: Option<Plane>,
     /// Units that have failed.
     pub failed_units: Vec<String>,
     /// What a person is to know before the node restarts into another release.
@@ -101,6 +104,9 @@ pub enum Retry {
     /// As long as it takes: the effect did not begin, because somebody whom it needs is away, the service or the cluster's
     /// API. That is no failure of it; the cluster is told why the node waits.
     Patiently,
+    /// The same, but who is away is this node's own API server, of which a kubeadm that was cut off has left half. It has as long
+    /// as the gate to come up, and longer where that is short.
+    ForAWhile,
 }
 
 /// An effect has failed.

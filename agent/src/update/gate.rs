@@ -1,13 +1,14 @@
 //! The gate: what has to hold before a node is called healthy.
 //!
 //! The deployment that was asked for runs; no unit has failed that had not failed before; the kubelet speaks of this very
-//! boot, in the version that was asked for, and its node is Ready; a control plane's own API server is ready; and every
-//! program in `/etc/nkd/health.d` ends well.
+//! boot, in the version that was asked for, and its node is Ready; a control plane's own API server is ready, and of that
+//! version too; and every program in `/etc/nkd/health.d` ends well.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::node::NodeSeen;
+use super::plane::is_version;
 use super::state::{Job, System, id_of};
 use crate::kubeadm;
 use crate::ostree::ask;
@@ -16,6 +17,8 @@ use crate::ostree::ask;
 pub const CHECKS: &str = "etc/nkd/health.d";
 /// How long each of them may take, in seconds.
 const LIMIT: &str = "60";
+/// How long after that one may take that does not end when it is told to.
+const GRACE: &str = "5";
 
 /// What can be told from the system and the node object (pure).
 ///
@@ -42,14 +45,18 @@ pub fn judge(job: &Job, system: &System, node: &NodeSeen) -> Result<(), String> 
     Ok(())
 }
 
-/// What has to be tried: the API server of a control plane, and the operator's own checks.
+/// What has to be tried: the API server of a control plane, which is to be of the version `wanted`, and the operator's own checks.
 ///
 /// # Errors
 /// As [`judge`].
-pub fn try_out(root: &Path) -> Result<(), String> {
+pub fn try_out(root: &Path, wanted: Option<&str>) -> Result<(), String> {
     if let Some(port) = kubeadm::api_server_port(root) {
-        kubeadm::ask_api_server(root, port, "/readyz").map_err(|why| format!("its API server is not ready: {why}"))?;
+        answers(wanted, |path| kubeadm::ask_api_server(root, port, path))?;
     }
+    checks(root, LIMIT, GRACE)
+}
+
+fn checks(root: &Path, limit: &str, grace: &str) -> Result<(), String> {
     let Ok(entries) = std::fs::read_dir(root.join(CHECKS)) else { return Ok(()) };
     let mut checks: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     checks.sort();
@@ -57,10 +64,17 @@ pub fn try_out(root: &Path) -> Result<(), String> {
         let runs = std::fs::metadata(&check).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0);
         if runs {
             let name = check.display().to_string();
-            ask("timeout", &[LIMIT, &name]).map_err(|why| format!("the check {name} says no: {why}"))?;
+            ask("timeout", &["-k", grace, limit, &name]).map_err(|why| format!("the check {name} says no: {why}"))?;
         }
     }
     Ok(())
+}
+
+/// The node's own API server is ready and, since only kubeadm brings it there, of the version that was asked for.
+fn answers(wanted: Option<&str>, get: impl Fn(&str) -> Result<Vec<u8>, String>) -> Result<(), String> {
+    let not_ready = |why: String| format!("its API server is not ready: {why}");
+    get("/readyz").map_err(not_ready)?;
+    wanted.map_or(Ok(()), |wanted| is_version(&get("/version").map_err(not_ready)?, wanted))
 }
 
 #[cfg(test)]
@@ -95,12 +109,14 @@ mod tests {
             restaged: 0,
             reason: String::new(),
             condemned: false,
+            put_back: false,
         };
         let system = System {
             boot_id: "b".into(),
             deployments: vec![Deployment { id: "new".into(), booted: true, staged: false }],
             finalize_failure: None,
             kubernetes: Some("v2".into()),
+            plane: None,
             failed_units: vec!["old.service".into()],
             caution: None,
         };
@@ -125,9 +141,22 @@ mod tests {
     }
 
     #[test]
+    fn a_control_plane_of_another_version_is_not_upgraded() {
+        let get = |path: &str| match path {
+            "/readyz" => Ok(b"ok".to_vec()),
+            "/version" => Ok(br#"{"gitVersion": "v1"}"#.to_vec()),
+            _ => Err("HTTP/1.0 404 Not Found".to_owned()),
+        };
+        assert_eq!((answers(Some("v1"), get), answers(None, get)), (Ok(()), Ok(())));
+        assert!(answers(Some("v2"), get).unwrap_err().contains("v1, not v2"));
+        let not_ready = |path: &str| if path == "/readyz" { Err("etcd failed".to_owned()) } else { get(path) };
+        assert!(answers(Some("v1"), not_ready).unwrap_err().contains("not ready: etcd failed"));
+    }
+
+    #[test]
     fn the_checks_of_a_site_are_asked() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(try_out(root.path()), Ok(()));
+        assert_eq!(try_out(root.path(), None), Ok(()));
         let folder = root.path().join(CHECKS);
         std::fs::create_dir_all(&folder).unwrap();
         let write = |name: &str, text: &str, mode: u32| {
@@ -137,9 +166,15 @@ mod tests {
         };
         write("10-good", "#!/bin/sh\nexit 0\n", 0o755);
         write("README", "exit 1\n", 0o644);
-        assert_eq!(try_out(root.path()), Ok(()));
+        assert_eq!(try_out(root.path(), None), Ok(()));
         write("20-bad", "#!/bin/sh\necho no storage >&2\nexit 1\n", 0o755);
-        let said = try_out(root.path()).unwrap_err();
+        let said = try_out(root.path(), None).unwrap_err();
         assert!(said.contains("20-bad") && said.contains("no storage"), "{said}");
+        // One that does not want to end.
+        let over = root.path().join("over").display().to_string();
+        let deaf = format!("#!/bin/sh\ntrap '' TERM\nfor i in $(seq 60); do sleep 1; done\n: >{over}\n");
+        write("15-deaf", &deaf, 0o755);
+        let said = checks(root.path(), "1", "1").unwrap_err();
+        assert!(said.contains("15-deaf") && !Path::new(&over).exists(), "{said}");
     }
 }

@@ -79,6 +79,9 @@ pub struct Job {
     pub reason: String,
     /// The release was tried and did not come up: it is not to be tried again.
     pub condemned: bool,
+    /// The static pods that a kubeadm left which was cut off are to be those of before again.
+    #[serde(default)]
+    pub put_back: bool,
 }
 
 impl Job {
@@ -102,15 +105,25 @@ pub struct Denied {
     pub id: String,
     /// Why.
     pub reason: String,
-    /// The update that it was tried for, and how often a person had asked that for another attempt.
+    /// Name of the update that it was tried for; empty: an agent of before wrote it.
+    #[serde(default)]
+    pub update: String,
+    /// Its uid, which is another one when somebody has deleted the object, and the service has made it anew.
     #[serde(default)]
     pub uid: String,
-    /// See `uid`.
+    /// How often a person had asked that update for another attempt.
     #[serde(default)]
     pub retry: u32,
     /// When.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
+}
+
+impl Denied {
+    /// It was tried for this update, perhaps for another object of it.
+    pub(super) fn is_of(&self, desired: &Desired) -> bool {
+        self.uid == desired.uid || (!self.update.is_empty() && self.update == desired.update)
+    }
 }
 
 /// What is kept over restarts.

@@ -7,7 +7,7 @@ use nkd_api::update::Desired;
 
 use super::state::{Failure, Retry};
 use crate::kubeadm;
-use crate::ostree::{ask, tell};
+use crate::ostree::{STATUS, ask, ask_within, tell};
 
 /// A program of the release that is run with the release's tree as its argument when that is laid out, ahead of the node's
 /// turn, and again before its kubeadm; the image may bring its container images so.
@@ -22,6 +22,8 @@ pub struct Place {
     pub root: PathBuf,
     /// State directory of the agent.
     pub state: PathBuf,
+    /// `systemctl`; tests put a stand-in there.
+    pub systemctl: String,
 }
 
 /// The version of the kubelet in a tree.
@@ -30,7 +32,7 @@ pub fn kubelet_version(tree: &Path) -> Option<String> {
     let program = tree.join("usr/bin/kubelet");
     let program = if program.exists() { program.display().to_string() } else { "kubelet".to_owned() };
     // "Kubernetes v1.21.0"
-    ask(&program, &["--version"]).ok()?.split_whitespace().last().map(str::to_owned)
+    ask_within(STATUS, &program, &["--version"]).ok()?.split_whitespace().last().map(str::to_owned)
 }
 
 /// The tree has kubeadm of the version that is asked for.
@@ -96,7 +98,8 @@ impl Place {
         self.state.join("kubelet-before")
     }
 
-    fn kept(&self, desired: &Desired) -> PathBuf {
+    /// Where what was before this attempt is kept.
+    pub(super) fn kept(&self, desired: &Desired) -> PathBuf {
         let sane = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
         let uid: String = desired.uid.chars().map(sane).collect();
         self.keeping().join(format!("{uid}-{}", desired.attempt))
@@ -125,13 +128,14 @@ impl Place {
         }
         kubeadm::shout("kubeadm", &program(tree), &words).map_err(again)?;
         if restart {
-            tell("systemctl", &["restart", "kubelet.service"]).map_err(String::from).map_err(again)?;
+            tell(&self.systemctl, &["restart", "kubelet.service"]).map_err(String::from).map_err(again)?;
         }
         Ok(())
     }
 
-    /// Keeps the kubelet's configuration, if it is not kept already: a second try must not keep what the first one made.
-    fn keep(&self, desired: &Desired) -> Result<(), String> {
+    /// Keeps the kubelet's configuration and a control plane's manifests, if they are not kept already: a second try must not keep
+    /// what the first one made.
+    pub(super) fn keep(&self, desired: &Desired) -> Result<(), String> {
         let kept = self.kept(desired);
         if kept.exists() {
             return Ok(());
@@ -150,6 +154,7 @@ impl Place {
                 Err(error) => absent(error).map_err(|error| said(&from, error))?,
             }
         }
+        self.keep_manifests(&half)?;
         std::fs::create_dir_all(self.keeping()).map_err(|error| said(&kept, error))?;
         std::fs::rename(&half, &kept).map_err(|error| said(&kept, error))?;
         // What is named so is whole, also after a power cut: kubeadm is about to write over what was copied.
@@ -187,13 +192,28 @@ impl Place {
     }
 }
 
-fn absent(error: std::io::Error) -> std::io::Result<()> {
+/// What is not there is no error.
+pub(super) fn absent(error: std::io::Error) -> std::io::Result<()> {
     if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    pub fn desired(attempt: u32) -> Desired {
+        Desired {
+            update: "u".into(),
+            uid: "../1".into(),
+            attempt,
+            os: None,
+            kubernetes: None,
+            retry: None,
+            first: false,
+            go: true,
+            ignore_preflight_errors: Vec::new(),
+        }
+    }
 
     #[test]
     fn a_system_alone_brings_no_kubelet_of_another_minor_version() {
@@ -230,18 +250,8 @@ mod tests {
     #[test]
     fn the_kubelet_gets_back_what_it_had_before_the_first_try() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place { root: dir.path().join("root"), state: dir.path().join("state") };
-        let desired = |attempt| Desired {
-            update: "u".into(),
-            uid: "../1".into(),
-            attempt,
-            os: None,
-            kubernetes: None,
-            retry: None,
-            first: false,
-            go: true,
-            ignore_preflight_errors: Vec::new(),
-        };
+        let [root, state] = ["root", "state"].map(|name| dir.path().join(name));
+        let place = Place { root, state, systemctl: "false".into() };
         std::fs::create_dir_all(place.kubelet()).unwrap();
         std::fs::create_dir_all(&place.state).unwrap();
         let config = place.kubelet().join("config.yaml");

@@ -13,6 +13,8 @@
 //! | `driver` | carries the actions out |
 //! | `node` | this node's object in the cluster's API |
 //! | `kubernetes` | kubeadm, and the kubelet's way back |
+//! | `manifests` | the static pods' way back |
+//! | `plane` | of which version a control plane is |
 //! | `gate` | what has to hold before a node is healthy |
 
 mod driver;
@@ -20,7 +22,9 @@ mod event;
 mod gate;
 mod journal;
 mod kubernetes;
+mod manifests;
 mod node;
+mod plane;
 pub mod state;
 
 pub use driver::{Options, RunError, run};

@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, StatusCode};
 use nkd_api::update::{DESIRED, Desired, REPORTED, Reported};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::client::{Client, chain};
+use super::plane;
+use crate::client::{CallError, Client, chain};
 use crate::clock::Clock;
 use crate::kubeadm::embedded;
 use crate::tls::{self, Presented};
@@ -143,6 +144,19 @@ impl NodeClient {
         let body = client.exchange(Method::GET, &path, "application/json", Vec::new().into()).await;
         let body = body.map_err(|error| NodeError::Api(chain(&error)))?;
         seen(&body).map_err(NodeError::Api)
+    }
+
+    /// The version of the cluster as kubeadm has written it down; none: it has not.
+    ///
+    /// # Errors
+    /// [`NodeError`]
+    pub async fn cluster_version(&mut self) -> Result<Option<String>, NodeError> {
+        let (client, _) = self.client().map_err(NodeError::Access)?;
+        match client.exchange(Method::GET, plane::CONFIG, "application/json", Vec::new().into()).await {
+            Ok(body) => plane::config_version(&body).map_err(NodeError::Api),
+            Err(CallError::Status { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
+            Err(error) => Err(NodeError::Api(chain(&error))),
+        }
     }
 
     /// Writes what it says.

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use nkd_api::update::{Desired, Reported, ReportedState};
 
-pub use super::event::{Action, Deployment, Event, Failure, Ill, Now, Retry, Settings, System, Tree, id_of};
+pub use super::event::{Action, Deployment, Event, Failure, Ill, Now, Plane, Retry, Settings, System, Tree, id_of};
 pub use super::journal::{Denied, Job, Journal, Stage};
 
 /// Downloads that fail are tried again so many times.
@@ -44,6 +44,9 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// What the operator hears when it has said `go` of an attempt that was never begun here.
 const NOT_LAID_OUT: &str =
     "it was told to go on with what was never laid out here: nothing was touched, and it takes another attempt";
+/// Static pods have at least so long to come up, however short the gate is: the kubelet waits up to five minutes before it starts
+/// one again that ended.
+const HALF: Duration = Duration::from_secs(420);
 /// So many refused releases are remembered.
 const DENIED: usize = 32;
 
@@ -67,6 +70,8 @@ pub struct State {
     failures: u32,
     /// Tries that could not begin, because somebody else is away, in this stage, one after the other.
     waits: u32,
+    /// Since when this node's own API server, which was left half replaced, is waited for.
+    half_since: Option<Duration>,
     /// Nothing is begun before this.
     not_before: Duration,
     /// Since when the gate looks, and since when it lets pass.
@@ -95,6 +100,7 @@ impl State {
             pending: None,
             failures: 0,
             waits: 0,
+            half_since: None,
             not_before: Duration::ZERO,
             gate: None,
             why: String::new(),
@@ -129,7 +135,7 @@ impl State {
             Event::Seen(seen) => self.seen(seen, now, &mut said),
             Event::Desired(desired, told) => {
                 self.told = Some(told);
-                self.desired(desired, &mut said);
+                self.desired(desired, now, &mut said);
             }
             Event::Told(Ok(())) => {
                 self.telling = false;
@@ -199,6 +205,10 @@ impl State {
             Stage::Settle | Stage::CalledOff => Action::Settle,
             Stage::Healthy | Stage::RolledBack | Stage::Failed => return actions,
         };
+        if job.stage == Stage::Check {
+            // A first look may take long.
+            self.gate.get_or_insert((now.uptime, None));
+        }
         self.busy = true;
         actions.push(action);
         actions
@@ -215,6 +225,7 @@ impl State {
             }
         }
         (self.failures, self.waits, self.not_before, self.gate) = (0, 0, Duration::ZERO, None);
+        self.half_since = None;
         self.why.clear();
     }
 
@@ -234,11 +245,11 @@ impl State {
         self.resume();
         self.fresh = true;
         if let Some(desired) = self.pending.take() {
-            self.desired(Some(desired), said);
+            self.desired(Some(desired), now, said);
         }
         self.begin_upgrade();
-        // Who has asked for a look while this one was under way has it.
-        (self.fresh, self.look_again) = (false, false);
+        // Who has asked for a look while this one was under way has it, unless it did not show what is wanted.
+        (self.fresh, self.look_again) = (false, self.pending.is_some());
     }
 
     /// What a start finds: an agent that was killed, or a machine that has restarted, by order or by a power cut.
@@ -316,7 +327,7 @@ impl State {
         }
     }
 
-    fn desired(&mut self, desired: Option<Desired>, said: &mut Vec<Action>) {
+    fn desired(&mut self, desired: Option<Desired>, now: Now, said: &mut Vec<Action>) {
         self.pending = None;
         let job = self.journal.job.as_mut();
         let Some(desired) = desired else {
@@ -343,7 +354,7 @@ impl State {
                 match (job.is_harmless(), same) {
                     (true, true) => job.desired = desired,
                     (true, false) if self.busy => return,
-                    (true, false) => return self.replace(desired, said),
+                    (true, false) => return self.replace(desired, now, said),
                     (false, true) => {}
                     (false, false) => self.give_up("another release was asked for"),
                 }
@@ -351,16 +362,16 @@ impl State {
             }
             Some(job) if !job.stage.is_end() && !job.is_harmless() => self.give_up("another update was asked for"),
             Some(_) if self.busy => {}
-            _ => self.replace(desired, said),
+            _ => self.replace(desired, now, said),
         }
     }
 
     /// Another attempt takes the place of this one. What was cut off while it was armed may still be made the next system: that is
     /// put away first, and the other begins when it is asked for again.
-    fn replace(&mut self, desired: Desired, said: &mut Vec<Action>) {
+    fn replace(&mut self, desired: Desired, now: Now, said: &mut Vec<Action>) {
         match &self.journal.job {
             Some(job) if job.is_harmless() && job.cuts > 0 => self.go(Stage::CalledOff, None),
-            _ => self.begin(desired, said),
+            _ => self.begin(desired, now, said),
         }
     }
 
@@ -374,7 +385,7 @@ impl State {
     }
 
     /// A new attempt. It goes by the node as it is now: what was seen when the agent started is of no use.
-    fn begin(&mut self, desired: Desired, said: &mut Vec<Action>) {
+    fn begin(&mut self, desired: Desired, now: Now, said: &mut Vec<Action>) {
         if !self.fresh {
             (self.pending, self.look_again) = (Some(desired), true);
             return;
@@ -383,13 +394,25 @@ impl State {
         let id = desired.os.as_ref().and_then(id_of).map(str::to_owned);
         let from = system.booted().map(str::to_owned);
         let (boot_id, failed_before) = (system.boot_id.clone(), system.failed_units.clone());
-        let there = self.is_there(&desired, system);
+        let there = match self.is_there(&desired, system) {
+            Ok(there) => there,
+            Err(why) => {
+                let why = format!("the cluster's API does not say of which version it is: {why}");
+                // Once, not at every look: it may be away for long.
+                if self.why != why {
+                    said.push(Action::Say(why.clone()));
+                }
+                (self.why, self.pending, self.not_before) = (why, Some(desired), now.uptime + AGAIN);
+                return;
+            }
+        };
         said.push(Action::Say(format!("update {}, attempt {}", desired.update, desired.attempt)));
         self.tree = None;
         let refused = self.journal.denied.iter().find(|denied| Some(&denied.id) == id.as_ref()).cloned();
         let again = refused.as_ref().is_some_and(|denied| match desired.retry {
             None => desired.attempt > 1,
-            Some(retry) if denied.uid == desired.uid => retry > denied.retry,
+            // An object that was made anew says what was asked of the one before.
+            Some(retry) if denied.is_of(&desired) => retry > denied.retry,
             Some(retry) => retry > 0,
         });
         let job = Job {
@@ -404,6 +427,7 @@ impl State {
             restaged: 0,
             reason: String::new(),
             condemned: false,
+            put_back: false,
         };
         let told_to_go = job.desired.go;
         self.journal.job = Some(job);
@@ -423,16 +447,23 @@ impl State {
         }
     }
 
-    /// There is nothing to do but to look: what is asked for runs, and it is not that somebody changed half of it by hand.
-    fn is_there(&self, desired: &Desired, system: &System) -> bool {
+    /// There is nothing to do but to look: what is asked for runs, and it is not that somebody changed half of it by hand. An error:
+    /// nobody can tell now.
+    fn is_there(&self, desired: &Desired, system: &System) -> Result<bool, String> {
         let id = desired.os.as_ref().and_then(id_of);
         let runs = id.is_none_or(|id| system.booted() == Some(id))
             && desired.kubernetes.as_ref().is_none_or(|version| system.kubernetes.as_ref() == Some(version));
         // Programs that somebody has installed say nothing of kubeadm: without an image, only what was done here is there.
-        runs && self.journal.job.as_ref().map_or(id.is_some(), |job| {
+        let done = self.journal.job.as_ref().map_or(id.is_some(), |job| {
             let same = (&job.desired.os, &job.desired.kubernetes) == (&desired.os, &desired.kubernetes);
             job.stage == Stage::Healthy && same
-        })
+        });
+        // The system brings the kubelet alone. Of a control plane kubeadm makes the rest, and etcd may have come back from a
+        // snapshot of before.
+        match (&system.plane, &desired.kubernetes) {
+            (Some(plane), Some(version)) if runs && done => plane.is_of(version),
+            _ => Ok(runs && done),
+        }
     }
 
     /// The operator has said `go`, and everything is there.
@@ -500,8 +531,10 @@ impl State {
         let id = job.desired.os.as_ref().and_then(id_of).map(str::to_owned);
         if let Some(id) = id.filter(|_| job.condemned) {
             self.journal.denied.retain(|denied| denied.id != id);
-            let (uid, retry) = (job.desired.uid.clone(), job.desired.retry.unwrap_or_default());
-            self.journal.denied.push(Denied { id, reason: job.reason.clone(), uid, retry, at: now.date });
+            let (desired, reason) = (job.desired.clone(), job.reason.clone());
+            let retry = desired.retry.unwrap_or_default();
+            let denied = Denied { id, reason, update: desired.update, uid: desired.uid, retry, at: now.date };
+            self.journal.denied.push(denied);
             let excess = self.journal.denied.len().saturating_sub(DENIED);
             self.journal.denied.drain(..excess);
         }
@@ -509,7 +542,14 @@ impl State {
     }
 
     fn failed(&mut self, stage: Stage, failure: Failure, now: Now, said: &mut Vec<Action>) {
-        if failure.retry == Retry::Patiently {
+        let half = failure.retry == Retry::ForAWhile && stage == Stage::Kubeadm;
+        self.half_since = half.then(|| self.half_since.unwrap_or(now.uptime));
+        if let Some(since) = self.half_since
+            && now.uptime.saturating_sub(since) >= self.settings.gate.max(HALF)
+        {
+            return self.put_back(&failure.reason, said);
+        }
+        if matches!(failure.retry, Retry::Patiently | Retry::ForAWhile) {
             // What is wrong is said once. The tries that are counted are kept for what can be tried.
             if self.why != failure.reason {
                 said.push(Action::Say(format!("{}: {}", word(stage), failure.reason)));
@@ -543,6 +583,17 @@ impl State {
             }
             Stage::CalledOff => self.journal.job = None,
             _ => self.go(Stage::Failed, Some(reason)),
+        }
+    }
+
+    /// kubeadm was cut off, what it left does not come up, and nobody else is to blame. It would have put its manifests back.
+    fn put_back(&mut self, reason: &str, said: &mut Vec<Action>) {
+        let limit = self.settings.gate.max(HALF).as_secs();
+        let reason = format!("{}: for {limit} s {reason}; they were put back", word(Stage::Kubeadm));
+        said.push(Action::Say(reason.clone()));
+        self.go(Stage::Settle, Some(reason));
+        if let Some(job) = &mut self.journal.job {
+            job.put_back = true;
         }
     }
 

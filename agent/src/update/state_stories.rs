@@ -20,6 +20,7 @@ fn seen(boot: u32, booted: &str, failed: &[&str]) -> Event {
         deployments: all.into_iter().map(deployment).collect(),
         finalize_failure: None,
         kubernetes: Some("v1".into()),
+        plane: None,
         failed_units: failed.iter().map(|unit| (*unit).to_owned()).collect(),
         caution: None,
     }))
@@ -52,12 +53,44 @@ fn a_node_that_runs_the_release_already_is_looked_at_whatever_it_is_told() {
     }
 }
 
+/// The release did not come up, when this update was asked for so many times.
+fn denied(update: &str, retry: u32) -> Denied {
+    let (reason, at) = ("it did not come up".to_owned(), OffsetDateTime::UNIX_EPOCH);
+    Denied { id: NEW.into(), reason, update: update.into(), uid: "u1".into(), retry, at }
+}
+
+/// Its `retry` is that of the object before: nobody has raised it since.
+#[test]
+fn an_update_that_was_deleted_and_made_anew_is_no_wish_of_a_person() {
+    let now = World::new(Release::Good, desired(1)).now();
+    let begins = |denied: Denied, asked: Desired| {
+        // What an agent of before has kept reads too.
+        let mut kept = serde_json::to_value(Journal { job: None, denied: vec![denied.clone()] }).unwrap();
+        if denied.update.is_empty() {
+            assert!(kept["denied"][0].as_object_mut().unwrap().remove("update").is_some());
+        }
+        let journal = serde_json::from_value(kept).unwrap();
+        let state = State::new(Settings::default(), journal);
+        let asked = Event::Desired(Some(asked), None);
+        let (state, _) = through(state, [seen(1, OLD, &[]), asked, seen(1, OLD, &[])], now);
+        state.journal().job.as_ref().unwrap().stage == Stage::Stage
+    };
+    let asks = |update: &str, uid: &str, retry| {
+        let (update, uid) = (update.into(), uid.into());
+        Desired { update, uid, retry: Some(retry), ..desired(2) }
+    };
+    assert!(!begins(denied("nkd-1", 1), asks("nkd-1", "u2", 1)), "the same object, made anew");
+    assert!(begins(denied("nkd-1", 1), asks("nkd-1", "u2", 2)), "somebody has raised it");
+    assert!(begins(denied("nkd-1", 1), asks("nkd-2", "u2", 1)), "another update, which somebody has asked again");
+    assert!(!begins(denied("nkd-1", 1), asks("nkd-2", "u2", 0)));
+    assert!(!begins(denied("", 1), asks("nkd-1", "u1", 1)) && begins(denied("", 1), asks("nkd-1", "u1", 2)));
+}
+
 /// Nothing was tried by it: a release that was refused stays refused.
 #[test]
 fn a_turn_that_is_refused_takes_no_refused_release_back() {
     let now = World::new(Release::Good, desired(1)).now();
-    let (reason, uid) = ("it did not come up".to_owned(), "u1".to_owned());
-    let denied = Denied { id: NEW.into(), reason, uid, retry: 0, at: OffsetDateTime::UNIX_EPOCH };
+    let denied = denied("u", 0);
     let journal = Journal { job: None, denied: vec![denied.clone()] };
     let asked = Event::Desired(Some(Desired { go: true, retry: Some(1), ..desired(2) }), None);
     let (state, actions) =
@@ -179,6 +212,58 @@ fn a_kubeadm_that_was_cut_off_is_neither_called_off_nor_replaced() {
     }
 }
 
+/// What a kubeadm left that was cut off, and would have put back itself, is put back when it does not come up in the gate's time and
+/// nobody else is to blame. Who else is away is waited for, however long.
+#[test]
+fn static_pods_that_a_kubeadm_left_half_replaced_are_put_back() {
+    let both = Desired { go: true, ..desired(1) };
+    for (gate, limit) in [(900, 900), (60, 420)] {
+        let settings = Settings { gate: Duration::from_secs(gate), ..Settings::default() };
+        half_replaced(&both, settings, Duration::from_secs(limit));
+    }
+}
+
+fn half_replaced(both: &Desired, settings: Settings, limit: Duration) {
+    let mut now = World::new(Release::Good, both.clone()).now();
+    let journal = begun(both).0.journal().clone();
+    let state = State::new(settings, journal);
+    let (mut state, actions) = through(state, [seen(2, OLD, &[]), staged(true), seen(2, OLD, &[])], now);
+    assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+    let away = |retry| Event::Ended(Err(Failure { retry, reason: "its API does not answer".into() }));
+    let mut wait = |mut state: State, retry: Retry, limit: Duration| {
+        let since = now.uptime;
+        while now.uptime < since + limit {
+            let actions;
+            (state, actions) = state.step(away(retry), now);
+            let stage = state.journal().job.as_ref().unwrap().stage;
+            if stage != Stage::Kubeadm {
+                return (state, actions, now.uptime - since);
+            }
+            now.uptime = state.deadline().expect("it waits for ever");
+            let (after, actions) = state.step(Event::Tick, now);
+            assert!(matches!(actions.last(), Some(Action::Kubeadm(_))), "{actions:?}");
+            state = after;
+        }
+        (state, Vec::new(), limit)
+    };
+    let ends = |state: &State| state.journal().job.as_ref().unwrap().put_back;
+    for _ in 0..2 {
+        // For a while its own, and then somebody else's for a day: the while begins anew.
+        (state, _, _) = wait(state, Retry::ForAWhile, limit - Duration::from_secs(60));
+        assert!(!ends(&state));
+        (state, _, _) = wait(state, Retry::Patiently, Duration::from_secs(86_400));
+        assert!(!ends(&state));
+    }
+    let (state, actions, took) = wait(state, Retry::ForAWhile, 2 * limit);
+    assert!(took >= limit && ends(&state), "{took:?}");
+    assert_eq!(actions.last(), Some(&Action::Settle));
+    assert!(matches!(actions.first(), Some(Action::Remember(kept)) if kept.job.as_ref().unwrap().put_back));
+    let (state, _) = through(state, [Event::Ended(Ok(None))], now);
+    let told = state.report().unwrap();
+    assert_eq!((told.state, state.journal().denied.len()), (ReportedState::RolledBack, 0));
+    assert!(told.detail.contains("its API does not answer; they were put back"), "{}", told.detail);
+}
+
 /// It takes the agent with it, or the node, whenever it runs: that is not tried for ever.
 #[test]
 fn what_is_cut_off_each_time_is_given_up() {
@@ -295,6 +380,71 @@ fn what_runs_already_is_only_looked_at() {
     assert!(!run(&mut world, &[], usize::MAX, 500));
 }
 
+fn plane(server: &str, config: &str) -> Option<Plane> {
+    Some(Plane { server: Some(server.into()), config: Ok(Some(config.into())) })
+}
+
+/// One that has joined with it.
+#[test]
+fn a_control_plane_that_kubeadm_made_of_the_release_is_only_looked_at() {
+    let mut world = World::new(Release::Good, desired(1));
+    (world.deployments, world.booted, world.plane) = (vec![NEW, OLD], NEW, plane("v2", "v2"));
+    assert!(run(&mut world, &[], usize::MAX, 500), "without its turn");
+    assert_eq!((world.boot, world.kubeadm, world.passed), (1, 0, true));
+}
+
+/// The release runs, and kubeadm has not: etcd came back from the snapshot before the upgrade, or somebody, or zincati, has
+/// brought the node there. It is staged, and kubeadm runs in its turn, without a restart.
+#[test]
+fn a_control_plane_that_runs_the_release_without_its_kubeadm_is_upgraded() {
+    for (healthy_before, of) in [(true, plane("v2", "v1")), (false, plane("v1", "v1")), (false, plane("v1", "v2"))] {
+        let mut world = World::new(Release::Good, desired(1));
+        (world.deployments, world.booted, world.plane) = (vec![NEW, OLD], NEW, plane("v2", "v2"));
+        if healthy_before {
+            assert!(run(&mut world, &[], usize::MAX, 500));
+        }
+        (world.plane, world.desired) = (of, Some(Desired { uid: "u2".into(), ..desired(1) }));
+        assert!(!run(&mut world, &[], usize::MAX, 300));
+        assert_eq!((world.reported.as_ref().unwrap().state, world.kubeadm), (ReportedState::Staged, 0));
+        assert!(run(&mut world, &[], 0, 500));
+        assert_eq!((world.reported.unwrap().state, world.boot, world.kubeadm), (ReportedState::Healthy, 1, 1));
+        // Without Kubernetes it is none of its business.
+        let world = World::new(Release::Good, Desired { kubernetes: None, ..desired(1) });
+        let mut world = World { deployments: vec![NEW], booted: NEW, plane: plane("v1", "v1"), ..world };
+        assert!(run(&mut world, &[], usize::MAX, 500), "without its turn");
+    }
+}
+
+#[test]
+fn an_api_that_does_not_say_how_far_its_cluster_is_is_asked_again() {
+    let mut now = World::new(Release::Good, desired(1)).now();
+    let look = |of: Option<Plane>| match seen(1, NEW, &[]) {
+        Event::Seen(Ok(system)) => Event::Seen(Ok(System { kubernetes: Some("v2".into()), plane: of, ..system })),
+        _ => unreachable!(),
+    };
+    let away = || look(Some(Plane { server: Some("v2".into()), config: Err("away".into()) }));
+    let asked = || Event::Desired(Some(desired(1)), None);
+    let (mut state, _) = through(State::new(Settings::default(), Journal::default()), [away(), asked()], now);
+    for round in 0..3 {
+        // Whether or not it is asked for once more meanwhile.
+        let (mut after, mut actions) = through(state, [away()], now);
+        if round > 0 {
+            (after, actions) = through(after, [asked()], now);
+        }
+        assert!(after.journal().job.is_none(), "it was begun: {actions:?}");
+        assert!(!actions.contains(&Action::Look), "it is looked at without a pause");
+        now.uptime = after.deadline().expect("it waits for ever");
+        let actions;
+        (state, actions) = after.step(Event::Tick, now);
+        assert_eq!(actions, [Action::Look], "{round}");
+    }
+    let (there, actions) = through(state.clone(), [look(plane("v2", "v2"))], now);
+    assert!(matches!(actions.last(), Some(Action::Check(_))), "{actions:?}");
+    assert_eq!(there.journal().job.as_ref().unwrap().desired, desired(1));
+    let (_, actions) = through(state, [look(plane("v2", "v1"))], now);
+    assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
+}
+
 /// A release that runs and has not passed its gate yet.
 fn at_the_gate() -> Job {
     Job {
@@ -309,6 +459,7 @@ fn at_the_gate() -> Job {
         restaged: 0,
         reason: String::new(),
         condemned: false,
+        put_back: false,
     }
 }
 
@@ -368,6 +519,18 @@ fn a_release_is_not_to_blame_for_an_api_that_is_away() {
         assert_eq!(state.report().unwrap().state, ReportedState::RolledBack);
         assert_eq!(state.journal().denied.len(), denied);
     }
+}
+
+/// The gate's time begins with its first look, not when that has come to its end.
+#[test]
+fn a_first_look_that_takes_as_long_as_the_gate_is_the_last() {
+    let now = World::new(Release::Good, desired(1)).now();
+    let journal = Journal { job: Some(at_the_gate()), denied: Vec::new() };
+    let (state, actions) = through(State::new(Settings::default(), journal), [seen(1, NEW, &[])], now);
+    assert!(matches!(actions.last(), Some(Action::Check(_))), "{actions:?}");
+    let later = Now { uptime: now.uptime + Settings::default().gate, ..now };
+    let (_, actions) = through(state, [Event::Checked(Err(Ill::Node("it hangs".into())))], later);
+    assert_eq!(actions.last(), Some(&Action::Revert));
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn fault() -> impl Strategy<Value = Fault> {
         12 => Just(Fault::None),
         2 => any::<bool>().prop_map(Fault::Kill),
         2 => any::<bool>().prop_map(Fault::Power),
-        1 => prop_oneof![Just(Retry::Never), Just(Retry::Few), Just(Retry::Patiently)].prop_map(|retry| Fault::Fails { retry }),
+        1 => prop_oneof![Just(Retry::Never), Just(Retry::Few), Just(Retry::Patiently), Just(Retry::ForAWhile)].prop_map(|retry| Fault::Fails { retry }),
         1 => Just(Fault::Away),
     ]
 }
@@ -68,6 +68,8 @@ struct World {
     changes_mind: Option<(usize, Option<Desired>)>,
     reported: Option<Reported>,
     kubeadm: u32,
+    /// It is a control plane.
+    plane: Option<Plane>,
     /// kubeadm ended well, and that was written down.
     kubeadm_known: bool,
     /// The first update came to an end.
@@ -92,6 +94,7 @@ impl World {
             changes_mind: None,
             reported: None,
             kubeadm: 0,
+            plane: None,
             kubeadm_known: false,
             ended: false,
             passed: false,
@@ -115,6 +118,7 @@ impl World {
             deployments: staged.into_iter().chain(real).collect(),
             finalize_failure: None,
             kubernetes: Some(if self.booted == OLD { "v1" } else { "v2" }.into()),
+            plane: self.plane.clone(),
             failed_units: Vec::new(),
             caution: None,
         }
@@ -186,6 +190,10 @@ impl World {
                 assert!(desired.go, "kubeadm before its turn");
                 assert!(!self.kubeadm_known, "kubeadm ran again after it was known to have ended well");
                 self.kubeadm += 1;
+                if let Some(plane) = &mut self.plane {
+                    plane.server.clone_from(&desired.kubernetes);
+                    plane.config = Ok(desired.kubernetes.clone());
+                }
                 ended
             }
             Action::Arm(_) => {
