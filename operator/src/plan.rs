@@ -390,7 +390,7 @@ impl<'a> Planner<'a> {
 
     /// The control planes at work, with those whose Nodes are not there.
     fn at_work(&self) -> Vec<PlaneAtWork> {
-        let mut all: Vec<PlaneAtWork> = self.missing.iter().map(|plane| PlaneAtWork::clone(plane)).collect();
+        let mut all: Vec<PlaneAtWork> = self.missing.iter().copied().cloned().collect();
         for node in &self.planes {
             let Some((state, _)) = self.told.get(node.name.as_str()) else { continue };
             let mine = node.desired.as_ref().filter(|desired| self.is_mine(&desired.uid));
