@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::State;
 use nkd_api::ErrorBody;
@@ -91,7 +92,7 @@ pub(super) async fn collect_garbage(
         let detail = format!("untagged: {untagged}, grace: {} minutes", grace.whole_minutes());
         caller.audit(&service, "registry.gc", "-", &detail).await?;
     }
-    let order = GarbageOrder { dry_run, untagged, grace, now: OffsetDateTime::now_utc() };
+    let order = GarbageOrder { dry_run, untagged, grace, now: OffsetDateTime::now_utc(), at: Instant::now() };
     Ok(Json(service.oci.collect_garbage(&service.images, order).await?))
 }
 
