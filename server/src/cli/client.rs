@@ -73,13 +73,19 @@ impl ClientError {
 
 /// Hears every line of an answer that comes as JSON lines while something goes on, until `hear` gives an end. None: it
 /// broke off before that.
-pub(super) async fn follow<L: DeserializeOwned, T>(
+pub(super) async fn follow<L: DeserializeOwned, T>(response: Response, hear: impl FnMut(L) -> Option<T>) -> Option<T> {
+    follow_within(Duration::MAX, response, hear).await
+}
+
+/// The same, and nothing may come for so long.
+async fn follow_within<L: DeserializeOwned, T>(
+    silence: Duration,
     response: Response,
     mut hear: impl FnMut(L) -> Option<T>,
 ) -> Option<T> {
     let mut stream = response.bytes_stream();
     let mut buffer: Vec<u8> = Vec::new();
-    while let Some(Ok(chunk)) = stream.next().await {
+    while let Ok(Some(Ok(chunk))) = tokio::time::timeout(silence, stream.next()).await {
         buffer.extend_from_slice(&chunk);
         while let Some(end) = buffer.iter().position(|&b| b == b'\n') {
             let line: Vec<u8> = buffer.drain(..=end).collect();
@@ -90,7 +96,8 @@ pub(super) async fn follow<L: DeserializeOwned, T>(
             }
         }
     }
-    None
+    // An older service that knows no lines of this answers with one object.
+    serde_json::from_slice(&buffer).ok().and_then(hear)
 }
 
 /// The longest that a watch waits for one answer; the service holds a request for less.
@@ -166,6 +173,35 @@ impl Client {
                 // The connection is dead without having said so.
                 Err(_) => {}
             }
+        }
+    }
+
+    /// Hears line by line what is told of something that goes on, until `hear` gives an end. Asks again when the answer ends before
+    /// that, or when nothing comes any more: a service that restarts does not end a watch.
+    pub(super) async fn watch<L: DeserializeOwned, T>(
+        &self,
+        path: &str,
+        mut hear: impl FnMut(L) -> Option<T>,
+    ) -> Result<T, ClientError> {
+        let mut told = false;
+        loop {
+            match tokio::time::timeout(POLL_LIMIT, self.send(Method::GET, path, None::<&()>)).await {
+                Ok(Ok(response)) => {
+                    told = false;
+                    if let Some(end) = follow_within(POLL_LIMIT, response, &mut hear).await {
+                        return Ok(end);
+                    }
+                }
+                Ok(Err(error)) if error.is_transient() => {
+                    if !std::mem::replace(&mut told, true) {
+                        eprintln!("{error}; trying again");
+                    }
+                }
+                Ok(Err(error)) => return Err(error),
+                // The connection is dead without having said so.
+                Err(_) => {}
+            }
+            tokio::time::sleep(RETRY).await;
         }
     }
 

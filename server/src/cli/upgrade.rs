@@ -1,8 +1,6 @@
 //! `nkd upgrade ...`
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
-use std::time::Duration;
-
 use clap::{Args, Subcommand};
 use nkd_api::update::{MaxUnavailable, NodeState, NodeStatus, Window};
 use nkd_api::upgrade::{
@@ -17,9 +15,6 @@ use super::client::{Client, segment};
 use super::cluster_snapshot::limits;
 use super::context::ContextArgs;
 use super::output::{OutputArgs, age, table};
-
-/// Between two looks of `--watch`.
-const LOOK: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum UpgradeCommand {
@@ -239,27 +234,29 @@ async fn change(client: &Client, args: ChangeArgs, verb: UpgradeVerb, said: &str
 
 /// Prints every change until nothing more happens by itself.
 async fn watch(client: &Client, cluster: &str, output: OutputArgs) -> Result<(), CliError> {
-    let path = of(cluster, "upgrade");
-    let mut last = None;
-    loop {
-        let upgrade: Upgrade = client.poll(&path).await?;
+    let (path, mut last) = (of(cluster, "upgrade?watch=true"), None);
+    let told = client.watch(&path, |upgrade: Upgrade| {
         if last.as_ref() != Some(&upgrade) {
             output.print(&upgrade, text);
         }
-        let (number, detail) = (upgrade.number, upgrade.detail.clone());
-        match upgrade.state {
-            UpgradeState::Complete => return Ok(()),
-            UpgradeState::Aborted => {
-                return Err(CliError::Ended(format!("upgrade {number} of {cluster} was stopped")));
-            }
-            UpgradeState::Halted => {
-                let next = next(&upgrade).map(|next| format!("; {next}")).unwrap_or_default();
-                return Err(CliError::Ended(format!("upgrade {number} of {cluster} has halted: {detail}{next}")));
-            }
-            _ => {}
-        }
+        let ended = ended(&upgrade);
         last = Some(upgrade);
-        tokio::time::sleep(LOOK).await;
+        ended
+    });
+    told.await?
+}
+
+/// How one has ended that does not go on by itself.
+fn ended(upgrade: &Upgrade) -> Option<Result<(), CliError>> {
+    let Upgrade { number, cluster, detail, .. } = upgrade;
+    match upgrade.state {
+        UpgradeState::Complete => Some(Ok(())),
+        UpgradeState::Aborted => Some(Err(CliError::Ended(format!("upgrade {number} of {cluster} was stopped")))),
+        UpgradeState::Halted => {
+            let next = next(upgrade).map(|next| format!("; {next}")).unwrap_or_default();
+            Some(Err(CliError::Ended(format!("upgrade {number} of {cluster} has halted: {detail}{next}"))))
+        }
+        _ => None,
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Request, State};
@@ -204,9 +205,9 @@ pub(super) async fn prune(
     }
     let channels = Arc::clone(&service.channels);
     // It goes on if the caller leaves.
-    let pruning = service
-        .channels
-        .carry_out(async move { channels.prune(&name, order, &caller.0.name, OffsetDateTime::now_utc()).await });
+    let pruning = service.channels.carry_out(async move {
+        channels.prune(&name, order, &caller.0.name, (OffsetDateTime::now_utc(), Instant::now())).await
+    });
     match joined(pruning).await {
         Ok(pruned) => Ok(Json(pruned)),
         Err(ChannelError::Store(error)) => Err(error.into()),
@@ -284,7 +285,7 @@ pub(super) async fn repository(
     let folder = service.channels.folder().join(&profile);
     // What a client reads is not removed under its hands.
     let reading = connection.map(|Extension(connection)| {
-        let client = service.channels.reading(&profile, connection.peer.ip(), &path, OffsetDateTime::now_utc());
+        let client = service.channels.reading(&profile, connection.peer.ip(), &path, Instant::now());
         Reading { service: Arc::clone(&service), profile, client }
     });
     let files = ServeDir::with_backend(folder, PageCache::default())
@@ -308,7 +309,7 @@ struct Reading {
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        self.service.channels.read(&self.profile, self.client, OffsetDateTime::now_utc());
+        self.service.channels.read(&self.profile, self.client, Instant::now());
     }
 }
 

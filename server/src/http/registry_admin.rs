@@ -2,6 +2,7 @@
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::State;
 use nkd_api::ErrorBody;
@@ -93,7 +94,7 @@ pub(super) async fn collect_garbage(
     }
     // Who says a time means what broke off, too.
     let uploads = grace_minutes.map_or(UPLOADS, |_| grace);
-    let order = GarbageOrder { dry_run, untagged, grace, uploads, now: OffsetDateTime::now_utc() };
+    let order = GarbageOrder { dry_run, untagged, grace, uploads, now: OffsetDateTime::now_utc(), at: Instant::now() };
     Ok(Json(service.oci.collect_garbage(&service.images, order).await?))
 }
 

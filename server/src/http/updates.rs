@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Extension;
 use axum::extract::State;
@@ -65,7 +66,7 @@ pub(super) async fn graph(
     }
     let (node, now) = (asked.node_uuid.as_deref(), OffsetDateTime::now_utc());
     let who = Who { node, address: connection.peer.ip() };
-    match service.channels.asked(&asked.stream, &asked.basearch, &asked.os_checksum, who, now).await {
+    match service.channels.asked(&asked.stream, &asked.basearch, &asked.os_checksum, who, (now, Instant::now())).await {
         Ok(Some(channel)) => {
             let poll = LastPoll {
                 channel: channel.name.clone(),

@@ -2,25 +2,38 @@
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use nkd_api::ErrorBody;
 use nkd_api::machine::Machine;
 use nkd_api::update::{MaxUnavailable, Window};
 use nkd_api::upgrade::{NodeExplained, Planned, Upgrade, UpgradeChange, UpgradeOrder, UpgradeState};
 use nkd_api::user::Role;
+use serde::Deserialize;
 use time::OffsetDateTime;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use utoipa::IntoParams;
+use uuid::Uuid;
 
 use super::ApiError;
 use super::auth::Caller;
 use super::clusters;
 use super::error::chain;
-use super::extract::{Json, Path};
+use super::extract::{Json, Path, Query, lines_of};
 use super::updates::{self, Asks};
 use crate::cluster::upgrade::follow::{self, UpgradeError};
 use crate::content::channel::LastPoll;
 use crate::machine::Selector;
 use crate::service::Service;
+use crate::store::Store;
+
+/// The longest that one answer tells of changes: whoever asks again shows a token again.
+const WATCHED_FOR: Duration = Duration::from_secs(300);
+/// After so long the same is told again: whoever hears nothing for longer has lost the connection.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 
 type Result<T> = std::result::Result<T, ApiError>;
 type App = State<Arc<Service>>;
@@ -90,16 +103,73 @@ pub(super) async fn list(
     Ok(Json(service.registry.store().upgrades(record.id).await?))
 }
 
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct WatchQuery {
+    /// Answer with one upgrade a line (JSON lines): as it is now, again each time that it changes, and at least every 30
+    /// seconds, until it is over or five minutes have passed.
+    #[serde(default)]
+    watch: bool,
+}
+
 /// The newest upgrade of a cluster.
-#[utoipa::path(get, path = "/api/v1/clusters/{cluster}/upgrade", tag = "upgrades", responses((status = 200, body = Upgrade), (status = "4XX", body = ErrorBody)))]
-pub(super) async fn show(State(service): App, caller: Caller, Path(cluster): Path<String>) -> Result<Json<Upgrade>> {
+#[utoipa::path(get, path = "/api/v1/clusters/{cluster}/upgrade", tag = "upgrades", params(WatchQuery), responses((status = 200, content((Upgrade = "application/json"), (Upgrade = "application/x-ndjson"))), (status = "4XX", body = ErrorBody)))]
+pub(super) async fn show(
+    State(service): App,
+    caller: Caller,
+    Path(cluster): Path<String>,
+    Query(query): Query<WatchQuery>,
+) -> Result<Response> {
     caller.require(Role::Viewer)?;
     let record = clusters::find(&service, &cluster).await?;
     let newest = service.registry.store().newest_upgrade(record.id).await?;
     let none = || {
         ApiError::not_found(format!("{cluster} was never upgraded")).hint(format!("`nkd upgrade start {cluster}` does"))
     };
-    Ok(Json(newest.ok_or_else(none)?.0))
+    let (upgrade, _) = newest.ok_or_else(none)?;
+    if !query.watch {
+        return Ok(Json(upgrade).into_response());
+    }
+    // Whoever reads slowly is told of less.
+    let (lines, stream) = mpsc::channel(1);
+    tokio::spawn(async move {
+        // As it is now, also while the service stops.
+        let told = upgrade.clone();
+        if lines.send(upgrade).await.is_err() || told.state.is_end() {
+            return;
+        }
+        tokio::select! {
+            () = tell_changes(service.registry.store(), record.id, told, lines) => {}
+            () = service.stopping.cancelled() => {}
+            () = tokio::time::sleep(WATCHED_FOR) => {}
+        }
+    });
+    Ok(lines_of(stream))
+}
+
+/// Tells of an upgrade, of which this was told, until it is over or nobody listens any more.
+async fn tell_changes(store: &Store, cluster: Uuid, told: Upgrade, lines: mpsc::Sender<Upgrade>) {
+    let (mut changes, mut told) = (store.upgrade_changes(), Some(told));
+    let sign = tokio::time::sleep(SIGN_OF_LIFE);
+    tokio::pin!(sign);
+    loop {
+        changes.mark_unchanged();
+        // Whoever listens asks again, and is told then why not.
+        let Ok(Some((upgrade, _))) = store.newest_upgrade(cluster).await else { return };
+        if told.as_ref() != Some(&upgrade) {
+            if lines.send(upgrade.clone()).await.is_err() || upgrade.state.is_end() {
+                return;
+            }
+            told = Some(upgrade);
+            sign.as_mut().reset(Instant::now() + SIGN_OF_LIFE);
+        }
+        tokio::select! {
+            // It may be one of another cluster.
+            _ = changes.changed() => {}
+            () = &mut sign => told = None,
+            () = lines.closed() => return,
+        }
+    }
 }
 
 /// Pauses the upgrade of a cluster, resumes it, stops it, or tries again what failed.

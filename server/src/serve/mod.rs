@@ -8,7 +8,7 @@ mod state;
 
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry as Metrics;
 use time::OffsetDateTime;
@@ -49,6 +49,8 @@ const END_LIMIT: Duration = Duration::from_secs(2);
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// How often short-lived rows are dropped.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(600);
+/// How often is looked whether somebody has set the clock.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(60);
 /// How often machines that went silent on their way are looked for.
 const SILENCE_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -332,16 +334,26 @@ async fn prune(store: Store, stop: CancellationToken) {
 /// What pushes that broke off left goes away by itself.
 #[expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 async fn tidy_registry(service: Arc<Service>, stop: CancellationToken) {
+    let mut tidied: Option<Instant> = None;
     loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(PRUNE_INTERVAL) => {}
+        let (now, at) = (OffsetDateTime::now_utc(), Instant::now());
+        let mut errors = Vec::from_iter(service.oci.look_at_clock(now, at).await.err());
+        if tidied.is_none_or(|last| at.saturating_duration_since(last) >= PRUNE_INTERVAL) {
+            // At once, so that ages of uploads are known before somebody sets the clock.
+            errors.extend(service.oci.expire_uploads(now, at).await.err());
+            if tidied.is_some() {
+                let order = GarbageOrder { dry_run: false, untagged: false, grace: GRACE, uploads: UPLOADS, now, at };
+                errors.extend(service.oci.collect_garbage(&service.images, order).await.err());
+            }
+            tidied = Some(at);
         }
-        let now = OffsetDateTime::now_utc();
-        let order = GarbageOrder { dry_run: false, untagged: false, grace: GRACE, uploads: UPLOADS, now };
-        if let Err(error) = service.oci.collect_garbage(&service.images, order).await {
+        for error in errors {
             // An import under way, most of the time: the next look comes.
             tracing::warn!(error = &error as &dyn std::error::Error, "the registry could not be tidied");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(CLOCK_INTERVAL) => {}
         }
     }
 }

@@ -187,6 +187,14 @@ impl Store {
         Ok(())
     }
 
+    /// A date that lies ahead was written down before the clock was set back: it is one of now, so that no release is needed
+    /// until the clock has come there again.
+    pub async fn set_polled_back(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+        let update = sqlx::query("UPDATE channel_polled SET last_at = ?1 WHERE last_at > ?1").bind(millis(now));
+        update.execute(&self.write).await?;
+        Ok(())
+    }
+
     /// What such systems have run since then.
     pub async fn polled(&self, channel: &str, since: OffsetDateTime) -> Result<Vec<Polled>, StoreError> {
         let select = "SELECT commit_id, node, last_at FROM channel_polled WHERE channel = ? AND last_at >= ?";

@@ -27,6 +27,7 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection, SqliteConnection, SqlitePool};
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 pub use backup::{BackupError, HeldUpgrade, backup, restore};
 pub use machines::{Change, NewEvent, RowEffects, Supersede};
@@ -87,6 +88,8 @@ pub struct Store {
     read: SqlitePool,
     seal: Seal,
     pulses: pulse::Pulses,
+    /// An upgrade was begun, or is another one than before.
+    upgrades: watch::Sender<()>,
 }
 
 impl Store {
@@ -115,7 +118,7 @@ impl Store {
             .await
             .map_err(open_error)?;
         let writer = group::Writer::start(write.clone());
-        Ok(Self { write, writer, read, seal, pulses: pulse::Pulses::default() })
+        Ok(Self { write, writer, read, seal, pulses: pulse::Pulses::default(), upgrades: watch::Sender::new(()) })
     }
 
     /// True when a trivial read works.

@@ -6,7 +6,7 @@ use nkd_api::Sha256Digest;
 use nkd_api::registry::{Deleted, Repository, Tag};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, Sqlite, Transaction};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::{Store, StoreError, encode, from_millis, millis};
 
@@ -405,6 +405,24 @@ impl Store {
         }
         tx.commit().await?;
         Ok(Deleted { tags: counts[0], manifests: counts[1] })
+    }
+
+    /// Puts dates right after the clock was set; how many. Those that lie ahead are of now. When it was set `forward`, those of
+    /// the last day before are younger by that, and none is later than now; what is older is no push under way.
+    pub async fn set_registry_dates(&self, now: OffsetDateTime, forward: Duration) -> Result<u64, StoreError> {
+        let since = if forward.is_zero() { now } else { now - Duration::DAY };
+        let by = i64::try_from(forward.whole_milliseconds()).unwrap_or(i64::MAX);
+        let mut tx = self.write.begin().await?;
+        let mut changed = 0;
+        for sql in [
+            "UPDATE registry_blob SET used = min(used + ?1, ?2) WHERE used + ?1 > ?3",
+            "UPDATE registry_manifest SET pushed = min(pushed + ?1, ?2) WHERE pushed + ?1 > ?3",
+        ] {
+            let update = sqlx::query(sql).bind(by).bind(millis(now)).bind(millis(since));
+            changed += update.execute(&mut *tx).await?.rows_affected();
+        }
+        tx.commit().await?;
+        Ok(changed)
     }
 
     /// Digests of all blobs that any repository holds.

@@ -2,6 +2,7 @@
 
 use nkd_api::upgrade::Upgrade;
 use sqlx::Row;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{Store, StoreError, conflict};
@@ -64,7 +65,14 @@ impl Store {
         let done = insert.bind(self.seal.encode("upgrade", upgrade)?).execute(&mut *tx).await;
         done.map_err(|error| conflict(error, || "another upgrade has begun in this moment".to_owned()))?;
         tx.commit().await?;
+        self.upgrades.send_replace(());
         Ok(())
+    }
+
+    /// Hears whenever an upgrade of any cluster was written.
+    #[must_use]
+    pub fn upgrade_changes(&self) -> watch::Receiver<()> {
+        self.upgrades.subscribe()
     }
 
     /// Writes an upgrade that has begun. `revision` is the one that was read.
@@ -74,6 +82,10 @@ impl Store {
         let update =
             "UPDATE upgrade SET doc = ?, revision = revision + 1 WHERE cluster = ? AND number = ? AND revision = ?";
         let done = sqlx::query(update).bind(doc).bind(id).bind(number).bind(revision).execute(&self.write).await?;
-        if done.rows_affected() == 1 { Ok(revision + 1) } else { Err(StoreError::Stale) }
+        if done.rows_affected() != 1 {
+            return Err(StoreError::Stale);
+        }
+        self.upgrades.send_replace(());
+        Ok(revision + 1)
     }
 }

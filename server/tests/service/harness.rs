@@ -342,7 +342,14 @@ pub async fn begin(store: &Store, cluster: Uuid, upgrade: &Upgrade) -> Result<()
     if store.channel(&name).await?.is_none() {
         store.save_channel(&Channel { name: name.clone(), profile, architecture, releases: Vec::new() }, 0).await?;
     }
-    let revision = store.channel(&name).await?.map_or(0, |(_, revision)| revision);
-    let members = store.cluster(cluster).await?.map_or(0, |(_, revision)| revision);
-    store.begin_upgrade((cluster, members), upgrade, (&name, revision), |_| true).await
+    let mut tries = 0;
+    loop {
+        let revision = store.channel(&name).await?.map_or(0, |(_, revision)| revision);
+        let members = store.cluster(cluster).await?.map_or(0, |(_, revision)| revision);
+        match store.begin_upgrade((cluster, members), upgrade, (&name, revision), |_| true).await {
+            // The service may be writing into the history of the cluster in this moment: it would look again, too.
+            Err(StoreError::Stale) if tries < 20 => tries += 1,
+            begun => return begun,
+        }
+    }
 }

@@ -1,10 +1,11 @@
 //! `nkd upgrade ...` against an upgrade that goes on: the real command line and the real routes and follower of the service, before a
 //! stand-in for the cluster (`cluster_stand_in.rs`), whose operator says what the test says.
 
-use std::io::Read;
+use std::io::{BufRead, Read};
 use std::net::IpAddr;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nkd_api::agent::KubeadmState;
 use nkd_api::channel::Channel;
@@ -382,6 +383,91 @@ async fn a_cluster_is_not_told_of_an_upgrade_while_certificates_are_renewed() {
     scene.spec("nkd-1", "the cluster is told", |_| true).await;
     let told = scene.until(UpgradeState::Running).await;
     assert_eq!(told.detail, "");
+}
+
+/// The lines of an upgrade that is watched.
+struct Lines(reqwest::Response, Vec<u8>);
+
+impl Lines {
+    async fn of(scene: &Scene) -> Self {
+        let url = scene.place.api_url("/api/v1/clusters/rack7/upgrade?watch=true");
+        let answer = scene
+            .place
+            .https()
+            .build()
+            .unwrap()
+            .get(url)
+            .bearer_auth(TOKEN)
+            .timeout(Duration::from_secs(300))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.headers()["content-type"], "application/x-ndjson");
+        Self(answer, Vec::new())
+    }
+
+    /// The next one. It comes before the same would be told again, which is after 30 seconds; none: there are no more.
+    async fn next(&mut self) -> Option<Upgrade> {
+        let next = async {
+            loop {
+                if let Some(end) = self.1.iter().position(|&byte| byte == b'\n') {
+                    return Some(serde_json::from_slice(&self.1.drain(..=end).collect::<Vec<_>>()).unwrap());
+                }
+                self.1.extend_from_slice(&self.0.chunk().await.unwrap()?);
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(25), next).await.expect("a change is told when it happens")
+    }
+
+    async fn until(&mut self, fits: impl Fn(&Upgrade) -> bool) -> Upgrade {
+        loop {
+            let upgrade = self.next().await.expect("it is told before the end");
+            if fits(&upgrade) {
+                return upgrade;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upgrade_is_told_line_by_line_as_it_changes() {
+    let scene = Scene::new(false).await;
+    scene.ok("start", &ORDER);
+    scene.spec("nkd-1", "the cluster is told", |_| true).await;
+    scene.until(UpgradeState::Running).await;
+    let mut lines = Lines::of(&scene).await;
+    assert_eq!(lines.next().await.map(|upgrade| upgrade.state), Some(UpgradeState::Running), "as it is now");
+    scene.ok("pause", &[]);
+    lines.until(|upgrade| upgrade.paused).await;
+    let mut others = Lines::of(&scene).await;
+    scene.ok("resume", &[]);
+    for lines in [&mut lines, &mut others] {
+        lines.until(|upgrade| !upgrade.paused).await;
+    }
+    scene.spec("nkd-1", "it goes on", |spec| spec["paused"] == false).await;
+    let working = [("cp1", NodeState::Upgrading, ""), ("w1", NodeState::Staged, "waits for its turn")];
+    scene.cluster.say("nkd-1", status(Phase::Progressing, "0 of 2 nodes are done, 1 at work", &working));
+    lines.until(|upgrade| upgrade.nodes.len() == 2).await;
+
+    // A service that stops lets go; whoever watches asks again.
+    let mut watcher = scene.place.client(TOKEN);
+    watcher.args(["upgrade", "status", "rack7", "--watch"]).stdout(Stdio::piped());
+    let mut watcher = Running { child: watcher.spawn().unwrap() };
+    let mut out = std::io::BufReader::new(watcher.child.stdout.take().unwrap());
+    let mut first = String::new();
+    out.read_line(&mut first).unwrap();
+    assert!(first.contains(" is running: 0 of 2 nodes are done"), "{first}");
+    scene.bench.service.stopping.cancel();
+    while lines.next().await.is_some() {}
+    let done = [("cp1", NodeState::Done, ""), ("w1", NodeState::Done, "")];
+    scene.cluster.say("nkd-1", status(Phase::Complete, "2 of 2 nodes are done, 0 at work", &done));
+    assert_eq!(ended(&mut watcher.child).code(), Some(0));
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains(" is complete: 2 of 2 nodes are done"), "{rest}");
+    let mut lines = Lines::of(&scene).await;
+    assert_eq!(lines.next().await.map(|upgrade| upgrade.state), Some(UpgradeState::Complete));
+    assert_eq!(lines.next().await, None, "nothing more is to come");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

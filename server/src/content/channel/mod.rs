@@ -29,6 +29,7 @@ mod source;
 pub mod text;
 pub mod unknown;
 mod unsettled;
+mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
@@ -37,6 +38,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use nkd_api::agent::ReleaseSource;
 use nkd_api::channel::{Channel, MarkOrder, Release, UnknownRelease};
@@ -58,6 +60,7 @@ use self::signer::Signer;
 pub use self::source::SourceError;
 use self::unknown::{Unknown, Who};
 pub use self::unsettled::PublishLine;
+use self::waits::Waits;
 use crate::store::{Store, StoreError};
 
 /// Name of the sealed OpenPGP key.
@@ -70,7 +73,7 @@ const ED25519_KEY_FILE: &str = "key.ed25519";
 /// How often what was changed in the meantime is read again.
 const TRIES: usize = 16;
 /// Of retired commits.
-const GRACE: time::Duration = time::Duration::hours(1);
+const GRACE: Duration = Duration::from_secs(3600);
 
 /// Why nothing was published.
 #[derive(Debug, thiserror::Error)]
@@ -270,6 +273,8 @@ pub struct Channels {
     unsettled: std::sync::Mutex<BTreeMap<String, String>>,
     /// What clients read of the repositories.
     reads: std::sync::Mutex<Reads>,
+    /// How long commits have been retired.
+    waits: std::sync::Mutex<Waits>,
     unknown: std::sync::Mutex<Unknown>,
     missing: Missing,
     /// Somebody else may be writing to the repositories.
@@ -277,7 +282,7 @@ pub struct Channels {
     /// Releases that systems of other people run.
     polled: std::sync::Mutex<Noted>,
     /// How long a retired commit stays, and how long after somebody has read of it.
-    grace: time::Duration,
+    grace: Duration,
     /// The service stops: what is under way comes to its end, and nothing more begins.
     stop: CancellationToken,
     orders: TaskTracker,
@@ -301,6 +306,7 @@ impl Channels {
             looking: std::sync::Mutex::default(),
             unsettled: std::sync::Mutex::default(),
             reads,
+            waits: std::sync::Mutex::default(),
             unknown,
             missing: Missing::default(),
             is_disturbed: AtomicBool::new(false),
@@ -342,13 +348,13 @@ impl Channels {
 
     /// Keeps retired commits for so long.
     #[must_use]
-    pub fn with_grace(self, grace: std::time::Duration) -> Self {
-        Self { grace: grace.try_into().unwrap_or(GRACE), ..self }
+    pub fn with_grace(self, grace: Duration) -> Self {
+        Self { grace, ..self }
     }
 
     /// A client begins to read a file of a repository. [`Self::read`] is to follow, with the address that this gives.
     #[must_use]
-    pub fn reading(&self, profile: &str, client: IpAddr, path: &str, now: OffsetDateTime) -> IpAddr {
+    pub fn reading(&self, profile: &str, client: IpAddr, path: &str, now: Instant) -> IpAddr {
         let repository = self.folder().join(profile);
         let has = |commit: &str| {
             commit.split_at_checked(2).is_some_and(|(first, rest)| {
@@ -359,7 +365,7 @@ impl Channels {
     }
 
     /// It has read it, or gone away.
-    pub fn read(&self, profile: &str, client: IpAddr, now: OffsetDateTime) {
+    pub fn read(&self, profile: &str, client: IpAddr, now: Instant) {
         self.reads.lock().unwrap_or_else(PoisonError::into_inner).end(profile, client, now);
     }
 
@@ -385,7 +391,7 @@ impl Channels {
         architecture: &str,
         commit: &str,
         who: Who<'_>,
-        now: OffsetDateTime,
+        (now, at): (OffsetDateTime, Instant),
     ) -> Result<Option<Channel>, StoreError> {
         let channel = self.store.channel(name).await?.map(|(channel, _)| channel);
         let channel = channel.filter(|channel| channel.architecture == architecture);
@@ -393,7 +399,7 @@ impl Channels {
         // A name that no channel has is whatever somebody sent.
         let label = channel.as_ref().map_or("", |channel| &channel.name);
         if known {
-            self.note(label, commit, who.node, now).await;
+            self.note(label, commit, who.node, (now, at)).await;
         }
         // One that says nothing of itself is no system.
         let is_system = !commit.is_empty();
@@ -419,7 +425,7 @@ impl Channels {
     }
 
     /// Writes down that a release is run by somebody. It is told in the log when it cannot be; once an hour an answer waits for the disk.
-    async fn note(&self, channel: &str, commit: &str, node: Option<&str>, now: OffsetDateTime) {
+    async fn note(&self, channel: &str, commit: &str, node: Option<&str>, now: (OffsetDateTime, Instant)) {
         let noted = || self.polled.lock().unwrap_or_else(PoisonError::into_inner);
         let due = noted().asked(channel, commit, node, now);
         let Some(polled) = due else { return };

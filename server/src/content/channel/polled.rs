@@ -1,9 +1,13 @@
 //! Systems that ask for the update graph and run a release of the channel (pure). They are no machines of ours: this is all that
 //! is known of them, and it says which releases are needed. Written down at most once an hour for each release.
+//!
+//! The dates are for those that asked before the service has started: what was asked since counts by the steady clock, so that
+//! a date that is set in the meantime makes no release needless.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::PoisonError;
+use std::time::Instant;
 
 use time::{Duration, OffsetDateTime};
 
@@ -47,7 +51,7 @@ pub struct LastPoll {
 /// memory only: such a system asks again within minutes.
 #[derive(Debug, Default)]
 pub(super) struct Noted {
-    at: BTreeMap<(String, String), OffsetDateTime>,
+    at: BTreeMap<(String, String), (Polled, Instant)>,
     last: BTreeMap<IpAddr, LastPoll>,
 }
 
@@ -71,14 +75,27 @@ impl Noted {
         channel: &str,
         commit: &str,
         node: Option<&str>,
-        now: OffsetDateTime,
+        (now, at): (OffsetDateTime, Instant),
     ) -> Option<Polled> {
         let key = (channel.to_owned(), commit.to_owned());
-        if self.at.get(&key).is_some_and(|at| now - *at < STEP && now >= *at) {
+        // Once more when the clock was set, whichever way: another run of the service knows the date only.
+        let is_new = |(last, since): &(Polled, Instant)| {
+            at.saturating_duration_since(*since) < STEP && now - last.at < STEP && now >= last.at
+        };
+        if self.at.get(&key).is_some_and(is_new) {
             return None;
         }
-        self.at.insert(key, now);
-        Some(Polled { commit: commit.to_owned(), node: node.map(node_name).unwrap_or_default(), at: now })
+        let polled = Polled { commit: commit.to_owned(), node: node.map(node_name).unwrap_or_default(), at: now };
+        self.at.insert(key, (polled.clone(), at));
+        Some(polled)
+    }
+
+    /// What systems that follow a channel run by what they have asked in this run of the service, not longer ago than releases
+    /// are needed.
+    pub(super) fn needed(&self, channel: &str, at: Instant) -> Vec<Polled> {
+        let is_needed = |since: Instant| at.saturating_duration_since(since) < NEEDED_FOR;
+        let of_channel = self.at.iter().filter(|((of, _), _)| of == channel);
+        of_channel.filter(|(_, (_, since))| is_needed(*since)).map(|(_, (polled, _))| polled.clone()).collect()
     }
 
     fn heard(&mut self, address: IpAddr, poll: LastPoll) {
@@ -99,22 +116,40 @@ impl Noted {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "there is no other way to get an instant")]
 mod tests {
     use super::*;
 
     #[test]
     fn a_release_is_written_down_once_an_hour() {
-        let at = |minutes| OffsetDateTime::UNIX_EPOCH + Duration::minutes(minutes);
+        let start = Instant::now();
+        let date = |minutes| OffsetDateTime::UNIX_EPOCH + Duration::minutes(minutes);
+        let at = |minutes| (date(minutes), start + Duration::minutes(minutes));
         let mut noted = Noted::default();
-        let first = Polled { commit: "c".into(), node: "n[1m".into(), at: at(0) };
+        let first = Polled { commit: "c".into(), node: "n[1m".into(), at: date(0) };
         assert_eq!(noted.asked("stable", "c", Some("n\u{1b}[1m"), at(0)), Some(first));
         assert_eq!(noted.asked("stable", "c", Some("m"), at(59)), None);
         assert!(noted.asked("edge", "c", None, at(59)).is_some());
         assert!(noted.asked("stable", "c", None, at(60)).is_some());
-        // A clock that was set back holds up nothing.
-        assert!(noted.asked("stable", "c", None, at(5)).is_some());
+        // A clock that was set, back or forward, holds up nothing.
+        for date in [date(5), date(70), date(0)] {
+            assert!(noted.asked("stable", "c", None, (date, at(61).1)).is_some());
+            assert!(noted.asked("stable", "c", None, (date, at(61).1)).is_none());
+        }
+        assert!(noted.asked("stable", "c", None, (date(59), at(121).1)).is_some());
         noted.forget("stable", "c");
-        assert!(noted.asked("stable", "c", None, at(6)).is_some());
+        assert!(noted.asked("stable", "c", None, (date(59), at(121).1)).is_some());
+    }
+
+    #[test]
+    fn what_was_asked_in_this_run_is_needed_for_seven_days_whatever_the_date() {
+        let start = Instant::now();
+        let mut noted = Noted::default();
+        noted.asked("stable", "c", None, (OffsetDateTime::UNIX_EPOCH, start)).unwrap();
+        let needed = |channel, after| noted.needed(channel, start + after).pop().map(|polled| polled.commit);
+        assert_eq!(needed("stable", NEEDED_FOR - Duration::SECOND).as_deref(), Some("c"));
+        assert_eq!(needed("stable", NEEDED_FOR), None);
+        assert_eq!(needed("edge", Duration::ZERO), None);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Which commits clients are reading (pure).
 //!
+//! All times are those of the steady clock: a date that is set in the meantime ends no reading.
+//!
 //! A client reads a commit first, then folders and files, which may belong to many commits. So whatever it reads counts
 //! for the commits that it has begun, until it has been silent for a while. Clients are told apart by their address:
 //! those behind one address count as one, which keeps more and loses nothing.
@@ -7,10 +9,10 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use time::{Duration, OffsetDateTime};
 
 /// A client of a profile's repository.
 type Client = (String, IpAddr);
@@ -29,7 +31,7 @@ pub struct Reads {
 #[derive(Debug)]
 struct Session {
     commits: BTreeSet<String>,
-    last: OffsetDateTime,
+    last: Instant,
     /// Answers that are being sent.
     open: usize,
 }
@@ -42,7 +44,7 @@ impl Reads {
         profile: &str,
         client: IpAddr,
         path: &str,
-        now: OffsetDateTime,
+        now: Instant,
         has: impl Fn(&str) -> bool,
     ) -> IpAddr {
         let known = self.clients.contains_key(&(profile.to_owned(), client));
@@ -56,7 +58,7 @@ impl Reads {
     }
 
     /// The answer is sent, or broke off.
-    pub fn end(&mut self, profile: &str, client: IpAddr, now: OffsetDateTime) {
+    pub fn end(&mut self, profile: &str, client: IpAddr, now: Instant) {
         if let Entry::Occupied(mut session) = self.clients.entry((profile.to_owned(), client)) {
             session.get_mut().last = now;
             session.get_mut().open = session.get().open.saturating_sub(1);
@@ -69,7 +71,7 @@ impl Reads {
 
     /// Whether nobody has read anything of a commit for so long.
     #[must_use]
-    pub fn is_quiet(&self, profile: &str, commit: &str, quiet: Duration, now: OffsetDateTime) -> bool {
+    pub fn is_quiet(&self, profile: &str, commit: &str, quiet: Duration, now: Instant) -> bool {
         let reads = |(client, session): (&Client, &Session)| {
             client.0 == profile && session.commits.contains(commit) && !session.is_over(quiet, now)
         };
@@ -77,14 +79,14 @@ impl Reads {
     }
 
     /// Forgets clients that have been silent for so long.
-    pub fn forget(&mut self, quiet: Duration, now: OffsetDateTime) {
+    pub fn forget(&mut self, quiet: Duration, now: Instant) {
         self.clients.retain(|_, session| !session.is_over(quiet, now));
     }
 }
 
 impl Session {
-    fn is_over(&self, quiet: Duration, now: OffsetDateTime) -> bool {
-        self.open == 0 && now - self.last >= quiet
+    fn is_over(&self, quiet: Duration, now: Instant) -> bool {
+        self.open == 0 && now.saturating_duration_since(self.last) >= quiet
     }
 }
 
@@ -109,17 +111,23 @@ fn hex_of(name: &str) -> Option<String> {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "there is no other way to get an instant")]
 mod tests {
+    use std::sync::OnceLock;
+
     use super::*;
 
     const ONE: &str = "77feac3b160f4857f72f994a39a211362e77477c70cf65f83ae41a30f57faef9";
 
-    fn at(minute: i64) -> OffsetDateTime {
-        OffsetDateTime::UNIX_EPOCH + Duration::minutes(minute)
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn at(minute: u64) -> Instant {
+        static START: OnceLock<Instant> = OnceLock::new();
+        *START.get_or_init(Instant::now) + Duration::from_secs(60 * minute)
     }
 
-    fn quiet(reads: &Reads, now: i64) -> bool {
-        reads.is_quiet("lab", ONE, Duration::minutes(60), at(now))
+    fn quiet(reads: &Reads, now: u64) -> bool {
+        reads.is_quiet("lab", ONE, HOUR, at(now))
     }
 
     #[test]
@@ -137,7 +145,7 @@ mod tests {
         assert_eq!(read(one, file, 60), (false, true), "it goes on");
         assert_eq!(read(other, file, 100), (true, true), "somebody else's does not count");
         assert!(quiet(&reads, 120));
-        assert!(reads.is_quiet("nestos", ONE, Duration::minutes(60), at(61)));
+        assert!(reads.is_quiet("nestos", ONE, HOUR, at(61)));
     }
 
     #[test]
@@ -146,12 +154,12 @@ mod tests {
         reads.begin("lab", client, "deltas/aa/aaaa/0", at(0), |_| true);
         assert!(quiet(&reads, 500), "that is no difference");
         reads.begin("lab", client, "deltas/d_/6sOxYPSFf3L5lKOaIRNi53R3xwz2X4OuQaMPV_rvk/0", at(0), |_| true);
-        reads.forget(Duration::minutes(60), at(500));
+        reads.forget(HOUR, at(500));
         assert!(!quiet(&reads, 500));
         reads.end("lab", client, at(500));
         reads.end("lab", client, at(500));
         assert_eq!((quiet(&reads, 559), quiet(&reads, 560)), (false, true));
-        reads.forget(Duration::minutes(60), at(560));
+        reads.forget(HOUR, at(560));
         assert!(reads.clients.is_empty());
     }
 
@@ -171,7 +179,7 @@ mod tests {
             reads.end("lab", client, at(0));
         }
         assert_eq!(reads.clients.len(), MOST_CLIENTS + 1, "all others count as one");
-        reads.forget(Duration::minutes(60), at(59));
+        reads.forget(HOUR, at(59));
         assert!(reads.clients.contains_key(&("lab".into(), OTHERS)) && !quiet(&reads, 59));
     }
 }

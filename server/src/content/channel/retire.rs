@@ -3,11 +3,15 @@
 //! Three moments, each found again after a `kill -9`: the list without the release, its commit among the retired ones and
 //! the audit trail are one write; refs and summary follow, as at every start; a retired commit is forgotten when ostree
 //! has removed it and the summary was written.
+//!
+//! How long a commit has been retired, and how long nobody has read of it, counts from when this run of the service saw it, by
+//! the steady clock: a date that is set in the meantime, or was wrong when it was written down, neither takes objects from a
+//! reader nor leaves them for ever.
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nkd_api::channel::{Channel, KeptRelease, PruneOrder, Pruned, Release};
 use nkd_api::user::AuditEntry;
@@ -25,13 +29,13 @@ const TICK: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(3600);
 
 /// A commit that no release is any more.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Retired {
     /// Whose repository has it.
     pub profile: String,
     /// Which.
     pub commit: String,
-    /// Since when.
+    /// Since when. It tells this time from another one that it was retired; no wait counts by it.
     pub at: OffsetDateTime,
 }
 
@@ -45,7 +49,7 @@ impl Channels {
         name: &str,
         order: PruneOrder,
         by: &str,
-        now: OffsetDateTime,
+        (now, at): (OffsetDateTime, Instant),
     ) -> Result<Pruned, ChannelError> {
         if order.keep == 0 {
             return Err(wrong("keep", "at least the newest release stays: say 1 or more"));
@@ -55,6 +59,7 @@ impl Channels {
             self.store.channel(name).await?.ok_or_else(|| ChannelError::NoChannel(name.to_owned()))?;
         let (all, mut users) = (self.store.channels().await?, self.users().await?);
         users.polled = self.store.polled(name, now - NEEDED_FOR).await?;
+        users.polled.extend(self.polled.lock().unwrap_or_else(PoisonError::into_inner).needed(name, at));
         let mut pruned = Pruned { dry_run: order.dry_run, retired: Vec::new(), kept: Vec::new() };
         for (release, needed) in plan(&channel, order.keep, &all, &users) {
             match needed {
@@ -84,16 +89,17 @@ impl Channels {
         Ok(pruned)
     }
 
-    /// Removes the objects of commits that were retired long enough ago and that nobody has read since. `since`: from
-    /// when on it is known what was read.
+    /// Removes the objects of commits that have been retired for long enough and that nobody has read for as long.
     ///
     /// # Errors
     /// [`ChannelError`]; what is left goes the next time.
-    pub async fn sweep(&self, since: OffsetDateTime, now: OffsetDateTime) -> Result<(), ChannelError> {
+    pub async fn sweep(&self, date: OffsetDateTime, now: Instant) -> Result<(), ChannelError> {
         let grace = self.grace;
+        let all = self.store.retired().await?;
+        let due = self.waits.lock().unwrap_or_else(PoisonError::into_inner).due(all, grace, now);
         let mut going: BTreeMap<String, Vec<Retired>> = BTreeMap::new();
-        for retired in self.store.retired().await? {
-            if now - retired.at.max(since) >= grace && self.is_quiet(&retired, now) {
+        for retired in due {
+            if self.is_quiet(&retired, now) {
                 going.entry(retired.profile.clone()).or_default().push(retired);
             }
         }
@@ -107,16 +113,13 @@ impl Channels {
             }
             first = first.and(swept);
         }
-        first
+        // The clock may have been set back, also between two runs.
+        let set_back = self.store.set_polled_back(date).await;
+        first.and(set_back.map_err(ChannelError::from))
     }
 
     /// Takes the commits of a profile, whose time has come, out of its repository, unless somebody uses them again.
-    async fn sweep_profile(
-        &self,
-        profile: &str,
-        retired: Vec<Retired>,
-        now: OffsetDateTime,
-    ) -> Result<(), ChannelError> {
+    async fn sweep_profile(&self, profile: &str, retired: Vec<Retired>, now: Instant) -> Result<(), ChannelError> {
         let _writing = self.turn().await?;
         let (channels, users) = (self.store.channels().await?, self.users().await?);
         // A release may have come to be this commit again.
@@ -141,7 +144,7 @@ impl Channels {
         Ok(())
     }
 
-    fn is_quiet(&self, retired: &Retired, now: OffsetDateTime) -> bool {
+    fn is_quiet(&self, retired: &Retired, now: Instant) -> bool {
         let reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
         reads.is_quiet(&retired.profile, &retired.commit, self.grace, now)
     }
@@ -185,8 +188,7 @@ impl Repository {
 
 /// Removes what nobody reads any more, until the service stops.
 pub async fn run(channels: Arc<Channels>) {
-    let since = OffsetDateTime::now_utc();
-    let tick = Duration::try_from(channels.grace / 4).unwrap_or(TICK).clamp(Duration::from_millis(250), TICK);
+    let tick = (channels.grace / 4).clamp(Duration::from_millis(250), TICK);
     let mut trouble = Trouble::default();
     loop {
         tokio::select! {
@@ -196,7 +198,7 @@ pub async fn run(channels: Arc<Channels>) {
         // A disk that loses something, or an fsck that marks it, tells nobody.
         let looked = channels.look_for_commits().await.map_err(ChannelError::from);
         let settled = looked.and(channels.settle_again().await);
-        match settled.and(channels.sweep(since, OffsetDateTime::now_utc()).await) {
+        match settled.and(channels.sweep(OffsetDateTime::now_utc(), Instant::now()).await) {
             Ok(()) if trouble.is_over() => tracing::info!("retired releases are removed again"),
             Ok(()) | Err(ChannelError::Stopped) => {}
             Err(error) => {
@@ -251,25 +253,5 @@ pub(super) fn taken_off(channel: &str, release: &Release, by: &str, at: OffsetDa
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_goes_wrong_again_is_tried_more_seldom_and_told_when_it_changes() {
-        let (mut trouble, tick) = (Trouble::default(), Duration::from_secs(60));
-        assert_eq!(trouble.rest(tick), tick);
-        assert!(!trouble.is_over());
-        assert!(trouble.is_news("renameat(./tmp.uvsHSZ, summary): the disk is full"));
-        assert_eq!(trouble.rest(tick), tick * 2);
-        assert!(!trouble.is_news("renameat(./tmp.jTUs91, summary): the disk is full"));
-        assert_eq!(trouble.rest(tick), tick * 4);
-        assert!(trouble.is_news("it is read-only"));
-        for _ in 0..40 {
-            trouble.is_news("it is read-only");
-        }
-        assert_eq!(trouble.rest(tick), LONGEST);
-        assert!(trouble.is_over() && !trouble.is_over());
-        assert_eq!(trouble.rest(tick), tick);
-        assert!(trouble.is_news("it is read-only"));
-    }
-}
+#[path = "retire_tests.rs"]
+mod tests;

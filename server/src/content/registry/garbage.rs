@@ -1,14 +1,17 @@
 //! Garbage of the registry: blobs that no manifest refers to, and, when asked for, manifests that nothing leads to.
 //!
 //! Files go first, then what the database says of them: a service that is killed in between finds the same garbage
-//! again. What somebody has pushed, or asked for in order to push, within the grace stays: its manifest may be to come.
+//! again. What somebody has pushed, or asked for in order to push, within the grace stays: its manifest may be to come. A clock
+//! that is set changes nothing of that ([`OciRegistry::look_at_clock`]).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use nkd_api::registry::RegistryGarbage;
 use time::{Duration, OffsetDateTime};
 
+use super::clock::{Look, Set};
 use super::spec::digest_text;
 use super::uploads::LIFETIME;
 use super::{OciError, OciRegistry, blocking};
@@ -33,6 +36,8 @@ pub struct GarbageOrder {
     pub uploads: Duration,
     /// The time.
     pub now: OffsetDateTime,
+    /// The same by the steady clock.
+    pub at: Instant,
 }
 
 impl OciRegistry {
@@ -56,12 +61,13 @@ impl OciRegistry {
 
     async fn collect(&self, images: &ImageStore, order: GarbageOrder) -> Result<RegistryGarbage, OciError> {
         let (uploads, after) = (Arc::clone(&self.uploads), order.uploads.unsigned_abs());
-        let ending = move || Ok(uploads.expire(order.now.into(), after, order.dry_run)?);
+        let ending = move || Ok(uploads.expire(order.now.into(), order.at, after, order.dry_run)?);
         let (uploads, upload_bytes) = blocking(ending).await?;
         let _quiet = self.quiet().await;
         // An import may be about to use a blob that it has found.
         let _no_import = images.hold_imports()?;
         let in_images = images.referenced()?;
+        self.look_at_clock(order.now, order.at).await?;
         let before = order.now - order.grace;
         let unused = self.store().unused_in_registry(before, order.untagged, order.dry_run).await?;
         let loose: BTreeSet<_> = unused.blobs.iter().filter(|blob| !blob.shared).map(|b| (b.digest, b.size)).collect();
@@ -84,4 +90,36 @@ impl OciRegistry {
         tracing::info!(blobs, manifests, bytes, "garbage of the registry collected");
         Ok(garbage)
     }
+
+    /// Looks whether the clock was set since the last time, and puts the dates of what is in the registry right. To be called
+    /// often: a clock that was set forth and back between two looks is not seen.
+    ///
+    /// # Errors
+    /// [`OciError::Store`]; the next look finds the same.
+    pub async fn look_at_clock(&self, now: OffsetDateTime, at: Instant) -> Result<(), OciError> {
+        let mut last = self.clock.lock().await;
+        let look = Look::new(now, at);
+        let Some(set) = look.since(*last) else { return Ok(()) };
+        let forward = if let Set::Forward(by) = set { by } else { Duration::ZERO };
+        let changed = self.store().set_registry_dates(now, forward).await?;
+        if last.is_some() || changed > 0 {
+            tracing::warn!(changed, "the clock was set: ages of what is in the registry are put right");
+        }
+        *last = Some(look);
+        Ok(())
+    }
+
+    /// Ends uploads that nobody went on with for a day; how many.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub async fn expire_uploads(&self, now: OffsetDateTime, at: Instant) -> Result<u64, OciError> {
+        let uploads = Arc::clone(&self.uploads);
+        let (ended, _) = blocking(move || Ok(uploads.expire(now.into(), at, LIFETIME, false)?)).await?;
+        Ok(ended)
+    }
 }
+
+#[cfg(test)]
+#[path = "garbage_tests.rs"]
+mod tests;

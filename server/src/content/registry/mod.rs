@@ -9,6 +9,7 @@
 //!             ends after a day                   --it does not--> nothing       collected without a manifest
 //! ```
 
+mod clock;
 mod error;
 mod garbage;
 pub mod spec;
@@ -26,7 +27,7 @@ use nkd_api::Sha256Digest;
 use nkd_api::registry::{Deleted, Repository as Listed, Tag};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
-use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
+use tokio::sync::{Mutex, OwnedRwLockWriteGuard, RwLock};
 use uuid::Uuid;
 
 pub use self::error::OciError;
@@ -48,6 +49,8 @@ pub struct OciRegistry {
     uploads: Arc<Uploads>,
     /// Held by what makes or uses blobs; taken alone by what removes them.
     blobs_stay: Arc<RwLock<()>>,
+    /// The clock when it was looked at last; none: not in this run.
+    clock: Mutex<Option<clock::Look>>,
 }
 
 /// A blob of a repository.
@@ -66,7 +69,7 @@ impl OciRegistry {
     /// [`OciError::Blob`] when its folder cannot be made.
     pub fn open(store: Store, blobs: BlobStore, state_dir: &Path) -> Result<Self, OciError> {
         let uploads = Arc::new(Uploads::open(state_dir)?);
-        Ok(Self { store, blobs, uploads, blobs_stay: Arc::default() })
+        Ok(Self { store, blobs, uploads, blobs_stay: Arc::default(), clock: Mutex::default() })
     }
 
     /// The state of what is there.

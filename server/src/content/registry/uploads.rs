@@ -11,7 +11,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use nkd_api::Sha256Digest;
@@ -33,6 +33,37 @@ pub(super) struct Uploads {
     dir: PathBuf,
     /// Of uploads that no request writes to now: so many bytes have this hash.
     hashes: Mutex<HashMap<Uuid, (u64, Hash)>>,
+    ages: Mutex<Ages>,
+}
+
+/// How long nobody went on with each upload. The dates of files count for those only that were there before this run of the
+/// service has looked first: the clock may be set while it runs.
+#[derive(Debug, Default)]
+struct Ages {
+    looked_at: Option<Instant>,
+    /// Each with the date of its last byte, and how old it was when that date was seen first, and when that was.
+    seen: HashMap<PathBuf, (SystemTime, Duration, Instant)>,
+}
+
+impl Ages {
+    /// Those whose time is over, of all uploads with the dates of their last bytes (pure).
+    fn over(&mut self, all: Vec<(PathBuf, SystemTime)>, now: SystemTime, at: Instant, after: Duration) -> Vec<PathBuf> {
+        let mut before = std::mem::take(&mut self.seen);
+        let unseen = self.looked_at.map(|looked_at| at.saturating_duration_since(looked_at)).unwrap_or(Duration::MAX);
+        let mut over = Vec::new();
+        for (path, changed) in all {
+            let known = before.remove(&path).filter(|(date, ..)| *date == changed);
+            // A date that lies ahead is one of now; nothing that is new is older than the last look.
+            let age = || now.duration_since(changed).unwrap_or_default().min(unseen);
+            let (_, age, since) = known.unwrap_or_else(|| (changed, age(), at));
+            if age.saturating_add(at.saturating_duration_since(since)) >= after {
+                over.push(path.clone());
+            }
+            self.seen.insert(path, (changed, age, since));
+        }
+        self.looked_at = Some(at);
+        over
+    }
 }
 
 /// A running hash.
@@ -63,7 +94,7 @@ impl Uploads {
         let dir = blobs.join("uploads");
         fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
         sync_dir(&blobs)?;
-        Ok(Self { dir, hashes: Mutex::default() })
+        Ok(Self { dir, hashes: Mutex::default(), ages: Mutex::default() })
     }
 
     /// Begins an upload to a repository; it is there after a power cut too.
@@ -129,19 +160,23 @@ impl Uploads {
     }
 
     /// Ends uploads that nobody has gone on with for so long, or only looks for them; how many they are, and their bytes.
-    pub(super) fn expire(&self, now: SystemTime, after: Duration, dry_run: bool) -> Result<(u64, u64), BlobError> {
+    pub(super) fn expire(
+        &self,
+        now: SystemTime,
+        at: Instant,
+        after: Duration,
+        dry_run: bool,
+    ) -> Result<(u64, u64), BlobError> {
+        let changed = |entry: fs::DirEntry| Some((entry.path(), entry.metadata().ok()?.modified().ok()?));
+        let all = self.list()?.into_iter().filter_map(changed).collect();
+        let over = self.ages.lock().unwrap_or_else(PoisonError::into_inner).over(all, now, at, after);
         let (mut ended, mut bytes) = (0, 0);
-        for entry in self.list()? {
-            let path = entry.path();
-            let Ok(meta) = entry.metadata() else { continue };
-            let age = meta.modified().ok().and_then(|changed| now.duration_since(changed).ok());
-            if age.is_none_or(|age| age < after) || is_written(&path) {
-                continue;
-            }
+        for path in over.iter().filter(|path| !is_written(path)) {
+            let length = fs::metadata(path).map_or(0, |meta| meta.len());
             if !dry_run {
-                remove(&path)?;
+                remove(path)?;
             }
-            (ended, bytes) = (ended + 1, bytes + meta.len());
+            (ended, bytes) = (ended + 1, bytes + length);
         }
         let mut hashes = self.hashes.lock().unwrap_or_else(PoisonError::into_inner);
         // What was begun anew has a new hash; one without its file costs little and goes with the next.

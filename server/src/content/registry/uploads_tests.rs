@@ -38,8 +38,37 @@ fn what_nobody_goes_on_with_ends_and_so_does_patience() {
         uploads.begin(&repository).unwrap();
     }
     assert!(matches!(uploads.begin(&repository), Err(OciError::TooMany(MOST))));
-    let now = SystemTime::now();
-    assert_eq!(uploads.expire(now, LIFETIME, false).unwrap(), (0, 0));
-    assert_eq!(uploads.expire(now + LIFETIME + Duration::from_secs(60), LIFETIME, false).unwrap(), (MOST as u64, 0));
+    let (now, at) = (SystemTime::now(), Instant::now());
+    assert_eq!(uploads.expire(now, at, LIFETIME, false).unwrap(), (0, 0));
+    let later = LIFETIME + Duration::from_secs(60);
+    assert_eq!(uploads.expire(now + later, at + later, LIFETIME, false).unwrap(), (MOST as u64, 0));
     uploads.begin(&repository).unwrap();
+}
+
+#[test]
+fn a_clock_that_is_set_neither_ends_an_upload_nor_keeps_one() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let (at, date) = (Instant::now(), SystemTime::UNIX_EPOCH + 20_000 * LIFETIME);
+    let upload = |name: &str, changed| (PathBuf::from(name), changed);
+    let mut ages = Ages::default();
+    let mut over = |all: &[(PathBuf, SystemTime)], now, hours: u32| {
+        let over = ages.over(all.to_vec(), now, at + hours * HOUR, LIFETIME);
+        over.iter().map(|path| path.display().to_string()).collect::<Vec<_>>()
+    };
+    // In an earlier run: two days ago, 20 hours ago, and while the clock was ahead.
+    let all = [upload("old", date - 48 * HOUR), upload("young", date - 20 * HOUR), upload("ahead", date + 48 * HOUR)];
+    assert_eq!(over(&all, date, 0), ["old"]);
+    // Set forward: what is new, or was gone on with, has the date of before.
+    let mut all = [all[1].clone(), all[2].clone(), upload("new", date + HOUR)];
+    assert_eq!(over(&all, date + 72 * HOUR, 1), [""; 0]);
+    all[0].1 = date + HOUR;
+    assert_eq!(over(&all, date + 74 * HOUR, 3), [""; 0]);
+    // Set back.
+    all[2].1 = date + 75 * HOUR;
+    assert_eq!(over(&all, date, 4), [""; 0]);
+    assert_eq!(over(&all, date, 23), [""; 0]);
+    assert_eq!(over(&all, date, 24), ["ahead"]);
+    assert_eq!(over(&[all[0].clone(), all[2].clone()], date, 26), ["young"], "it was an hour old at most");
+    assert_eq!(over(&[all[2].clone()], date, 27), [""; 0]);
+    assert_eq!(over(&[all[2].clone()], date, 28), ["new"]);
 }
