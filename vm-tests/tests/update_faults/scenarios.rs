@@ -294,8 +294,35 @@ impl Scene {
         self.expect_all_whole(&release)
     }
 
+    /// The Node of a control plane that upgrades is deleted: everybody else waits until it has registered again.
+    fn a_control_plane_that_goes_away(&mut self) -> Result {
+        let release = self.publish(BEFORE)?;
+        self.nodes[0].hold("arm")?;
+        self.begin(&release, &["--os-only"])?;
+        self.until("cp1 is drained and upgrades", 600, |scene, _| Ok(scene.nodes[0].is_held("arm")))?;
+        self.kubectl(&["delete", "node", "cp1", "--wait=false"])?;
+        self.until_state("halted", 120)?;
+        let status = self.status()?;
+        let (state, reason) = node(&status, "cp1");
+        assert!(state == "Failed" && reason.contains("its Node was deleted when it was on its way"), "{status:#}");
+        for name in ["w1", "w2"] {
+            let (state, reason) = node(&status, name);
+            assert!(state == "Staged" && reason.contains("systemctl restart kubelet"), "{status:#}");
+        }
+        self.nodes[0].release("arm")?;
+        // It restarts, and its kubelet makes its Node anew, which has nothing of what kubeadm gave it.
+        self.until_state("complete", 900)?;
+        self.expect_all_whole(&release)?;
+        self.until("cp1 is a control plane again", 120, |scene, _| {
+            let cp1 = scene.json(&["get", "node", "cp1"])?;
+            let taints = cp1["spec"]["taints"].to_string();
+            Ok(cp1["metadata"]["labels"].get("node-role.kubernetes.io/master").is_some() && taints.contains("/master"))
+        })
+    }
+
     /// Nodes are deleted while they wait, when they are drained, and after their restart; a machine is lost for good.
     pub fn nodes_that_go_away(&mut self) -> Result {
+        self.a_control_plane_that_goes_away()?;
         let release = self.publish(BEFORE)?;
         self.nodes[1].hold("arm")?;
         self.nodes[2].hold("stage")?;
