@@ -29,7 +29,7 @@ use super::extract::{Json, Path, Query, lines_of};
 use super::page_cache::PageCache;
 use super::ranges::keep_one_range;
 use super::{ApiError, Connection};
-use crate::content::channel::{ChannelError, PublishLine, joined, text};
+use crate::content::channel::{ChannelError, PublishLine, joined, summary, text};
 use crate::content::image::profile;
 use crate::service::Service;
 
@@ -291,7 +291,9 @@ pub(super) async fn repository(
     let files = ServeDir::with_backend(folder, PageCache::default())
         .append_index_html_on_directories(false)
         .with_buf_chunk_size(PIECE);
+    let opening = summary::opening(&path).await;
     let answer = file(files.oneshot(request).await, cache);
+    drop(opening);
     Ok(answer.map(|body| {
         Body::new(body.map_frame(move |frame| {
             let _until_it_is_sent = &reading;

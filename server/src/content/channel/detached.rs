@@ -14,6 +14,7 @@ use tempfile::NamedTempFile;
 use super::ChannelError;
 use super::ed25519::{Detached, Key, Trusted};
 use super::repository::{Repository, io};
+use super::summary::{SIGNATURE, SUMMARY};
 
 /// More than this beside a commit is no signatures.
 const LARGEST: u64 = 1 << 20;
@@ -47,7 +48,7 @@ impl Repository {
 
     /// Signs the summary, whose OpenPGP signature is new.
     pub(super) fn sign_summary(&self, key: &Key) -> Result<(), ChannelError> {
-        let (summary, path) = (self.path().join("summary"), self.path().join("summary.sig"));
+        let (summary, path) = (self.path().join(SUMMARY), self.path().join(SIGNATURE));
         let bytes = std::fs::read(&summary).map_err(io("read", &summary))?;
         let mut detached = read_detached(&path)?;
         detached.unsign();

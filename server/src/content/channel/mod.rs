@@ -26,6 +26,7 @@ mod repository;
 pub mod retire;
 mod signer;
 mod source;
+pub mod summary;
 pub mod text;
 pub mod unknown;
 mod unsettled;

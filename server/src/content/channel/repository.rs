@@ -201,14 +201,6 @@ impl Repository {
         Ok(list.lines().filter_map(pair).collect())
     }
 
-    /// Writes the signed list of refs and deltas.
-    pub(super) fn summarize(&self, signer: &Signer) -> Result<(), ChannelError> {
-        let mut key = OsString::from("--gpg-sign=");
-        key.push(signer.fingerprint());
-        self.ostree::<OsString>("summary", &["--update".into(), homedir(signer), key])?;
-        self.sign_summary(signer.ed25519())
-    }
-
     pub(super) fn ostree<S: AsRef<OsStr>>(&self, verb: &str, words: &[S]) -> Result<String, ChannelError> {
         let output = run("ostree", "ostree", &self.words(verb, words), b"").map_err(ChannelError::from)?;
         Ok(String::from_utf8_lossy(&output).into_owned())
@@ -233,7 +225,7 @@ impl Repository {
     }
 }
 
-fn homedir(signer: &Signer) -> OsString {
+pub(super) fn homedir(signer: &Signer) -> OsString {
     let mut word = OsString::from("--gpg-homedir=");
     word.push(signer.home());
     word

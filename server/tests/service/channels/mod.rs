@@ -9,6 +9,7 @@ mod promote;
 mod prune;
 mod sources;
 mod stop;
+mod summary;
 mod upstream;
 
 use std::collections::HashMap;
@@ -338,7 +339,7 @@ async fn whose_release_is_published_without_a_summary_is_told_and_it_is_tried_ag
     let output = order();
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("warning: the release is published") && said.contains("ostree summary"), "{said}");
+    assert!(said.contains("warning: the release is published") && said.contains("lab/summary"), "{said}");
     let release: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&release["number"], &release["commit"]), (&2.into(), &two.clone().into()));
     // It is tried again, more seldom each time, and told once.
