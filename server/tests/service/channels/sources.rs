@@ -458,3 +458,39 @@ async fn an_archive_that_reaches_out_of_itself_is_refused() {
     assert!(!String::from_utf8_lossy(&order.stderr).contains("this is no archive"), "{order:?}");
     not_taken(&place, &tar("nothing.tar", &[(file, "README", b"x", "")]), "it holds neither an ostree repository");
 }
+
+/// ostree would wait at a FIFO for ever, and everybody else for it.
+#[tokio::test]
+async fn a_folder_in_which_an_object_is_no_file_is_refused_and_links_that_ostree_makes_are_not() {
+    let place = Place::new();
+    let _service = place.start().await;
+    let builder = Builder::new(&place);
+    std::os::unix::fs::symlink("system", builder.folder.join("tree/usr/bin/link")).unwrap();
+    let commit = builder.build("1", b"one", &[]);
+    let find = good("find", &[&builder.path("repo/objects"), "-name", "*.filez"]);
+    let object = find.lines().next().unwrap();
+    let (_, name) = object.split_once("/repo/").unwrap();
+    let kept = builder.path("kept");
+    std::fs::rename(object, &kept).unwrap();
+    good("mkfifo", &[object]);
+    let (_, _, public) = builder.key("builder");
+    let repo = builder.path("repo");
+    let order = |more: &[&str]| place.cli(&[&["channel", "publish", "stable", "--ostree", &repo], more].concat());
+    for more in [&[][..], &["--key", &public]] {
+        refused(&order(more), &format!("`{name}` in it is a FIFO, where ostree keeps files: remove it"));
+    }
+    std::fs::remove_file(object).unwrap();
+    std::os::unix::fs::symlink(&kept, object).unwrap();
+    refused(&order(&[]), &format!("`{name}` in it is a link"));
+    std::fs::rename(&kept, object).unwrap();
+
+    good("ostree", &["refs", &builder.repo(), "--create=lab/x86_64/alias", "--alias", REF]);
+    let bare = builder.path("bare");
+    good("ostree", &["init", &format!("--repo={bare}"), "--mode=bare-user-only"]);
+    good("ostree", &["pull-local", &format!("--repo={bare}"), &repo, &commit]);
+    assert!(!good("find", &[&bare, "-type", "l"]).is_empty());
+    let release = publish(&place, Path::new(&repo), &["--ref", "lab/x86_64/alias"]);
+    assert_eq!((&release["number"], &release["commit"]), (&1.into(), &commit.as_str().into()));
+    let words = ["--ref", &commit, "--version", "1 again", "--profile", "lab", "--architecture", "x86_64"];
+    assert_eq!(publish(&place, Path::new(&bare), &words)["number"], 2);
+}

@@ -6,6 +6,7 @@
 //! a service that was killed left goes at its next start.
 
 mod filez;
+mod folder;
 mod image;
 mod layer;
 mod member;
@@ -123,8 +124,9 @@ impl Source {
     /// Opens what an order names. `folder` is where our repositories are; `wanted` chooses among several images.
     pub fn open(path: &Path, wanted: Option<&str>, folder: &Path) -> Result<Self, ChannelError> {
         if path.is_dir() && !path.join("oci-layout").is_file() {
-            let wanted = wanted.map(str::to_owned);
-            return Ok(Self { repository: Repository::at(path)?, wanted, _place: None });
+            let (repository, wanted) = (Repository::at(path)?, wanted.map(str::to_owned));
+            folder::look(path)?;
+            return Ok(Self { repository, wanted, _place: None });
         }
         if !path.exists() {
             return Err(ChannelError::NoRepository(path.into()));
