@@ -10,10 +10,12 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write as _};
 use std::os::unix::process::CommandExt as _;
+use std::panic::resume_unwind;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
@@ -62,18 +64,39 @@ pub enum ProgramError {
         #[source]
         source: io::Error,
     },
+    /// It waited for something that does not come.
+    #[error(
+        "{program} {verb}: it did nothing for {} minutes, and was ended: what it reads is no file, or its disk does not answer",
+        .patience.as_secs() / 60
+    )]
+    Stalled {
+        /// Its name.
+        program: &'static str,
+        /// What it was to do.
+        verb: String,
+        /// How long that was waited for.
+        patience: Duration,
+    },
     /// No program is started any more.
     #[error("the service is stopping: try again")]
     Stopped,
 }
 
 /// The programs that this service runs.
-static PROGRAMS: Programs = Programs { running: Mutex::new(Some(BTreeSet::new())) };
+static PROGRAMS: Programs = Programs { running: Mutex::new(Some(BTreeSet::new())), patience: PATIENCE };
+
+/// A program that neither computes nor reads nor writes for so long waits for what does not come, and others for it. The slowest
+/// disk takes less to write what a program has left in memory.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// So many looks are taken at it in that time.
+const LOOKS: u32 = 20;
 
 /// Programs that run.
 struct Programs {
     /// None: they were ended, and no more are started.
     running: Mutex<Option<BTreeSet<i32>>>,
+    /// How long a program may do nothing.
+    patience: Duration,
 }
 
 /// Ends the programs that [`run`] waits for, and starts none any more.
@@ -118,7 +141,15 @@ impl Programs {
             Some(source) => ProgramError::Start { program, package, source },
             None => ProgramError::Stopped,
         })?;
-        let heard = hear(&mut child, input);
+        let number = Pid::from_child(&child);
+        let (heard, is_stalled) = thread::scope(|scope| {
+            let (heard, hearing) = mpsc::channel::<()>();
+            let watching = thread::Builder::new().spawn_scoped(scope, move || self.watch(number, &hearing));
+            let said = hear(&mut child, input);
+            drop(heard);
+            let is_stalled = watching.map(|watching| watching.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            (said, is_stalled.unwrap_or(false))
+        });
         if heard.is_err() {
             // The first to know is who waits for it.
             let _ = child.kill();
@@ -127,7 +158,28 @@ impl Programs {
             let (stdout, stderr) = heard?;
             Ok(Output { status, stdout, stderr })
         });
-        judged(program, words, ended.map_err(|source| ProgramError::Lost { program, source })?)
+        let output = ended.map_err(|source| ProgramError::Lost { program, source })?;
+        if is_stalled && !output.status.success() {
+            return Err(ProgramError::Stalled { program, verb: verb(words), patience: self.patience });
+        }
+        judged(program, words, output)
+    }
+
+    /// Ends a program that does nothing any more, unless it is heard to its end before. True: it was ended. Nobody must have
+    /// asked yet how it ended.
+    fn watch(&self, number: Pid, hearing: &mpsc::Receiver<()>) -> bool {
+        let (mut seen, mut idle) = (Done::of(number), 0);
+        while hearing.recv_timeout(self.patience / LOOKS) == Err(RecvTimeoutError::Timeout) {
+            let now = Done::of(number);
+            // Of one that cannot be looked at nothing is known.
+            idle = if now.is_some() && now == seen { idle + 1 } else { 0 };
+            seen = now;
+            if idle >= LOOKS {
+                let _ = kill_process_group(number, Signal::KILL);
+                return true;
+            }
+        }
+        false
     }
 
     fn running(&self) -> MutexGuard<'_, Option<BTreeSet<i32>>> {
@@ -165,6 +217,23 @@ impl Programs {
     }
 }
 
+/// What a program has done so far: the ticks of the clock that it was on a processor, and what it has read and written.
+#[derive(PartialEq, Eq)]
+struct Done {
+    ticks: [String; 2],
+    bytes: String,
+}
+
+impl Done {
+    fn of(number: Pid) -> Option<Self> {
+        let of = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", number.as_raw_pid()));
+        let stat = of("stat").ok()?;
+        // Its name stands in brackets, and may have any characters.
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ').skip(11).map(str::to_owned);
+        Some(Self { ticks: [fields.next()?, fields.next()?], bytes: of("io").unwrap_or_default() })
+    }
+}
+
 /// Says `input` to a program; what it prints, and what it complains of.
 fn hear(child: &mut Child, input: &[u8]) -> io::Result<(Vec<u8>, Vec<u8>)> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -175,7 +244,7 @@ fn hear(child: &mut Child, input: &[u8]) -> io::Result<(Vec<u8>, Vec<u8>)> {
             let _ = pipe.write_all(input);
         }
         let printed = all_of(stdout);
-        let complained = complaining.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let complained = complaining.join().unwrap_or_else(|panic| resume_unwind(panic));
         Ok((printed?, complained?))
     })
 }
@@ -277,7 +346,26 @@ mod tests {
     use super::*;
 
     fn programs() -> Programs {
-        Programs { running: Mutex::new(Some(BTreeSet::new())) }
+        Programs { running: Mutex::new(Some(BTreeSet::new())), patience: PATIENCE }
+    }
+
+    #[test]
+    fn what_does_nothing_any_more_is_ended_and_what_takes_its_time_is_not() {
+        let programs = Programs { patience: Duration::from_secs(2), ..programs() };
+        let place = tempfile::tempdir().unwrap();
+        let pipe = place.path().join("pipe");
+        Command::new("mkfifo").arg(&pipe).status().unwrap();
+        let script = format!("read line <{}", pipe.display());
+        let stalled = programs.run("sh", "dash", &["-c", &script], b"").unwrap_err();
+        assert!(matches!(stalled, ProgramError::Stalled { .. }), "{stalled}");
+        assert_eq!(*programs.running(), Some(BTreeSet::new()));
+        // It reads for longer than that.
+        let begun = Instant::now();
+        let dd = "dd bs=1 count=1 if=/dev/zero of=/dev/null 2>/dev/null";
+        let busy =
+            format!("end=$(($(date +%s) + 5)); while [ $(date +%s) -lt $end ]; do {dd}; sleep 0.1; done; echo done");
+        assert_eq!(programs.run("sh", "dash", &["-c", &busy], b"").unwrap(), b"done\n");
+        assert!(begun.elapsed() > programs.patience);
     }
 
     #[test]

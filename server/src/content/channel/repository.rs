@@ -141,7 +141,7 @@ impl Repository {
             error => ChannelError::KeyFile { path: key.into(), source: Box::new(error) },
         })?;
         checked.ostree("pull", &["source", commit]).map_err(|error| match no_room(error, commit) {
-            full @ ChannelError::NoRoom(_) => full,
+            other @ (ChannelError::NoRoom(_) | ChannelError::Program(ProgramError::Stalled { .. })) => other,
             error => ChannelError::NotSigned { commit: commit.into(), source: Box::new(error) },
         })?;
         let said = checked.ostree("show", &["--gpg-verify-remote=source", commit])?;
