@@ -1,6 +1,7 @@
 //! `nkd channel ...`
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -11,6 +12,7 @@ use nkd_api::channel::{
 };
 use reqwest::Method;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 use super::channel_mirror::{self as mirror, MirrorArgs};
 use super::client::{self, ClientError, segment};
@@ -218,7 +220,8 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
         ChannelCommand::Mirror(args) => mirror::run(*args, &client).await?,
         ChannelCommand::Prune { name, keep, dry_run, output } => {
             let path = format!("/api/v1/channels/{}/prune", segment(&name));
-            let pruned: Pruned = client.call(Method::POST, &path, Some(&PruneOrder { keep, dry_run })).await?;
+            let order = PruneOrder { keep, dry_run };
+            let pruned: Pruned = patiently(client.call(Method::POST, &path, Some(&order))).await?;
             output.print(&pruned, |pruned| {
                 let gone = if pruned.dry_run { "would be retired" } else { "is retired" };
                 let gone = pruned.retired.iter().map(|r| (r.number, &r.version, gone.to_owned()));
@@ -238,7 +241,7 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
             let loss = format!("{name} goes with its {count} releases: nothing leads systems there any more.");
             let confirm = confirm::name_of("channel", &name, (confirm, "channel delete"), &loss)?;
             let path = format!("{path}?confirm={}", segment(&confirm));
-            let deleted: DeletedChannel = client.call(Method::DELETE, &path, None::<&()>).await?;
+            let deleted: DeletedChannel = patiently(client.call(Method::DELETE, &path, None::<&()>)).await?;
             output.print(&deleted, |deleted| {
                 let count = deleted.channel.releases.len();
                 let gone =
@@ -366,19 +369,48 @@ fn marks(release: &Release) -> String {
     if marks.is_empty() { "open".into() } else { marks.join(", ") }
 }
 
+/// What takes longer is told to those who see no progress.
+const LONG: Duration = Duration::from_secs(2);
+
+/// Waits for the answer to an order that takes its turn, and says so after a while.
+async fn patiently<T>(answer: impl Future<Output = T>) -> T {
+    tokio::pin!(answer);
+    if let Ok(answer) = tokio::time::timeout(LONG, &mut answer).await {
+        return answer;
+    }
+    eprintln!(
+        "waiting: the service carries out one order for its channels at a time, and its log says which; to leave here before this one has begun calls it off"
+    );
+    answer.await
+}
+
 /// Shows what publishing does until its last line.
 async fn follow(response: reqwest::Response, channel: &str) -> Result<Release, CliError> {
     let bar = ProgressBar::new_spinner();
     bar.enable_steady_tick(Duration::from_millis(120));
+    let (step, mut steps) = watch::channel(String::new());
     let last = client::follow(response, |line: PublishLine| match line.update {
         PublishUpdate::Step { name } => {
-            bar.set_message(name);
+            bar.set_message(name.clone());
+            step.send_replace(name);
             None
         }
         PublishUpdate::Done { release } => Some(Ok((*release, line.summary_problem))),
         PublishUpdate::Failed { message } => Some(Err(ClientError::Publish(message))),
     });
-    let last = last.await;
+    // Without a terminal there is no bar.
+    let telling = async {
+        while bar.is_hidden() && steps.changed().await.is_ok() {
+            // A step that is over by then is not told.
+            while let Ok(Ok(())) = tokio::time::timeout(LONG, steps.changed()).await {}
+            eprintln!("{}", *steps.borrow());
+        }
+        std::future::pending::<Infallible>().await
+    };
+    let last = tokio::select! {
+        last = last => last,
+        never = telling => match never {},
+    };
     bar.finish_and_clear();
     let (release, problem) = last.ok_or_else(|| ClientError::BrokeOff(format!("nkd channel show {channel}")))??;
     if let Some(problem) = problem {

@@ -1,6 +1,7 @@
 //! Channels of releases, and the repositories that nodes pull them from.
 #![expect(clippy::disallowed_methods, reason = "the edge where the clock comes in")]
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,6 +20,7 @@ use nkd_api::user::Role;
 use serde::Deserialize;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 use tower_http::services::{ServeDir, ServeFile};
 use utoipa::IntoParams;
@@ -29,7 +31,7 @@ use super::extract::{Json, Path, Query, lines_of};
 use super::page_cache::PageCache;
 use super::ranges::keep_one_range;
 use super::{ApiError, Connection};
-use crate::content::channel::{ChannelError, PublishLine, joined, summary, text};
+use crate::content::channel::{ChannelError, Order, PublishLine, joined, summary, text};
 use crate::content::image::profile;
 use crate::service::Service;
 
@@ -90,7 +92,7 @@ pub(super) async fn unknown(State(service): App, caller: Caller, Path(name): Pat
     Ok(([(LEFT_OUT, left_out.to_string())], Json(unknown)).into_response())
 }
 
-/// Publishes a release. Answers with one [`PublishLine`] a line while it goes on; it goes on if the caller leaves.
+/// Publishes a release. Answers with one [`PublishLine`] a line while it goes on; once it has begun, it goes on if the caller leaves.
 #[utoipa::path(post, path = "/api/v1/channels/{channel}/releases", tag = "channels", request_body = PublishOrder, responses((status = 200, body = PublishLine, content_type = "application/x-ndjson"), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn publish(
     State(service): App,
@@ -128,8 +130,8 @@ pub(super) async fn promote(
 /// Hears what is done now.
 type Step = Box<dyn Fn(&str) + Send + Sync>;
 
-/// The answer to an order that takes its time: a line for each step, and the release last, which is one of the channel `to`. It
-/// goes on if the caller leaves.
+/// The answer to an order that takes its time: a line for each step, and the release last, which is one of the channel `to`. Once
+/// it has begun, it goes on if the caller leaves.
 fn told<F>(
     caller: Caller,
     service: Arc<Service>,
@@ -144,11 +146,25 @@ where
     let steps = lines.clone();
     // What is done now is worth less than doing it: a full channel loses it.
     let line = |update, summary_problem| PublishLine { update, summary_problem };
-    let working =
-        work(Box::new(move |name| drop(steps.try_send(line(PublishUpdate::Step { name: name.to_owned() }, None)))));
+    let step = move || -> Step {
+        let steps = steps.clone();
+        Box::new(move |name| drop(steps.try_send(line(PublishUpdate::Step { name: name.to_owned() }, None))))
+    };
+    let working = work(step());
     let channels = Arc::clone(&service.channels);
-    channels.carry_out(async move {
-        let last = match working.await {
+    let gone = CancellationToken::new();
+    let order = Order { what: format!("{action} of `{name}`"), step: step(), gone: gone.clone() };
+    channels.carry_out_in_turn(order, async move {
+        let leaving = async {
+            lines.closed().await;
+            gone.cancel();
+            std::future::pending::<Infallible>().await
+        };
+        let worked = tokio::select! {
+            worked = working => worked,
+            never = leaving => match never {},
+        };
+        let last = match worked {
             Ok(release) => {
                 // What cannot be read is no problem of the summary.
                 let problem = service.channels.summary_problem(&to).await.ok().flatten();
@@ -204,17 +220,45 @@ pub(super) async fn prune(
         caller.audit(&service, "channel.prune", &name, &format!("keep {}", order.keep)).await?;
     }
     let channels = Arc::clone(&service.channels);
-    // It goes on if the caller leaves.
-    let pruning = service.channels.carry_out(async move {
-        channels.prune(&name, order, &caller.0.name, (OffsetDateTime::now_utc(), Instant::now())).await
+    let pruning = ordered(caller, service, "channel.prune", name.clone(), |by| async move {
+        channels.prune(&name, order, &by, (OffsetDateTime::now_utc(), Instant::now())).await
     });
-    match joined(pruning).await {
+    match pruning.await {
         Ok(pruned) => Ok(Json(pruned)),
         Err(ChannelError::Store(error)) => Err(error.into()),
         Err(error @ ChannelError::NoChannel(_)) => Err(ApiError::not_found(error.to_string())),
         Err(error @ ChannelError::Stopped) => Err(ApiError::unavailable(error.to_string())),
         Err(error) => Err(ApiError::invalid(chain(&error))),
     }
+}
+
+/// Carries an order out in its turn; `work` is told whose it is. Once it has begun, it goes on if the caller leaves.
+async fn ordered<T, F>(
+    caller: Caller,
+    service: Arc<Service>,
+    action: &'static str,
+    name: String,
+    work: impl FnOnce(String) -> F,
+) -> std::result::Result<T, ChannelError>
+where
+    T: Send + 'static,
+    F: Future<Output = std::result::Result<T, ChannelError>> + Send + 'static,
+{
+    let gone = CancellationToken::new();
+    // This goes when the caller leaves.
+    let _here = gone.clone().drop_guard();
+    let order = Order { what: format!("{action} of `{name}`"), step: Box::new(|_| {}), gone };
+    let (working, channels) = (work(caller.0.name.clone()), Arc::clone(&service.channels));
+    let carried_out = channels.carry_out_in_turn(order, async move {
+        let done = working.await;
+        // Nobody is told but the audit trail, which has the order.
+        if let Err(error @ ChannelError::Left) = &done {
+            tracing::warn!(channel = name, "{action}: {error}");
+            caller.audit_failure(&service, action, &name, &error.to_string()).await;
+        }
+        done
+    });
+    joined(carried_out).await
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -241,11 +285,10 @@ pub(super) async fn delete(
     }
     caller.audit(&service, "channel.delete", &name, "").await?;
     let channels = Arc::clone(&service.channels);
-    // It goes on if the caller leaves.
-    let deleting = service
-        .channels
-        .carry_out(async move { channels.delete(&name, &caller.0.name, OffsetDateTime::now_utc()).await });
-    match joined(deleting).await {
+    let deleting = ordered(caller, service, "channel.delete", name.clone(), |by| async move {
+        channels.delete(&name, &by, OffsetDateTime::now_utc()).await
+    });
+    match deleting.await {
         Ok(deleted) => Ok(Json(deleted)),
         Err(ChannelError::Store(error)) => Err(error.into()),
         Err(error @ ChannelError::NoChannel(_)) => Err(ApiError::not_found(error.to_string())),
@@ -315,10 +358,7 @@ impl Drop for Reading {
     }
 }
 
-fn file<B>(
-    answer: std::result::Result<axum::http::Response<B>, std::convert::Infallible>,
-    cache: &'static str,
-) -> Response
+fn file<B>(answer: std::result::Result<axum::http::Response<B>, Infallible>, cache: &'static str) -> Response
 where
     B: axum::body::HttpBody<Data = Bytes> + Send + 'static,
     B::Error: Into<axum::BoxError>,

@@ -28,6 +28,7 @@ mod signer;
 mod source;
 pub mod summary;
 pub mod text;
+mod turn;
 pub mod unknown;
 mod unsettled;
 mod waits;
@@ -44,7 +45,7 @@ use std::time::{Duration, Instant};
 use nkd_api::agent::ReleaseSource;
 use nkd_api::channel::{Channel, MarkOrder, Release, UnknownRelease};
 use time::OffsetDateTime;
-use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -59,6 +60,8 @@ use self::reads::Reads;
 pub use self::repository::Repository;
 use self::signer::Signer;
 pub use self::source::SourceError;
+pub use self::turn::Order;
+use self::turn::Turns;
 use self::unknown::{Unknown, Who};
 pub use self::unsettled::PublishLine;
 use self::waits::Waits;
@@ -251,6 +254,9 @@ pub enum ChannelError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Nobody waits for it any more, and it has not begun.
+    #[error("its client went away before its turn came: nothing was done")]
+    Left,
     /// The service stops.
     #[error("the service is stopping: try again")]
     Stopped,
@@ -261,8 +267,7 @@ pub enum ChannelError {
 pub struct Channels {
     store: Store,
     state_dir: PathBuf,
-    /// One at a time writes.
-    writing: Mutex<()>,
+    turns: Turns,
     metrics: Metrics,
     /// A mirror is to look, or to follow something else, or nothing.
     mirrors: watch::Sender<()>,
@@ -293,14 +298,14 @@ impl Channels {
     /// Of a service.
     #[must_use]
     pub fn new(store: Store, state_dir: &Path) -> Self {
-        let (writing, following) = (Mutex::new(()), Mutex::new(()));
+        let (turns, following) = (Turns::default(), Mutex::new(()));
         let (metrics, mirrors) = (Metrics::default(), watch::Sender::new(()));
         let (reads, unknown, polled) =
             (std::sync::Mutex::default(), std::sync::Mutex::default(), std::sync::Mutex::default());
         Self {
             store,
             state_dir: state_dir.into(),
-            writing,
+            turns,
             metrics,
             mirrors,
             following,
@@ -336,15 +341,6 @@ impl Channels {
     pub async fn ended(&self) {
         self.orders.close();
         self.orders.wait().await;
-    }
-
-    /// The right to write. Who has to wait for it gives up when the service stops.
-    async fn turn(&self) -> Result<MutexGuard<'_, ()>, ChannelError> {
-        tokio::select! {
-            biased;
-            writing = self.writing.lock() => Ok(writing),
-            () = self.stop.cancelled() => Err(ChannelError::Stopped),
-        }
     }
 
     /// Keeps retired commits for so long.

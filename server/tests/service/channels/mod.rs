@@ -10,6 +10,7 @@ mod prune;
 mod sources;
 mod stop;
 mod summary;
+mod turn;
 mod upstream;
 
 use std::collections::HashMap;

@@ -13,12 +13,12 @@ use super::harness::{Place, Running, eventually};
 use super::{Builder, good};
 
 /// The real ostree, where this service finds it. What signs commits waits at a gate.
-struct Gate {
+pub(super) struct Gate {
     folder: PathBuf,
 }
 
 /// What waits there.
-struct Waiting {
+pub(super) struct Waiting {
     process: String,
     /// The folder of the unpacked key.
     home: PathBuf,
@@ -27,7 +27,7 @@ struct Waiting {
 }
 
 impl Gate {
-    fn new(place: &Place) -> Self {
+    pub(super) fn new(place: &Place) -> Self {
         let folder = place.dir.path().join("gate");
         std::fs::create_dir(&folder).unwrap();
         good("mkfifo", &[folder.join("open").to_str().unwrap()]);
@@ -40,7 +40,7 @@ impl Gate {
     }
 
     /// Starts the service behind it.
-    async fn start(&self, place: &Place) -> Running {
+    pub(super) async fn start(&self, place: &Place) -> Running {
         let path = format!("{}:{}", self.folder.display(), std::env::var("PATH").unwrap());
         let log = std::fs::File::create(place.log()).unwrap();
         let mut command = place.serve();
@@ -50,7 +50,7 @@ impl Gate {
         running
     }
 
-    async fn waiting(&self) -> Waiting {
+    pub(super) async fn waiting(&self) -> Waiting {
         let arrived = self.folder.join("arrived");
         let said = eventually("a commit is to be signed", async || std::fs::read_to_string(&arrived).ok()).await;
         let process = said.split_whitespace().next().unwrap().to_owned();
@@ -60,7 +60,7 @@ impl Gate {
         Waiting { process, home: home.into(), agent }
     }
 
-    async fn open(&self) {
+    pub(super) async fn open(&self) {
         let gate = self.folder.join("open");
         let open = || OpenOptions::new().write(true).custom_flags(O_NONBLOCK).open(&gate).ok();
         eventually("somebody is at the gate", async || open()).await;
@@ -81,7 +81,7 @@ impl Waiting {
 }
 
 /// Somebody who publishes.
-fn publisher(place: &Place, builder: &Builder) -> Child {
+pub(super) fn publisher(place: &Place, builder: &Builder) -> Child {
     let repo = builder.path("repo");
     let mut client = place.client(&place.admin_token());
     client.args(["channel", "publish", "stable", "--ostree", &repo]).stdout(Stdio::null()).stderr(Stdio::null());
