@@ -148,7 +148,7 @@ impl LabCluster {
     }
 
     /// Switches these machines off and on again, and waits until each has booted its own disk and the cluster is Ready, by
-    /// what the nodes say after their new start; those of other machines start by themselves. Nothing may be installed.
+    /// what the nodes say after their new start; others have to be Ready. Nothing may be installed.
     pub fn cycle_power(
         &self,
         net: &Network,
@@ -174,7 +174,10 @@ impl LabCluster {
         let end = Instant::now() + limit;
         let back = |now: &BTreeMap<String, Node>| {
             now.len() == before.len()
-                && now.iter().all(|(name, n)| n.ready && before.get(name).is_some_and(|b| b.boot != n.boot))
+                && now.iter().all(|(name, n)| {
+                    let stays = machines.iter().all(|cycled| cycled.name() != name);
+                    n.ready && before.get(name).is_some_and(|b| stays || b.boot != n.boot)
+                })
         };
         loop {
             // The API is the last to come back.
