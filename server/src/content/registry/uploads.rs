@@ -36,6 +36,9 @@ pub(super) struct Uploads {
     ages: Mutex<Ages>,
 }
 
+/// Nobody goes on with an upload between two of its requests, either: so long it stays in any case.
+const AT_WORK: Duration = Duration::from_secs(60);
+
 /// How long nobody went on with each upload. The dates of files count for those only that were there before this run of the
 /// service has looked first: the clock may be set while it runs.
 #[derive(Debug, Default)]
@@ -169,7 +172,7 @@ impl Uploads {
     ) -> Result<(u64, u64), BlobError> {
         let changed = |entry: fs::DirEntry| Some((entry.path(), entry.metadata().ok()?.modified().ok()?));
         let all = self.list()?.into_iter().filter_map(changed).collect();
-        let over = self.ages.lock().unwrap_or_else(PoisonError::into_inner).over(all, now, at, after);
+        let over = self.ages.lock().unwrap_or_else(PoisonError::into_inner).over(all, now, at, after.max(AT_WORK));
         let (mut ended, mut bytes) = (0, 0);
         for path in over.iter().filter(|path| !is_written(path)) {
             let length = fs::metadata(path).map_or(0, |meta| meta.len());

@@ -46,6 +46,25 @@ fn what_nobody_goes_on_with_ends_and_so_does_patience() {
 }
 
 #[test]
+fn what_broke_off_ends_when_it_is_asked_to_and_what_is_written_does_not() {
+    let (_dir, uploads, repository) = place();
+    let (now, at) = (SystemTime::now(), Instant::now());
+    let end = |after: u64, dry_run| {
+        let after = Duration::from_secs(after);
+        uploads.expire(now + after, at + after, Duration::ZERO, dry_run).unwrap()
+    };
+    assert_eq!(end(0, false), (0, 0));
+    let mut broken = uploads.begin(&repository).unwrap();
+    broken.write(&[b"half"]).unwrap();
+    uploads.pause(broken).unwrap();
+    let written = uploads.begin(&repository).unwrap();
+    assert_eq!(end(1, false), (0, 0), "between two requests");
+    assert_eq!(end(120, true), (1, 4));
+    assert_eq!(end(120, false), (1, 4));
+    assert_eq!(end(240, false), (0, 0), "{written:?}");
+}
+
+#[test]
 fn a_clock_that_is_set_neither_ends_an_upload_nor_keeps_one() {
     const HOUR: Duration = Duration::from_secs(3600);
     let (at, date) = (Instant::now(), SystemTime::UNIX_EPOCH + 20_000 * LIFETIME);

@@ -139,20 +139,15 @@ async fn a_blob_without_a_manifest_stays_for_the_grace() {
     assert_eq!(hand.manifest("a", "2", IMAGE, &late).await.status, 201);
 }
 
-/// What breaks off stays for whoever goes on with it, and goes when somebody needs the room.
+/// What breaks off stays for whoever goes on with it.
 #[tokio::test]
-async fn uploads_that_broke_off_end_when_they_are_asked_to() {
+async fn an_upload_that_was_sent_a_moment_ago_stays() {
     let place = Place::new();
     let _service = place.start().await;
     let hand = Hand::admin(&place);
     let begun = answer(hand.request(Method::POST, "/v2/a/blobs/uploads/")).await;
     let at = begun.header("location").to_owned();
-    let sent = answer(hand.request(Method::PATCH, &at).body(b"half".to_vec())).await;
-    assert_eq!(sent.status, 202);
-    assert_eq!(gc(&place, &[])["uploads"], 0, "somebody may go on with it");
-    let would = gc(&place, &["--grace", "0m", "--dry-run"]);
-    assert_eq!((&would["uploads"], &would["uploadBytes"]), (&json!(1), &json!(4)));
-    assert_eq!(gc(&place, &["--grace", "0m"])["uploads"], 1);
+    assert_eq!(answer(hand.request(Method::PATCH, &at).body(b"half".to_vec())).await.status, 202);
     assert_eq!(gc(&place, &["--grace", "0m"])["uploads"], 0);
-    answer(hand.request(Method::PATCH, &at).body(b"rest".to_vec())).await.refuses(404, "BLOB_UPLOAD_UNKNOWN");
+    assert_eq!(answer(hand.request(Method::PATCH, &at).body(b"rest".to_vec())).await.status, 202);
 }
