@@ -3,6 +3,7 @@
 //! [`plan`] decides from what [`seen`] and [`wish`] hold, and knows no clock and no socket. [`run`] looks, asks it, and does
 //! what it says, as long as [`lease`] lets it.
 
+pub mod blocked;
 pub mod budget;
 pub mod cluster;
 pub mod credentials;

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::blocked::{Blocked, ROUNDS};
 use crate::budget::{BudgetSeen, PodSeen, ill_planes, leaving, obstacles};
 use crate::cluster::{Cluster, ClusterError, chain};
 use crate::lease::Tenure;
@@ -31,8 +32,6 @@ const OFTEN: Duration = Duration::from_secs(5);
 const SELDOM: Duration = Duration::from_secs(60);
 /// Shortest time between two looks: many nodes change at once.
 const SHORTEST: Duration = Duration::from_millis(500);
-/// How many times one look goes back for the pods of further nodes.
-const ROUNDS: usize = 64;
 
 /// Where the operator itself runs.
 #[derive(Debug, Clone)]
@@ -62,6 +61,7 @@ pub struct Operator {
     /// By node, uids of pods of which nobody heard in time when they were last asked to leave. They are asked after the others.
     late: BTreeMap<String, BTreeSet<String>>,
     waits: Waits,
+    blocked: Blocked,
     lookups: Lookups,
 }
 
@@ -100,6 +100,7 @@ impl Operator {
             unsure: false,
             late: BTreeMap::new(),
             waits: Waits::default(),
+            blocked: Blocked::default(),
             lookups,
         }
     }
@@ -181,6 +182,7 @@ impl Operator {
         // What is known, and what nobody wants any more, is not remembered: another name is asked for anew.
         let unknown = turns.iter().map(|(wish, _)| wish).filter(|wish| wish.unknown().is_some());
         self.lookups.keep(&unknown.map(|wish| wish.uid.as_str()).collect::<BTreeSet<_>>());
+        self.blocked.keep(&turns.iter().map(|(wish, _)| wish.uid.as_str()).collect());
         for (wish, ahead) in turns {
             self.serve(&wish, ahead).await?;
         }
@@ -216,6 +218,7 @@ impl Operator {
             let mut ill = ill_planes(&pods, &planes);
             seen.nodes.iter_mut().for_each(|node| node.ill = ill.remove(&node.name));
         }
+        self.blocked.recall(&wish.uid, &mut seen.nodes);
         let mut budgets: Option<Vec<BudgetSeen>> = None;
         let mut steps = Vec::new();
         for _ in 0..ROUNDS {
@@ -240,6 +243,7 @@ impl Operator {
                 }
             }
         }
+        self.blocked.remember(&wish.uid, &seen.nodes);
         // What is written and told first does not depend on pods that may take their time to answer.
         steps.sort_by_key(|step| matches!(step, Step::Evict { .. } | Step::Delete { .. }));
         for step in steps {

@@ -43,6 +43,25 @@ fn a_budget_that_can_never_be_met_is_said_before_anything_is_cordoned() {
 }
 
 #[test]
+fn one_that_is_free_has_its_turn_behind_more_blocked_ones_than_a_look_asks_for() {
+    let names: Vec<String> = (0..ROUNDS * 2 + 20).map(|number| format!("w{number:03}")).collect();
+    let mut world = World::of(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let (last, others) = names.split_last().unwrap();
+    for name in others {
+        world.beneath.get_mut(name).unwrap().obstacles.push("the disruption budget web never lets go".into());
+    }
+    world.ask(spec(1, 1));
+    world.settle();
+    assert_eq!(world.began(), [last.as_str()]);
+    assert!(others.iter().all(|name| world.told(0, name).state == NodeState::Blocked));
+    // Nobody is forgotten: that its pods may go is seen a few looks later.
+    world.beneath.get_mut(&names[0]).unwrap().obstacles.clear();
+    world.settle_until(|world| world.began() == [last.as_str(), names[0].as_str()]);
+    world.settle();
+    assert_eq!(world.told(0, &names[0]).state, NodeState::Done);
+}
+
+#[test]
 fn a_drain_ends_within_its_limit_by_its_policy() {
     for policy in [DrainPolicy::Evict, DrainPolicy::Force] {
         let mut world = World::of(&["w1"]);
