@@ -26,8 +26,8 @@ use serde_json::Value;
 
 use crate::node::containerd::{KEPT_NETWORK, NETWORK};
 use crate::{
-    Builds, Clock, DhcpMode, Error, Host, Images, Network, Nkd, Node, bridge_pods, install_by_hand, kubernetes_folder,
-    within,
+    Builds, Clock, DhcpMode, Error, Host, Images, Network, Nkd, Node, bridge_pods, built, install_by_hand,
+    kubernetes_folder, within,
 };
 
 /// The version that the nodes run, unless the file says another.
@@ -212,13 +212,6 @@ impl ClusterFile {
     }
 }
 
-/// The operator's image, an archive.
-fn housekeeper_image() -> Result<PathBuf, Error> {
-    let remedy = "run this through `cargo xtask soak`, or set it to what `cargo xtask image housekeeper` prints";
-    let image = std::env::var_os("NKD_HOUSEKEEPER").map(PathBuf::from).filter(|path| path.exists());
-    image.ok_or(Error::NotBuilt { variable: "NKD_HOUSEKEEPER", remedy })
-}
-
 impl ClusterLab {
     /// A service on a new network; the name of the network must be its test's own.
     pub fn start(network: &str) -> Result<Self, Error> {
@@ -257,14 +250,14 @@ impl ClusterLab {
 
     /// The same for another file, which says nothing of the operator.
     pub fn with_housekeeper_in(network: &str, file: ClusterFile) -> Result<(Self, Vec<Node>), Error> {
-        let image = housekeeper_image()?;
+        let image = built("NKD_HOUSEKEEPER")?;
         Self::start(network)?.with_operator(file, |node| node.import_image(&image, within(120)))
     }
 
     /// The same, but its containerd pulls the operator's image from the service, whose registry serves nobody without a
     /// certificate or a token.
     pub fn with_pulled_housekeeper(network: &str, cluster: &str, workers: u8) -> Result<(Self, Vec<Node>), Error> {
-        let image = housekeeper_image()?;
+        let image = built("NKD_HOUSEKEEPER")?;
         let closed = ["registry.anonymous_pull=false"];
         let lab = Self::start_set(Network::create(network)?, LabPrograms::from_environment()?, &closed, None)?;
         lab.nkd.push_housekeeper(&lab.net, &image)?;
@@ -274,7 +267,7 @@ impl ClusterLab {
     /// The same for a site without any other registry: nodes have no image, and pull those of Kubernetes from the service, too.
     /// Those of `later`, a version to upgrade to, are there as well.
     pub fn with_all_pulled(network: &str, cluster: &str, workers: u8, later: &str) -> Result<(Self, Vec<Node>), Error> {
-        let image = housekeeper_image()?;
+        let image = built("NKD_HOUSEKEEPER")?;
         let closed = ["registry.anonymous_pull=false"];
         let lab = Self::start_set(Network::create(network)?, LabPrograms::from_environment()?, &closed, None)?;
         lab.nkd.push_housekeeper(&lab.net, &image)?;
@@ -451,10 +444,7 @@ impl ClusterLab {
 impl LabPrograms {
     /// As `cargo xtask test` gives them.
     pub fn from_environment() -> Result<Self, Error> {
-        let remedy = "run this through `cargo xtask test`, which builds it";
-        let agent = std::env::var_os("NKD_AGENT").map(PathBuf::from).filter(|p| p.exists());
-        let agent = agent.ok_or(Error::NotBuilt { variable: "NKD_AGENT", remedy })?;
-        Ok(Self { nkd: Builds::program_from_environment()?.program, agent, kubernetes: kubernetes_folder()? })
+        Ok(Self { nkd: built("NKD_PROGRAM")?, agent: built("NKD_AGENT")?, kubernetes: kubernetes_folder()? })
     }
 
     /// A node with Kubernetes, its images and the agent's program, of which no service knows anything.

@@ -1,6 +1,6 @@
-//! Which programs and files must be there, and which Debian package brings them.
+//! Which programs and files must be there, and what brings them: a Debian package, or a build.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::Error;
 
@@ -25,6 +25,15 @@ const FILES: &[(&str, &str)] = &[
     ("/usr/lib/ipxe/qemu/efi-virtio.rom", "ipxe-qemu"),
     ("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "faketime"),
 ];
+
+/// What a build has made, at the file or folder that an environment variable names. `cargo xtask` builds and sets it.
+pub fn built(variable: &'static str) -> Result<PathBuf, Error> {
+    let path = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.exists());
+    path.ok_or(Error::NotBuilt {
+        variable,
+        remedy: "run this through `cargo xtask test` or `cargo xtask soak`, which build it",
+    })
+}
 
 /// Checks that these programs or files can be found; the error names all that cannot.
 pub(crate) fn require(names: &[&str]) -> Result<(), Error> {

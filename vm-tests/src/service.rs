@@ -71,20 +71,12 @@ pub struct Builds {
 impl Builds {
     /// From the environment.
     pub fn from_environment() -> Result<Self, Error> {
-        let of = |name: &'static str| {
-            let remedy = "run this through `cargo xtask test` or `cargo xtask lab`, which build what it needs";
-            let file = std::env::var_os(name).map(PathBuf::from).filter(|p| p.exists());
-            file.ok_or(Error::NotBuilt { variable: name, remedy })
-        };
-        Ok(Self { program: of("NKD_PROGRAM")?, image: of("NKD_LAB_IMAGE")? })
+        Ok(Self { program: programs::built("NKD_PROGRAM")?, image: programs::built("NKD_LAB_IMAGE")? })
     }
 
     /// For tests that need no image.
     pub fn program_from_environment() -> Result<Self, Error> {
-        let program = std::env::var_os("NKD_PROGRAM").map(PathBuf::from).filter(|p| p.exists());
-        let remedy = "run this through `cargo xtask test`, which builds what it needs";
-        let program = program.ok_or(Error::NotBuilt { variable: "NKD_PROGRAM", remedy })?;
-        Ok(Self { program, image: PathBuf::new() })
+        Ok(Self { program: programs::built("NKD_PROGRAM")?, image: PathBuf::new() })
     }
 }
 

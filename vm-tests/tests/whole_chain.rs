@@ -4,10 +4,9 @@
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, of processes and files")]
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use nkd_vm_tests::{Builds, DhcpMode, Error, LabCluster, Machine, Network, Nkd, Rollout, kubernetes_folder, within};
+use nkd_vm_tests::{Error, LabCluster, ReadyMachines, Rollout, within};
 use serde_json::{Value, json};
 
 type Result<T = ()> = std::result::Result<T, Error>;
@@ -17,12 +16,6 @@ const WORKER: &str = LabCluster::MACHINES[1];
 /// So long may the API be away when the emulator has brought its machine to a halt, and it was reset.
 fn away() -> Duration {
     within(600)
-}
-
-fn built(variable: &'static str) -> Result<PathBuf> {
-    let remedy = "run this through `cargo xtask test`, which builds it";
-    let path = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.exists());
-    path.ok_or(Error::NotBuilt { variable, remedy })
 }
 
 /// Asks that the worker alone goes to a release that has no init.
@@ -111,66 +104,16 @@ fn wait_until_it_went_back(rollout: &Rollout<'_>, limit: Duration) -> Result {
     }
 }
 
-/// A Ready cluster of two blank machines. The service is the only server on the network, and the cluster file is there before
-/// the machines are switched on.
-struct Chain {
-    builds: Builds,
-    cluster: LabCluster,
-    nkd: Nkd,
-    machines: Vec<Machine>,
-    net: Network,
-}
-
-impl Chain {
-    /// What is looked for on the worker's console is for the test to say, if it brings that machine into trouble.
-    fn start(network: &str, worker_survives_trouble: bool) -> Result<Self> {
-        let net = Network::create(network)?;
-        let builds = Builds { image: built("NKD_CLUSTER_IMAGE")?, ..Builds::program_from_environment()? };
-        let nkd = Nkd::start(&net, &builds, DhcpMode::Server, &[])?;
-        nkd.nkd(&net, &["image", "import", &builds.image.display().to_string(), "--name", "lab"])?;
-        let cluster = LabCluster::with_housekeeper(&net, &kubernetes_folder()?)?;
-        let rollout = Rollout { cluster: &cluster, net: &net, nkd: &nkd };
-        rollout.push_housekeeper(&built("NKD_HOUSEKEEPER")?)?;
-        nkd.nkd(&net, &["cluster", "apply", "-f", &cluster.file().display().to_string()])?;
-        LabCluster::wait_until(&net, &nkd, "the machines are awaited", within(30), |status| {
-            status["members"].as_array().is_some_and(|members| members.iter().all(|m| m["machine"].is_string()))
-        })?;
-        let [first, second] = LabCluster::machines();
-        let second = if worker_survives_trouble { second.survives_trouble() } else { second };
-        let machines = vec![first.start(&net)?, second.start(&net)?];
-        LabCluster::wait_until(&net, &nkd, "the cluster is Ready", within(1500), LabCluster::is_ready)?;
-        for name in LabCluster::MACHINES {
-            let machine = nkd.machine(&net, name)?;
-            assert_eq!(machine["phase"]["name"], "ready", "{machine:#}");
-            assert_eq!(machine["installedGeneration"], 1, "{machine:#}");
-        }
-        // The way of an operator: a kubeconfig, and kubectl.
-        cluster.access(&net, &nkd)?;
-        let chain = Self { builds, cluster, nkd, machines, net };
-        wait_for_nodes(&chain.rollout())?;
-        Ok(chain)
-    }
-
-    fn rollout(&self) -> Rollout<'_> {
-        Rollout { cluster: &self.cluster, net: &self.net, nkd: &self.nkd }
-    }
-
-    /// Each boots its own disk, and comes back into the cluster by itself.
-    fn cycle_power(&mut self, machine: usize) -> Result {
-        let machines = &mut self.machines[machine..=machine];
-        self.cluster.cycle_power(&self.net, &self.nkd, machines, within(900))
-    }
-}
-
 #[test]
 fn two_blank_machines_become_a_ready_cluster_and_are_given_back() -> Result {
-    let mut chain = Chain::start("whole-chain", false)?;
+    let mut chain = ReadyMachines::start("whole-chain", false)?;
+    wait_for_nodes(&chain.rollout())?;
     chain.nkd.nkd(&chain.net, &["cluster", "snapshot", "take", LabCluster::NAME])?;
     wait_until_verified(&chain.rollout(), within(300))?;
     chain.cycle_power(1)?;
 
     // Taken apart, the machines are back in the pool, and what was on their disks boots no more.
-    let Chain { nkd, machines, net, .. } = &mut chain;
+    let ReadyMachines { nkd, machines, net, .. } = &mut chain;
     nkd.nkd(net, &["cluster", "destroy", LabCluster::NAME, "--confirm", LabCluster::NAME])?;
     for machine in machines {
         let name = machine.name().to_owned();
@@ -190,11 +133,12 @@ fn two_blank_machines_become_a_ready_cluster_and_are_given_back() -> Result {
 #[test]
 #[ignore = "takes half an hour: cargo xtask soak"]
 fn a_boot_loader_goes_back_while_the_only_control_plane_is_away() -> Result {
-    let mut chain = Chain::start("goes-back", true)?;
-    let deployment =
-        |chain: &Chain| Ok::<_, Error>(chain.nkd.machine(&chain.net, WORKER)?["facts"]["bootedDeployment"].clone());
+    let mut chain = ReadyMachines::start("goes-back", true)?;
+    let deployment = |chain: &ReadyMachines| {
+        Ok::<_, Error>(chain.nkd.machine(&chain.net, WORKER)?["facts"]["bootedDeployment"].clone())
+    };
     let before = deployment(&chain)?;
-    ask_for_one_without_init(&chain.rollout(), &chain.builds.image)?;
+    ask_for_one_without_init(&chain.rollout(), &chain.image)?;
     chain.machines[1].console().expect("(boot_counter=2)", within(600))?;
     chain.cycle_power(0)?;
     wait_until_it_went_back(&chain.rollout(), within(300))?;

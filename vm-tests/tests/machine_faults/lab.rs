@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use nkd_vm_tests::{
-    Builds, DhcpMode, Error, Host, Images, LabCluster, LabPrograms, Machine, Network, Nkd, Remote, Rollout, Saboteur,
-    Service, SshKey, install_by_hand, other_dhcp, within,
+    Builds, DhcpMode, Host, Images, LabCluster, LabPrograms, Machine, Network, Nkd, Remote, Rollout, Saboteur, Service,
+    SshKey, built, install_by_hand, other_dhcp, within,
 };
 
 use super::Result;
@@ -13,12 +13,6 @@ use super::scene::{Scene, table};
 
 /// The gate is narrow, so that an ill release is told soon. It has to hold a start under emulation.
 const GATE: &str = "ExecStart=\nExecStart=/usr/bin/nkd-agent update --gate 300";
-
-fn built(variable: &'static str) -> Result<PathBuf> {
-    let remedy = "run this through `cargo xtask soak`, which builds it";
-    let path = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.exists());
-    path.ok_or(Error::NotBuilt { variable, remedy })
-}
 
 /// A cluster to be, of one BIOS and one UEFI machine.
 pub struct Lab {

@@ -1,11 +1,10 @@
 //! What else may happen in the middle, and what the owner of the system is told of it.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nkd_vm_tests::{Clock, Error, Service, budgeted_pods, within};
+use nkd_vm_tests::{Clock, Service, budgeted_pods, built, within};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
@@ -214,9 +213,7 @@ impl Scene {
 
     /// An operator that runs beside the cluster, where it can have a clock of its own, instead of those in it. It leads.
     fn operator_outside(&self, clock: &Clock) -> Result<Service> {
-        let program = std::env::var_os("NKD_HOUSEKEEPER_PROGRAM").map(PathBuf::from).filter(|path| path.exists());
-        let remedy = "run this through `cargo xtask soak`, which builds it";
-        let program = program.ok_or(Error::NotBuilt { variable: "NKD_HOUSEKEEPER_PROGRAM", remedy })?;
+        let program = built("NKD_HOUSEKEEPER_PROGRAM")?;
         self.scale_operators(0)?;
         let mut command = Command::new(program);
         command.arg("--kubeconfig").arg(self.lab.net.folder().join(format!("kubeconfig-{CLUSTER}")));
