@@ -246,6 +246,8 @@ pub struct Strategy {
     pub soak_seconds: u32,
     /// After so many failed nodes no further one begins.
     pub halt_after_failures: u32,
+    /// The same after so many that went back from the release by themselves: the next one would hardly fare better.
+    pub halt_after_rollbacks: u32,
     /// A node that was told to stage, and whose agent has not answered for so long, counts as failed; one that upgrades and is
     /// not heard of for three times as long, too. What it says later is taken. 0: it is waited for.
     pub silent_seconds: u32,
@@ -260,6 +262,7 @@ impl Default for Strategy {
             drain: Drain::default(),
             soak_seconds: 0,
             halt_after_failures: 2,
+            halt_after_rollbacks: 1,
             silent_seconds: 900,
             ignore_preflight_errors: Vec::new(),
         }

@@ -87,7 +87,8 @@ fn a_number_or_a_share_of_nodes() {
 fn what_is_left_out_has_its_default() {
     let spec: UpdateSpec = serde_json::from_value(json!({"release": {"name": "2", "kubernetes": "v1.21.0"}})).unwrap();
     assert_eq!(spec.max_unavailable, MaxUnavailable::Count(1));
-    assert_eq!((spec.strategy.halt_after_failures, spec.strategy.silent_seconds), (2, 900));
+    assert_eq!((spec.strategy.halt_after_failures, spec.strategy.halt_after_rollbacks), (2, 1));
+    assert_eq!(spec.strategy.silent_seconds, 900);
     assert_eq!(spec.strategy.drain.policy, DrainPolicy::Evict);
     assert!(spec.release.os.is_none() && !spec.paused && !spec.abort);
     let upstream = json!({"osImageURL": "registry.example/os:1", "kubeVersion": "v1.21.0", "evictPodForce": true, "maxUnavailable": 2});

@@ -194,11 +194,24 @@ impl<'a> Planner<'a> {
     fn may_stage(&self) -> bool {
         let spec = &self.wish.spec;
         let open = self.seen.ahead.is_none() && self.wish.problem.is_none() && !spec.paused && !spec.abort;
-        open && self.wish.unknown().is_none() && self.failed() < spec.strategy.halt_after_failures.max(1) as usize
+        let has_failed = |node: &NodeSeen| matches!(self.place(node), Place::Failed(_));
+        open && self.wish.unknown().is_none() && self.too_many(has_failed).is_none()
     }
 
-    fn failed(&self) -> usize {
-        self.seen.nodes.iter().filter(|node| self.chosen(node) && matches!(self.place(node), Place::Failed(_))).count()
+    /// So many have failed that no further one may begin.
+    fn too_many(&self, has_failed: impl Fn(&'a NodeSeen) -> bool) -> Option<String> {
+        let failed = || self.seen.nodes.iter().filter(|node| self.chosen(node) && has_failed(node));
+        let went_back = |node: &&NodeSeen| node.report().is_some_and(|said| said.state == ReportedState::RolledBack);
+        let (all, back) = (failed().count(), failed().filter(went_back).count());
+        let (strategy, again) = (&self.wish.spec.strategy, self.wish.again());
+        let nodes = |count: usize| if count == 1 { "1 node has".to_owned() } else { format!("{count} nodes have") };
+        if all >= strategy.halt_after_failures.max(1) as usize {
+            Some(format!("{} failed: put right what is wrong, then {again}", nodes(all)))
+        } else if back >= strategy.halt_after_rollbacks.max(1) as usize {
+            Some(format!("{} gone back from the release: put right what is wrong, then {again}", nodes(back)))
+        } else {
+            None
+        }
     }
 
     fn stage(&mut self, node: &'a NodeSeen) {
@@ -392,15 +405,19 @@ impl<'a> Planner<'a> {
     fn at_work(&self) -> Vec<PlaneAtWork> {
         let mut all: Vec<PlaneAtWork> = self.missing.iter().copied().cloned().collect();
         for node in &self.planes {
-            let Some((state, _)) = self.told.get(node.name.as_str()) else { continue };
+            let is_at_work = self.told.get(node.name.as_str()).is_some_and(|(state, _)| tell::at_work(*state));
             let mine = node.desired.as_ref().filter(|desired| self.is_mine(&desired.uid));
-            // One that is back and was not told anything yet.
-            let is_new = mine.is_none() && !self.wish.spec.abort && self.wish.plane(&node.name).is_some();
-            if !tell::at_work(*state) && !node.held() && !is_new {
+            // One that is back stays until its Node says what it is, and until its agent has answered what it was told since.
+            let is_unheard = match mine {
+                Some(_) => node.report().is_none() && matches!(self.place(node), Place::Out | Place::Staging(_)),
+                None => !self.wish.spec.abort,
+            };
+            let stays = self.wish.plane(&node.name).is_some() && (node.unlabelled || is_unheard);
+            if !is_at_work && !node.held() && !stays {
                 continue;
             }
             let is_next = |desired: &Desired| {
-                let goes = tell::at_work(*state) && !desired.go && desired.kubernetes.is_some();
+                let goes = is_at_work && !desired.go && desired.kubernetes.is_some();
                 goes && !self.has_first(node) && !all.iter().any(|other| other.first)
             };
             let first = match mine {
@@ -552,8 +569,7 @@ impl<'a> Planner<'a> {
         let spec = &self.wish.spec;
         let chosen: Vec<&'a NodeSeen> = self.seen.nodes.iter().filter(|node| self.chosen(node)).collect();
         // Those that fail in this very look count too.
-        let failed = chosen.iter().filter(|node| self.has_failed(node)).count();
-        let halt = spec.strategy.halt_after_failures.max(1) as usize;
+        let too_many = self.too_many(|node| self.has_failed(node));
         if let Some(problem) = &self.wish.problem {
             return self.hold("Invalid", problem.clone());
         } else if spec.abort {
@@ -563,9 +579,7 @@ impl<'a> Planner<'a> {
             return self.hold(why.code, why.text);
         } else if let Some(ahead) = &self.seen.ahead {
             return self.hold("AnotherUpdate", format!("the update {ahead} is older and goes first"));
-        } else if failed >= halt {
-            let again = self.wish.again();
-            let text = format!("{failed} nodes have failed: put right what is wrong with them, then {again}");
+        } else if let Some(text) = too_many {
             return self.hold("NodesFailed", text);
         } else if spec.paused {
             return self.hold("Paused", IS_PAUSED);

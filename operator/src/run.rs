@@ -24,7 +24,7 @@ use crate::step::{Change, Step};
 use crate::turn::{opened, orphans, turns};
 use crate::waits::Waits;
 use crate::watch::Watched;
-use crate::wish::{Source, Wish};
+use crate::wish::{Source, Wish, remember_roles};
 
 /// Between two looks while an update is under way: what a budget holds back is asked again.
 const OFTEN: Duration = Duration::from_secs(5);
@@ -54,8 +54,10 @@ pub struct Operator {
     stop: CancellationToken,
     /// What held the pods of a node when they were last asked to leave. It is shown, and decides nothing.
     said: BTreeMap<String, String>,
-    /// What was said of a node that could not be written. The same.
-    refused: BTreeMap<String, String>,
+    /// What was said of a node that could not be written, and the uid of the update that wanted it. The same.
+    refused: BTreeMap<String, (Option<String>, String)>,
+    /// A write was not answered in time: what is told, and pods that leave, do not wait for more of them.
+    slow: bool,
     /// Something was refused, or nobody knows whether it was: what is there is looked at anew before the next decision.
     unsure: bool,
     /// By node, uids of pods of which nobody heard in time when they were last asked to leave. They are asked after the others.
@@ -97,6 +99,7 @@ impl Operator {
             stop,
             said: BTreeMap::new(),
             refused: BTreeMap::new(),
+            slow: false,
             unsure: false,
             late: BTreeMap::new(),
             waits: Waits::default(),
@@ -171,9 +174,7 @@ impl Operator {
         let begun = Instant::now();
         let wishes = self.watched.wishes();
         let (nodes, seen) = self.nodes();
-        for step in opened(&Seen { nodes: seen, ..Seen::default() }) {
-            self.act(None, &nodes, step).await?;
-        }
+        self.act_for_all(&nodes, opened(&Seen { nodes: seen, ..Seen::default() })).await?;
         let seen = self.nodes().1;
         let turns: Vec<(Wish, Option<String>)> =
             turns(&wishes, &seen).into_iter().map(|(wish, ahead)| (wish.clone(), ahead)).collect();
@@ -187,21 +188,31 @@ impl Operator {
             self.serve(&wish, ahead).await?;
         }
         let (nodes, seen) = self.nodes();
-        for step in orphans(&Seen { nodes: seen, ..Seen::default() }, &wishes, OffsetDateTime::now_utc()) {
-            self.act(None, &nodes, step).await?;
-        }
+        let steps = orphans(&Seen { nodes: seen, ..Seen::default() }, &wishes, OffsetDateTime::now_utc());
+        self.act_for_all(&nodes, steps).await?;
         self.metrics.took(begun.elapsed());
         Ok(open)
+    }
+
+    /// What no update wants any more, or what somebody has done by hand.
+    async fn act_for_all(&mut self, nodes: &[Node], mut steps: Vec<Step>) -> Result<(), StopReason> {
+        self.slow = false;
+        steps.sort_by_key(|step| matches!(step, Step::Write { node, .. } if self.refused.contains_key(node)));
+        for step in steps {
+            self.act(None, nodes, step).await?;
+        }
+        Ok(())
     }
 
     fn nodes(&mut self) -> (Vec<Node>, Vec<NodeSeen>) {
         let nodes = self.watched.nodes();
         let mut seen: Vec<NodeSeen> = nodes.iter().map(NodeSeen::read).collect();
+        remember_roles(&self.watched.wishes(), &mut seen);
         self.waits.measure(&mut seen, OffsetDateTime::now_utc(), Instant::now());
         self.refused.retain(|name, _| seen.iter().any(|node| node.name == *name));
         for node in &mut seen {
             node.said = self.said.get(&node.name).cloned().unwrap_or_default();
-            node.refused = self.refused.get(&node.name).cloned().unwrap_or_default();
+            node.refused = self.refused.get(&node.name).map(|(_, text)| text.clone()).unwrap_or_default();
         }
         (nodes, seen)
     }
@@ -210,7 +221,6 @@ impl Operator {
         let (nodes, seen) = self.nodes();
         let looked = self.lookups.looked(&wish.uid);
         let mut seen = Seen { nodes: seen, own_node: self.own.node.clone(), ahead, looked };
-        wish.remember_roles(&mut seen.nodes);
         if asks_for_planes(wish, &seen) {
             let pods = self.cluster.plane_pods().await?;
             let planes: Vec<&str> =
@@ -244,8 +254,17 @@ impl Operator {
             }
         }
         self.blocked.remember(&wish.uid, &seen.nodes);
-        // What is written and told first does not depend on pods that may take their time to answer.
-        steps.sort_by_key(|step| matches!(step, Step::Evict { .. } | Step::Delete { .. }));
+        // What an answer that came too late has done all the same is refused no more.
+        let is_written = |name: &String| steps.iter().any(|s| matches!(s, Step::Write { node, .. } if node == name));
+        self.refused.retain(|name, (uid, _)| uid.as_ref() != Some(&wish.uid) || is_written(name));
+        // What is written and told first does not depend on pods that may take their time to answer, and nothing on nodes
+        // that could not be written before.
+        steps.sort_by_key(|step| match step {
+            Step::Evict { .. } | Step::Delete { .. } => 1,
+            Step::Write { node, .. } if self.refused.contains_key(node) => 2,
+            _ => 0,
+        });
+        self.slow = false;
         for step in steps {
             self.act(Some(wish), &nodes, step).await?;
         }
@@ -266,12 +285,13 @@ impl Operator {
             Step::Inspect { .. } => Ok(()),
             Step::Write { node, change, reason, message } => {
                 let seen = nodes.iter().find(|seen| seen.metadata.name.as_deref() == Some(&node));
-                let Some(seen) = seen else { return Ok(()) };
+                let Some(seen) = seen.filter(|_| !self.slow) else { return Ok(()) };
                 match self.write(wish, seen, &change, reason, &message).await {
                     // A policy or a webhook, say: it holds up neither the other nodes, nor what is told.
                     Err(StopReason::Cluster(error)) if error.is_of_this_request() => {
                         self.not_taken(&format!("node {node}"), &error);
-                        self.refused.insert(node, chain(&error));
+                        self.slow |= error.is_late();
+                        self.refused.insert(node, (wish.map(|wish| wish.uid.clone()), chain(&error)));
                         Ok(())
                     }
                     written => written,

@@ -38,6 +38,8 @@ pub struct NodeSeen {
     pub ready: bool,
     /// Why its etcd or its API server cannot be counted on, as far as somebody has looked.
     pub ill: Option<String>,
+    /// It is a control plane by what is remembered of it: its Node does not say so.
+    pub unlabelled: bool,
     /// It takes no new pods.
     pub unschedulable: bool,
     /// Its kubelet's version.
@@ -83,6 +85,7 @@ impl NodeSeen {
             labels,
             ready: conditions.clone().any(|one| one.type_ == "Ready" && one.status == "True"),
             ill: None,
+            unlabelled: false,
             unschedulable: node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or_default(),
             kubelet: kubelet.map(|info| info.kubelet_version.clone()).unwrap_or_default(),
             cordoned_by: annotations.get(CORDONED_BY).cloned(),

@@ -59,6 +59,14 @@ pub struct Hours {
     length: i64,
 }
 
+/// A Node that was deleted and registers again has no role by its labels: those that some update has at work are control planes.
+pub fn remember_roles(wishes: &[Wish], nodes: &mut [NodeSeen]) {
+    let is_plane = |node: &&mut NodeSeen| wishes.iter().any(|wish| wish.plane(&node.name).is_some());
+    for node in nodes.iter_mut().filter(|node| !node.control_plane).filter(is_plane) {
+        (node.control_plane, node.unlabelled) = (true, true);
+    }
+}
+
 impl Wish {
     /// Reads a resource. What is wrong in it is in [`Wish::problem`]; nothing: it is no resource of an API server.
     #[must_use]
@@ -144,11 +152,6 @@ impl Wish {
     pub fn missing(&self, nodes: &[NodeSeen]) -> Vec<&PlaneAtWork> {
         let all = self.status.planes_at_work.iter().filter(|plane| nodes.iter().all(|node| node.name != plane.name));
         all.filter(|plane| !self.spec.abort && plane.retry >= self.spec.retry).collect()
-    }
-
-    /// A Node that was deleted and registers again has no role by its labels: those that it has at work are control planes.
-    pub fn remember_roles(&self, nodes: &mut [NodeSeen]) {
-        nodes.iter_mut().filter(|node| self.plane(&node.name).is_some()).for_each(|node| node.control_plane = true);
     }
 
     /// Its name for people and for nodes: with its namespace, if it has one.

@@ -33,6 +33,10 @@ struct Api {
     version: u64,
     /// Pods that were asked to leave, in order.
     asked: Vec<String>,
+    /// Nodes whose writes are never answered, as often as one was written.
+    late: Vec<String>,
+    /// How many there were when the pods of another node were asked to leave first.
+    late_before: Option<usize>,
     /// What was told of the update last.
     told: Value,
 }
@@ -77,6 +81,10 @@ async fn nodes(State(api): State<Shared>, RawQuery(query): RawQuery) -> Response
 }
 
 async fn write(State(api): State<Shared>, Path(name): Path<String>, Json(change): Json<Value>) -> Response {
+    if name.starts_with("late") {
+        api.lock().unwrap().late.push(name);
+        return std::future::pending().await;
+    }
     let mut api = api.lock().unwrap();
     if name == "w0" {
         return says(500, "the webhook `strict` could not be reached");
@@ -93,6 +101,8 @@ async fn evict(State(api): State<Shared>, Path(pod): Path<String>) -> Response {
     let again = {
         let mut api = api.lock().unwrap();
         let again = api.asked.contains(&pod);
+        let late = api.late.len();
+        api.late_before.get_or_insert(late);
         api.asked.push(pod.clone());
         again
     };
@@ -166,7 +176,8 @@ fn router(api: Shared) -> Router {
         .with_state(api)
 }
 
-/// `w1` is on its way, and its pods leave; `w2` is new; `w0`, too, and nobody may write on it.
+/// `w1` is on its way, and its pods leave; `w2` is new; `w0`, too, and nobody may write on it; of those that are late nobody
+/// hears when they are written.
 fn shared() -> Shared {
     let release = json!({"name": "2", "kubernetes": "v1.21.0"});
     let desired = json!({"update": "to-2", "uid": "u", "attempt": 1, "retry": 0, "os": null, "kubernetes": release["kubernetes"],
@@ -174,7 +185,8 @@ fn shared() -> Shared {
     let note =
         json!({"uid": "u", "attempt": 1, "state": "begun", "since": "2999-01-02T03:04:05Z", "retry": 0, "reason": ""});
     let w1 = json!({"nkd.io/cordoned-by": "u", "nkd.io/desired": desired.to_string(), "nkd.io/update-note": note.to_string()});
-    let nodes = vec![node("w1", &w1, true), node("w2", &json!({}), false), node("w0", &json!({}), false)];
+    let new = |name: &str| node(name, &json!({}), false);
+    let nodes = vec![node("w1", &w1, true), new("w2"), new("w0"), new("late1"), new("late2"), new("late3")];
     Arc::new(Mutex::new(Api { nodes, version: 1, ..Api::default() }))
 }
 
@@ -232,6 +244,9 @@ async fn pods_that_do_not_leave_hold_up_nothing_else() {
     until(&api, &changed, "nobody says why", |api| all.iter().all(|word| said(api).contains(word))).await;
     let strict = |api: &Api| state(api, "w0", "reason").contains("the webhook `strict`");
     until(&api, &changed, "nobody says what cannot be written", strict).await;
+    assert_eq!(api.lock().unwrap().late_before, Some(1), "pods do not wait for every node that is not answered for");
+    let is_late = |api: &Api| ["late1", "late2", "late3"].iter().all(|name| !state(api, name, "reason").is_empty());
+    until(&api, &changed, "nobody says what is not answered", is_late).await;
     let asked = api.lock().unwrap().asked.clone();
     let of = |name: &str| asked.iter().filter(|pod| *pod == name).count();
     assert!(of("2-held") <= of("4-free") + 1, "once a look, and by nobody else: {asked:?}");

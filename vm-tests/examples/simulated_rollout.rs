@@ -190,7 +190,12 @@ impl World {
         let spec = UpdateSpec {
             release: Release { name: "2".into(), os, kubernetes: Some("v1.21.0".into()) },
             max_unavailable: MaxUnavailable::Percent(SHARE),
-            strategy: Strategy { drain: Drain::default(), halt_after_failures: u32::MAX, ..Strategy::default() },
+            strategy: Strategy {
+                drain: Drain::default(),
+                halt_after_failures: u32::MAX,
+                halt_after_rollbacks: u32::MAX,
+                ..Strategy::default()
+            },
             ..UpdateSpec::default()
         };
         let wish = Wish {

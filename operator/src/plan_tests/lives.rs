@@ -14,6 +14,7 @@ enum Happens {
     /// A node on its way is deleted, and its kubelet registers it anew.
     Anew(usize),
     Join(usize),
+    Label(usize),
     Obstacle(usize, bool),
     Silence(usize, bool),
     Pause(usize, bool),
@@ -47,6 +48,7 @@ fn happens() -> impl Strategy<Value = Happens> {
         1 => node.clone().prop_map(Happens::Vanish),
         3 => node.clone().prop_map(Happens::Anew),
         1 => node.clone().prop_map(Happens::Join),
+        2 => node.clone().prop_map(Happens::Label),
         1 => (node.clone(), any::<bool>()).prop_map(|(node, on)| Happens::Obstacle(node, on)),
         2 => (node.clone(), any::<bool>()).prop_map(|(node, on)| Happens::Silence(node, on)),
         1 => (0usize..3, any::<bool>()).prop_map(|(wish, on)| Happens::Pause(wish, on)),
@@ -108,6 +110,7 @@ impl World {
                 }
             }
             Happens::Join(node) => self.join(NAMES[node]),
+            Happens::Label(node) => self.label(NAMES[node]),
             Happens::Obstacle(node, on) if there(self, node) => {
                 let obstacles = if on { vec!["a budget".to_owned()] } else { Vec::new() };
                 self.beneath.get_mut(NAMES[node]).unwrap().obstacles = obstacles;
@@ -159,6 +162,7 @@ proptest! {
         for node in &mut world.nodes {
             node.ready = true;
         }
+        NAMES.iter().for_each(|name| world.label(name));
         world.beneath.values_mut().for_each(|beneath| beneath.obstacles.clear());
         for (number, tag) in (10..).zip(TAGS) {
             world.push(tag, number);

@@ -14,7 +14,7 @@ use crate::budget::PodSeen;
 use crate::image::{LookState, Looked, Named};
 use crate::seen::PodsSeen;
 use crate::turn::{opened, orphans, turns};
-use crate::wish::{Hours, Source};
+use crate::wish::{Hours, Source, remember_roles};
 
 mod images;
 mod lives;
@@ -61,6 +61,11 @@ fn node(name: &str) -> NodeSeen {
     let control_plane = name.starts_with("cp");
     let labels = BTreeMap::from([("pool".to_owned(), name[..1].to_owned())]);
     NodeSeen { name: name.into(), control_plane, labels, ready: true, kubelet: "v1.20.0".into(), ..NodeSeen::default() }
+}
+
+/// What it is, whatever its labels say.
+fn is_plane(node: &NodeSeen) -> bool {
+    node.name.starts_with("cp")
 }
 
 fn pod(name: &str) -> PodSeen {
@@ -132,8 +137,10 @@ impl World {
 
     fn join(&mut self, name: &str) {
         if self.nodes.iter().all(|node| node.name != name) {
-            self.nodes.push(node(name));
-            self.gone.remove(name);
+            // Of its labels the kubelet gives back no role; the service does, when it sees the node.
+            let unlabelled = self.gone.remove(name).is_some();
+            let node = node(name);
+            self.nodes.push(NodeSeen { control_plane: node.control_plane && !unlabelled, ..node });
             let Beneath { at_work, goes_to, runs, .. } = self.beneath.remove(name).unwrap_or_default();
             let beneath = Beneath { pods: vec![pod(name)], at_work, goes_to, runs, ..Beneath::default() };
             self.beneath.insert(name.into(), beneath);
@@ -173,6 +180,13 @@ impl World {
         wish.created = START + Duration::seconds(self.made.into());
         wish.name_image();
         self.wishes.push(wish);
+    }
+
+    /// The service gives a node its role back.
+    fn label(&mut self, name: &str) {
+        if let Some(node) = self.get_mut(name) {
+            node.control_plane = is_plane(node);
+        }
     }
 
     fn edit(&mut self, index: usize, change: impl FnOnce(&mut UpdateSpec)) {
@@ -227,7 +241,7 @@ impl World {
         let wishes = self.wishes.clone();
         for (wish, ahead) in turns(&wishes, &self.nodes) {
             seen.ahead = ahead;
-            wish.remember_roles(&mut seen.nodes);
+            remember_roles(&self.wishes, &mut seen.nodes);
             seen.looked = self.looked(wish);
             self.blocked.recall(&wish.uid, &mut seen.nodes);
             let mut steps = Vec::new();
@@ -416,34 +430,38 @@ impl World {
             let fits = node.desired.as_ref().is_some_and(|d| d.uid == wish.uid && d.os == spec.release.os);
             fits && (note.is_some_and(|note| note.retry >= spec.retry) || gave_up(node))
         });
-        assert!(failed.count() < spec.strategy.halt_after_failures.max(1) as usize, "began after too many failures");
+        let failed: Vec<&NodeSeen> = failed.collect();
+        assert!(failed.len() < spec.strategy.halt_after_failures.max(1) as usize, "began after too many failures");
+        let went_back = |node: &&&NodeSeen| node.report().is_some_and(|said| said.state == ReportedState::RolledBack);
+        let back = failed.iter().filter(went_back).count();
+        assert!(back < spec.strategy.halt_after_rollbacks.max(1) as usize, "began after too many went back");
         let older = |other: &&Wish| other.order() < wish.order() && !other.is_finished(&self.wishes);
         assert!(self.wishes.iter().find(older).is_none(), "{}: an older update goes first", before.name);
-        let mut planes = self.nodes.iter().filter(|node| node.control_plane && node.name != before.name);
-        if before.control_plane {
+        let mut planes = self.nodes.iter().filter(|node| is_plane(node) && node.name != before.name);
+        if is_plane(before) {
             let holds = |n: &NodeSeen| n.ready && !n.may_move() && !self.is_said_at_work(n) && n.ill.is_none();
             assert!(planes.all(holds), "{}: etcd's majority", before.name);
         } else {
-            let mut planes = self.chosen(wish).filter(|node| node.control_plane);
+            let mut planes = self.chosen(wish).filter(|node| is_plane(node));
             assert!(planes.all(|node| self.is_done(wish, node)), "{}: before a control plane", before.name);
         }
     }
 
     fn check_go(&self, wish: &Wish, before: &NodeSeen) {
         let name = &before.name;
-        if before.control_plane {
+        if is_plane(before) {
             self.check_gone(wish, name);
         }
         assert!(self.beneath[name].pods.is_empty(), "{name}: upgrades with pods on it");
-        let mut planes = self.nodes.iter().filter(|node| node.control_plane && node.name != *name);
+        let mut planes = self.nodes.iter().filter(|node| is_plane(node) && node.name != *name);
         let holds = |n: &NodeSeen| n.ready && !n.may_move() && !self.is_said_at_work(n) && n.ill.is_none();
-        assert!(!before.control_plane || planes.all(holds), "{name}: etcd's majority");
+        assert!(!is_plane(before) || planes.all(holds), "{name}: etcd's majority");
         let first = |node: &&NodeSeen| {
             node.desired.as_ref().is_some_and(|d| d.uid == wish.uid && d.os == wish.spec.release.os && d.first)
         };
         let firsts: Vec<&NodeSeen> = self.nodes.iter().filter(first).collect();
-        assert!(firsts.len() <= 1 && firsts.iter().all(|node| node.control_plane), "{firsts:#?}");
-        let done = self.nodes.iter().any(|node| node.control_plane && self.is_done(wish, node));
+        assert!(firsts.len() <= 1 && firsts.iter().all(|node| is_plane(node)), "{firsts:#?}");
+        let done = self.nodes.iter().any(|node| is_plane(node) && self.is_done(wish, node));
         assert!(!before.control_plane || done || firsts.len() == 1, "{name}: nobody runs kubeadm upgrade apply");
     }
 
