@@ -183,7 +183,9 @@ async fn perform(shared: &Arc<Shared>, action: Action) -> Event {
                 Some(commit) => source(shared, commit).await,
                 None => Err(not_known(Retry::Never, "the release names no commit")),
             };
-            let stage = move |shared: &Shared| shared.stage(&desired, source.as_ref()).map(Some);
+            let stage = move |shared: &Shared| {
+                shared.stage(&desired, source.as_ref()).map(Some).map_err(|failure| shared.perhaps_own(failure))
+            };
             let ended = blocking(shared, stage).await;
             // What was not taken to be applied.
             ostree::difference::discard(&shared.options.state.join(DIFFERENCE));
@@ -416,11 +418,24 @@ impl Shared {
         self.place.restore(&job.desired).map_err(|reason| Failure { retry: Retry::Few, reason })
     }
 
+    /// A release that has to be fetched once more, since a kubeadm was cut off, is waited for. But what that has left of this node
+    /// may be why it does not come.
+    fn perhaps_own(&self, failure: Failure) -> Failure {
+        match self.job() {
+            Ok(job) if failure.retry == Retry::Patiently && job.is_half_done() => {
+                self.place.away(&job.desired, &failure.reason)
+            }
+            _ => failure,
+        }
+    }
+
     fn settle(&self) -> Result<(), Failure> {
         let job = self.job()?;
         let again = |reason| Failure { retry: Retry::Few, reason };
         if job.put_back {
             self.place.put_back(&job.desired).map_err(again)?;
+        } else if job.is_half_done() {
+            self.place.may_forget(&job.desired)?;
         }
         self.place.restore(&job.desired).map_err(again)?;
         match job.desired.os.as_ref().and_then(id_of) {
@@ -532,7 +547,7 @@ mod tests {
     /// Those that kubeadm has made stay otherwise: an older kubelet may run newer ones.
     #[test]
     fn static_pods_are_put_back_when_they_were_given_up_alone() {
-        for put_back in [false, true] {
+        for (put_back, kubeadm) in [(false, true), (false, false), (true, false)] {
             let folder = tempfile::tempdir().unwrap();
             let node = node(folder.path());
             let wanted = desired(Some("new"));
@@ -549,16 +564,22 @@ mod tests {
                 failed_before: Vec::new(),
                 kubeadm_began: true,
                 cuts: 1,
-                kubeadm: false,
+                kubeadm,
                 restaged: 0,
                 reason: "why".into(),
                 condemned: false,
                 put_back,
             };
+            let is_cut_off = job.is_half_done() && !put_back;
             let journal = Journal { job: Some(job), denied: Vec::new() };
             files::write_json(&node.options.state.join("update.json"), &journal).unwrap();
             for _ in 0..2 {
-                node.settle().unwrap();
+                match node.settle() {
+                    // Its API server is not there: what was kept is needed still.
+                    Err(failure) if is_cut_off => assert_eq!(failure.retry, Retry::Patiently),
+                    settled => settled.unwrap(),
+                }
+                assert_eq!(node.place.kept(&desired(Some("new"))).exists(), is_cut_off);
                 assert_eq!(std::fs::read_to_string(&manifest).unwrap(), if put_back { "old" } else { "new" });
             }
         }

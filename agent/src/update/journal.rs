@@ -90,6 +90,11 @@ impl Job {
         self.kubeadm_began || self.kubeadm
     }
 
+    /// kubeadm has begun, and not come to its end.
+    pub(super) fn is_half_done(&self) -> bool {
+        self.kubeadm_began && !self.kubeadm
+    }
+
     /// It has touched nothing that the node runs: it may still be called off. One whose kubeadm was cut off is laid out again,
     /// and is not.
     pub(super) fn is_harmless(&self) -> bool {

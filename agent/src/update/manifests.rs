@@ -17,6 +17,19 @@ use crate::kubeadm::{self, COMPONENTS, Etcd};
 /// kubeadm's folder, below the node's root.
 const KUBERNETES: &str = "etc/kubernetes";
 
+const HALF: &str = "the static pods of this node, which kubeadm was replacing, do not come up";
+
+/// What a kubeadm that was cut off has left of a control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// Nothing that is not well.
+    Nothing,
+    /// Static pods of this node that do not come up.
+    Half,
+    /// An API server that is not ready, and others may be to blame.
+    Others,
+}
+
 fn said(path: &Path, error: std::io::Error) -> String {
     format!("{}: {error}", path.display())
 }
@@ -38,35 +51,56 @@ impl Place {
         Ok(())
     }
 
-    /// Why kubeadm cannot begin: the cluster's API is away. It is waited for as long as it takes, unless its absence is this node's
-    /// own doing.
+    /// Why this node cannot go on, `reason`, is waited for as long as it takes, unless it is this node's own doing.
     pub fn away(&self, desired: &Desired, reason: &str) -> Failure {
-        let ready = |port| kubeadm::ask_api_server(&self.root, port, "/readyz").is_ok();
-        match self.is_own(desired, ready, |manifest| kubeadm::own_etcd(&self.root, manifest)) {
-            false => Failure { retry: Retry::Patiently, reason: reason.to_owned() },
-            true => {
-                let what = "and the static pods of this node, which kubeadm was replacing, do not come up";
-                Failure { retry: Retry::ForAWhile, reason: format!("{reason}; {what}") }
-            }
+        match self.left(desired) {
+            Left::Nothing | Left::Others => Failure { retry: Retry::Patiently, reason: reason.to_owned() },
+            Left::Half => Failure { retry: Retry::ForAWhile, reason: format!("{reason}; and {HALF}") },
         }
     }
 
-    /// The API server of this node is not ready, and kubeadm has changed the manifest of who is to blame: of etcd, if that says
-    /// nothing, else of the API server. An etcd without its majority waits for other nodes; one that is elsewhere says nothing
-    /// either way.
-    fn is_own(&self, desired: &Desired, ready: impl Fn(u16) -> bool, etcd: impl Fn(&str) -> Etcd) -> bool {
+    /// Whether what was kept may be given up: a kubeadm was cut off, and its release goes. What does not come up by itself has to
+    /// be put back first.
+    ///
+    /// # Errors
+    /// What is waited for until then.
+    pub fn may_forget(&self, desired: &Desired) -> Result<(), Failure> {
+        match self.left(desired) {
+            Left::Nothing => Ok(()),
+            Left::Half => Err(Failure { retry: Retry::ForAWhile, reason: HALF.to_owned() }),
+            Left::Others => Err(Failure {
+                retry: Retry::Patiently,
+                reason: "kubeadm was cut off, and the API server of this node is not ready; its etcd waits for others, or is \
+                         elsewhere"
+                    .to_owned(),
+            }),
+        }
+    }
+
+    fn left(&self, desired: &Desired) -> Left {
+        let ready = |port| kubeadm::ask_api_server(&self.root, port, "/readyz").is_ok();
+        self.left_by(desired, ready, |manifest| kubeadm::own_etcd(&self.root, manifest))
+    }
+
+    /// It is this node's own doing that its API server is not ready when kubeadm has changed the manifest of who is to blame: of
+    /// etcd, if that says nothing, else of the API server. An etcd without its majority waits for other nodes; one that is
+    /// elsewhere says nothing either way.
+    fn left_by(&self, desired: &Desired, ready: impl Fn(u16) -> bool, etcd: impl Fn(&str) -> Etcd) -> Left {
         let kept = |name: &str| std::fs::read_to_string(self.kept(desired).join(file(name))).ok();
-        // The manifest of before says so: kubeadm moves it out before it moves the new one in.
-        let (Some(server), Some(member)) = (kept("kube-apiserver"), kept("etcd")) else { return false };
+        // The manifest of before says where it listens: kubeadm moves it out before it moves the new one in.
+        let Some(server) = kept("kube-apiserver") else { return Left::Nothing };
+        let changed = |name: &str| kept(name).is_some_and(|text| !self.is_in_place(name, text.as_bytes()));
         let port = kubeadm::api_server_port(&self.root).unwrap_or_else(|| kubeadm::port_of(&server));
-        if ready(port) {
-            return false;
+        if !COMPONENTS.into_iter().any(changed) || ready(port) {
+            return Left::Nothing;
         }
-        match etcd(&member) {
-            Etcd::Silent => !self.is_in_place("etcd", member.as_bytes()),
-            Etcd::HasLeader => !self.is_in_place("kube-apiserver", server.as_bytes()),
+        let Some(member) = kept("etcd") else { return Left::Others };
+        let own = match etcd(&member) {
+            Etcd::Silent => changed("etcd"),
+            Etcd::HasLeader => changed("kube-apiserver"),
             Etcd::NoMajority => false,
-        }
+        };
+        if own { Left::Half } else { Left::Others }
     }
 
     fn is_in_place(&self, name: &str, text: &[u8]) -> bool {
@@ -180,38 +214,48 @@ mod tests {
 
     #[test]
     fn an_api_that_is_away_is_this_nodes_own_doing_only_when_nobody_else_may_be_to_blame() {
-        let own = |place: &Place, ready: bool, etcd: Etcd| {
+        let left = |place: &Place, ready: bool, etcd: Etcd| {
             let port = |port| {
                 assert_eq!(port, 7);
                 ready
             };
-            place.is_own(&desired(1), port, |_| etcd)
+            place.left_by(&desired(1), port, |_| etcd)
         };
-        let (_dir, untouched) = cut_off(&["kube-scheduler"]);
+        let (_dir, untouched) = cut_off(&[]);
+        let (_dir, other) = cut_off(&["kube-scheduler"]);
         let (_dir, etcd) = cut_off(&["etcd"]);
         let (_dir, server) = cut_off(&["kube-apiserver"]);
         for (place, stands, expected) in [
-            (&untouched, Etcd::Silent, false),
-            (&untouched, Etcd::HasLeader, false),
-            (&etcd, Etcd::Silent, true),
-            (&etcd, Etcd::HasLeader, false),
-            (&etcd, Etcd::NoMajority, false),
-            (&server, Etcd::Silent, false),
-            (&server, Etcd::HasLeader, true),
-            (&server, Etcd::NoMajority, false),
+            (&untouched, Etcd::Silent, Left::Nothing),
+            (&untouched, Etcd::HasLeader, Left::Nothing),
+            (&other, Etcd::Silent, Left::Others),
+            (&other, Etcd::HasLeader, Left::Others),
+            (&etcd, Etcd::Silent, Left::Half),
+            (&etcd, Etcd::HasLeader, Left::Others),
+            (&etcd, Etcd::NoMajority, Left::Others),
+            (&server, Etcd::Silent, Left::Others),
+            (&server, Etcd::HasLeader, Left::Half),
+            (&server, Etcd::NoMajority, Left::Others),
         ] {
-            assert_eq!(own(place, false, stands), expected, "{stands:?}");
-            assert!(!own(place, true, stands), "its API server is ready");
+            assert_eq!(left(place, false, stands), expected, "{stands:?}");
+            assert_eq!(left(place, true, stands), Left::Nothing, "its API server is ready");
         }
-        assert!(!etcd.is_own(&desired(2), |_| false, |_| Etcd::Silent), "nothing is kept of that attempt");
+        assert_eq!(
+            etcd.left_by(&desired(2), |_| false, |_| Etcd::Silent),
+            Left::Nothing,
+            "nothing is kept of that attempt"
+        );
         // Cut off between moving the old one out and the new one in.
         std::fs::remove_file(server.manifest("kube-apiserver")).unwrap();
-        assert!(own(&server, false, Etcd::HasLeader));
+        assert_eq!(left(&server, false, Etcd::HasLeader), Left::Half);
         // Nobody listens here at all.
         assert_eq!(etcd.away(&desired(1), "away").retry, Retry::ForAWhile);
         assert_eq!(untouched.away(&desired(1), "away").retry, Retry::Patiently);
+        assert_eq!(untouched.may_forget(&desired(1)), Ok(()));
+        assert_eq!(etcd.may_forget(&desired(1)).unwrap_err().retry, Retry::ForAWhile);
+        assert_eq!(other.may_forget(&desired(1)).unwrap_err().retry, Retry::Patiently);
         // An etcd that is elsewhere may be to blame.
         std::fs::remove_file(etcd.kept(&desired(1)).join("etcd.yaml")).unwrap();
-        assert!(!own(&etcd, false, Etcd::Silent));
+        assert_eq!(left(&etcd, false, Etcd::Silent), Left::Nothing, "nothing of this node was changed");
     }
 }

@@ -44,6 +44,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// What the operator hears when it has said `go` of an attempt that was never begun here.
 const NOT_LAID_OUT: &str =
     "it was told to go on with what was never laid out here: nothing was touched, and it takes another attempt";
+/// So long it is waited for a word on what kubeadm has made of a control plane. Without one kubeadm finds out by itself, in its turn.
+const UNSAID: Duration = Duration::from_secs(600);
 /// Static pods have at least so long to come up, however short the gate is: the kubelet waits up to five minutes before it starts
 /// one again that ended.
 const HALF: Duration = Duration::from_secs(420);
@@ -72,6 +74,8 @@ pub struct State {
     waits: u32,
     /// Since when this node's own API server, which was left half replaced, is waited for.
     half_since: Option<Duration>,
+    /// Since when nobody says what kubeadm has made of this node.
+    unsaid_since: Option<Duration>,
     /// Nothing is begun before this.
     not_before: Duration,
     /// Since when the gate looks, and since when it lets pass.
@@ -101,6 +105,7 @@ impl State {
             failures: 0,
             waits: 0,
             half_since: None,
+            unsaid_since: None,
             not_before: Duration::ZERO,
             gate: None,
             why: String::new(),
@@ -396,7 +401,9 @@ impl State {
         let (boot_id, failed_before) = (system.boot_id.clone(), system.failed_units.clone());
         let there = match self.is_there(&desired, system) {
             Ok(there) => there,
+            Err(_) if self.unsaid_since.is_some_and(|since| now.uptime.saturating_sub(since) >= UNSAID) => false,
             Err(why) => {
+                self.unsaid_since.get_or_insert(now.uptime);
                 let why = format!("the cluster's API does not say of which version it is: {why}");
                 // Once, not at every look: it may be away for long.
                 if self.why != why {
@@ -406,6 +413,7 @@ impl State {
                 return;
             }
         };
+        self.unsaid_since = None;
         said.push(Action::Say(format!("update {}, attempt {}", desired.update, desired.attempt)));
         self.tree = None;
         let refused = self.journal.denied.iter().find(|denied| Some(&denied.id) == id.as_ref()).cloned();
@@ -542,12 +550,12 @@ impl State {
     }
 
     fn failed(&mut self, stage: Stage, failure: Failure, now: Now, said: &mut Vec<Action>) {
-        let half = failure.retry == Retry::ForAWhile && stage == Stage::Kubeadm;
+        let half = failure.retry == Retry::ForAWhile;
         self.half_since = half.then(|| self.half_since.unwrap_or(now.uptime));
         if let Some(since) = self.half_since
             && now.uptime.saturating_sub(since) >= self.settings.gate.max(HALF)
         {
-            return self.put_back(&failure.reason, said);
+            return self.put_back(stage, &failure.reason, said);
         }
         if matches!(failure.retry, Retry::Patiently | Retry::ForAWhile) {
             // What is wrong is said once. The tries that are counted are kept for what can be tried.
@@ -587,9 +595,13 @@ impl State {
     }
 
     /// kubeadm was cut off, what it left does not come up, and nobody else is to blame. It would have put its manifests back.
-    fn put_back(&mut self, reason: &str, said: &mut Vec<Action>) {
+    fn put_back(&mut self, stage: Stage, reason: &str, said: &mut Vec<Action>) {
         let limit = self.settings.gate.max(HALF).as_secs();
-        let reason = format!("{}: for {limit} s {reason}; they were put back", word(Stage::Kubeadm));
+        let why = match &self.journal.job {
+            Some(job) if stage == Stage::Settle => job.reason.clone(),
+            _ => word(stage).to_owned(),
+        };
+        let reason = format!("{why}: for {limit} s {reason}; they were put back");
         said.push(Action::Say(reason.clone()));
         self.go(Stage::Settle, Some(reason));
         if let Some(job) = &mut self.journal.job {
@@ -672,7 +684,8 @@ impl State {
             // The gate tells what it sees. What else has failed may be under way again.
             (false, true) if job.stage == Stage::Check => format!("{}: {}", word(job.stage), self.why),
             (false, true) => format!("{}; the last try: {}", word(job.stage), self.why),
-            (false, false) => format!("goes back: {}", job.reason),
+            (false, false) if self.why.is_empty() => format!("goes back: {}", job.reason),
+            (false, false) => format!("goes back: {}; it waits: {}", job.reason, self.why),
         };
         Some(Reported {
             uid: job.desired.uid.clone(),

@@ -264,6 +264,47 @@ fn half_replaced(both: &Desired, settings: Settings, limit: Duration) {
     assert!(told.detail.contains("its API does not answer; they were put back"), "{}", told.detail);
 }
 
+/// The same where the release cannot be had any more: what was kept is not given up before.
+#[test]
+fn what_a_kubeadm_left_is_put_back_also_when_its_release_is_given_up() {
+    let both = Desired { go: true, ..desired(1) };
+    let mut now = World::new(Release::Good, both.clone()).now();
+    let journal = begun(&both).0.journal().clone();
+    let (mut state, _) = through(State::new(Settings::default(), journal), [seen(2, OLD, &[])], now);
+    let fails = |retry, why: &str| Event::Ended(Err(Failure { retry, reason: why.into() }));
+    let on = |state: State, event: Event, now: &mut Now| {
+        let (state, actions) = state.step(event, *now);
+        if !actions.is_empty() && !matches!(actions.last(), Some(Action::Say(_))) {
+            return (state, actions);
+        }
+        now.uptime = state.deadline().expect("it waits for ever");
+        state.step(Event::Tick, *now)
+    };
+    for _ in 0..STAGE_TRIES {
+        (state, _) = on(state, fails(Retry::Few, "it is gone"), &mut now);
+    }
+    let job = |state: &State| state.journal().job.clone().unwrap();
+    assert_eq!(job(&state).stage, Stage::Settle);
+    // Others are away for a day, and then nobody is.
+    for (retry, seconds) in [(Retry::Patiently, 86_400), (Retry::ForAWhile, 900)] {
+        let since = now.uptime;
+        while now.uptime < since + Duration::from_secs(seconds) {
+            assert!(job(&state).stage == Stage::Settle && !job(&state).put_back);
+            let actions;
+            (state, actions) = on(state, fails(retry, "they do not come up"), &mut now);
+            assert_eq!(actions.last(), Some(&Action::Settle));
+        }
+    }
+    let told = state.report().unwrap().detail;
+    assert!(told.contains("it is gone; it waits: they do not come up"), "{told}");
+    (state, _) = on(state, fails(Retry::ForAWhile, "they do not come up"), &mut now);
+    assert!(job(&state).put_back);
+    (state, _) = through(state, [Event::Ended(Ok(None))], now);
+    let told = state.report().unwrap();
+    assert_eq!(told.state, ReportedState::RolledBack);
+    assert!(told.detail.contains("it is gone") && told.detail.contains("they were put back"), "{}", told.detail);
+}
+
 /// It takes the agent with it, or the node, whenever it runs: that is not tried for ever.
 #[test]
 fn what_is_cut_off_each_time_is_given_up() {
@@ -438,6 +479,10 @@ fn an_api_that_does_not_say_how_far_its_cluster_is_is_asked_again() {
         (state, actions) = after.step(Event::Tick, now);
         assert_eq!(actions, [Action::Look], "{round}");
     }
+    // It may be that it never says: what is wrong comes out when kubeadm runs.
+    let late = Now { uptime: now.uptime + Duration::from_secs(600), ..now };
+    let (_, actions) = through(state.clone(), [away()], late);
+    assert!(matches!(actions.last(), Some(Action::Stage(_))), "{actions:?}");
     let (there, actions) = through(state.clone(), [look(plane("v2", "v2"))], now);
     assert!(matches!(actions.last(), Some(Action::Check(_))), "{actions:?}");
     assert_eq!(there.journal().job.as_ref().unwrap().desired, desired(1));
