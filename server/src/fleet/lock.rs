@@ -2,7 +2,8 @@
 //!
 //! What always holds: a group has no more leases that last than it has slots; a node that asks again keeps its lease and
 //! its fencing number; a new lease has a greater number than any before it; a lease that has ended keeps nobody out; no
-//! node of a cluster gets one while an upgrade of that cluster has not ended; no client has more than its share.
+//! node of a cluster gets one while an upgrade of that cluster has not ended; no two control planes of a cluster have one at a
+//! time, as far as they can be told; no client has more than its share.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -92,6 +93,24 @@ pub struct Rollout {
     pub nodes: Vec<Node>,
 }
 
+/// The control planes of a cluster: etcd may miss one of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planes {
+    /// The cluster.
+    pub cluster: String,
+    /// All of them.
+    pub nodes: Vec<Node>,
+}
+
+/// What is known of clusters when a node asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Clusters<'a> {
+    /// Upgrades that have not ended.
+    pub rollouts: &'a [Rollout],
+    /// Control planes.
+    pub planes: &'a [Planes],
+}
+
 /// The nodes that hold a lease which lasts, each with that.
 #[must_use]
 pub fn held<'a>(nodes: &'a [Node], locks: &'a Locks, now: OffsetDateTime) -> Vec<(&'a str, &'a Lease)> {
@@ -130,6 +149,19 @@ pub enum Refused {
         /// How far that is.
         state: UpgradeState,
     },
+    /// Another control plane of its cluster may be away.
+    #[error(
+        "{node}, another control plane of {cluster}, may restart now, and etcd would be without its majority: it has the lease {} since {} until {}",
+        .lease.id, whole(.lease.since), whole(.lease.expires)
+    )]
+    Plane {
+        /// Who has it.
+        node: String,
+        /// The cluster.
+        cluster: String,
+        /// By this.
+        lease: Box<Lease>,
+    },
     /// Whoever asks from there holds too many already.
     #[error(
         "{leases} leases in {groups} groups were asked for from {origin}, and no client may hold more than {MOST_OF_ONE}, or in more than {most_groups} groups (fleet_lock.groups_per_client): `nkd lock list` shows them, and when they end"
@@ -167,15 +199,15 @@ impl Locks {
         self.lasting(now).any(|lease| lease.group == group && lease.id == id)
     }
 
-    /// A node asks for a lease, or for its lease to last longer. Only the former is held against the upgrades that have not
-    /// ended.
+    /// A node asks for a lease, or for its lease to last longer. Only the former is held against upgrades that have not ended
+    /// and other control planes.
     ///
     /// # Errors
     /// [`Refused`]; nothing has changed then.
     pub fn lock(
         &mut self,
         asker: &Asker<'_>,
-        rollouts: &[Rollout],
+        clusters: Clusters<'_>,
         rules: &Rules,
         now: OffsetDateTime,
     ) -> Result<Lease, Refused> {
@@ -188,10 +220,21 @@ impl Locks {
             own.address = Some(address);
             return Ok(own.clone());
         }
-        for Rollout { cluster, number, state, nodes } in rollouts {
+        for Rollout { cluster, number, state, nodes } in clusters.rollouts {
             if let Some(node) = nodes.iter().find(|node| node.is(id, Some(address))) {
                 let (node, cluster) = (node.hostname.clone(), cluster.clone());
                 return Err(Refused::Rollout { node, cluster, number: *number, state: *state });
+            }
+        }
+        for Planes { cluster, nodes } in clusters.planes {
+            let own = nodes.iter().find(|node| node.is(id, Some(address)));
+            let other = own.and_then(|own| held(nodes, self, now).into_iter().find(|(name, _)| *name != own.hostname));
+            if let Some((node, lease)) = other {
+                return Err(Refused::Plane {
+                    node: node.to_owned(),
+                    cluster: cluster.clone(),
+                    lease: Box::new(lease.clone()),
+                });
             }
         }
         let held: Vec<Lease> = self.leases.iter().filter(|lease| of(lease)).cloned().collect();
@@ -246,6 +289,8 @@ mod tests {
 
     const RULES: Rules = Rules { slots: 2, groups_of_one: GROUPS_OF_ONE, lease: Duration::minutes(60) };
 
+    const NOBODY: Clusters<'_> = Clusters { rollouts: &[], planes: &[] };
+
     fn asker<'a>(group: &'a str, id: &'a str) -> Asker<'a> {
         Asker { group, id, address: [192, 0, 2, 9].into() }
     }
@@ -283,7 +328,7 @@ mod tests {
                         let own = locks.lasting(now).find(|l| l.group == group && l.id == id).cloned();
                         let others = locks.lasting(now).filter(|l| l.group == group && l.id != id).count();
                         let before = locks.clone();
-                        match locks.lock(&asker(&group, &id), &[], &RULES, now) {
+                        match locks.lock(&asker(&group, &id), NOBODY, &RULES, now) {
                             Ok(lease) => {
                                 prop_assert!(lease.expires >= now + RULES.lease);
                                 match own {
@@ -313,14 +358,14 @@ mod tests {
     fn a_holder_that_died_makes_room_and_the_others_are_told_who_holds() {
         let (mut locks, now) = (Locks::default(), datetime!(2026-01-01 12:00 UTC));
         let rules = Rules { slots: 1, ..RULES };
-        let first = locks.lock(&asker("rack", "a"), &[], &rules, now).unwrap();
-        let told = locks.lock(&asker("rack", "b"), &[], &rules, now + Duration::minutes(1)).unwrap_err().to_string();
+        let first = locks.lock(&asker("rack", "a"), NOBODY, &rules, now).unwrap();
+        let told = locks.lock(&asker("rack", "b"), NOBODY, &rules, now + Duration::minutes(1)).unwrap_err().to_string();
         let expected =
             "1 of 1 slots of the group `rack` are taken: a since 2026-01-01T12:00:00Z until 2026-01-01T13:00:00Z";
         assert_eq!(told, expected);
-        let second = locks.lock(&asker("rack", "b"), &[], &rules, now + rules.lease).unwrap();
+        let second = locks.lock(&asker("rack", "b"), NOBODY, &rules, now + rules.lease).unwrap();
         assert!(second.fencing > first.fencing);
-        assert!(locks.lock(&asker("rack", "a"), &[], &rules, now + rules.lease).is_err(), "it comes too late");
+        assert!(locks.lock(&asker("rack", "a"), NOBODY, &rules, now + rules.lease).is_err(), "it comes too late");
         assert!(locks.unlock("rack", "b") && !locks.unlock("rack", "b"));
     }
 
@@ -339,8 +384,10 @@ mod tests {
         let from = |id, ip: &str| Asker { group: "rack", id, address: ip.parse().unwrap() };
 
         // It has had it since before the upgrade began.
-        let first = locks.lock(&from("a", "192.0.2.1"), &[], &rules, now).unwrap();
-        let again = locks.lock(&from("a", "192.0.2.1"), rollouts, &rules, now + Duration::MINUTE).unwrap();
+        let first = locks.lock(&from("a", "192.0.2.1"), NOBODY, &rules, now).unwrap();
+        let again = locks
+            .lock(&from("a", "192.0.2.1"), Clusters { rollouts, planes: &[] }, &rules, now + Duration::MINUTE)
+            .unwrap();
         assert_eq!((again.fencing, again.expires), (first.fencing, first.expires + Duration::MINUTE));
         assert_eq!(held(&rollout.nodes, &locks, now), [("w1", &again)]);
         assert!(locks.unlock("rack", "a"));
@@ -352,29 +399,61 @@ mod tests {
             ("0a0b-0c", "2001:db8::1", "w2"),
         ] {
             let before = locks.clone();
-            let refused = locks.lock(&from(id, ip), rollouts, &rules, now).unwrap_err();
+            let refused = locks.lock(&from(id, ip), Clusters { rollouts, planes: &[] }, &rules, now).unwrap_err();
             assert_eq!(locks, before);
             let told = refused.to_string();
             let start = format!("{name} is a node of rack7, whose upgrade 3 is paused: ");
             assert!(told.starts_with(&start) && told.contains("`nkd upgrade abort rack7`"), "{told}");
         }
         for (id, ip) in [("a", "192.0.2.3"), ("0a0b0", "192.0.2.77")] {
-            locks.lock(&from(id, ip), rollouts, &rules, now).unwrap();
+            locks.lock(&from(id, ip), Clusters { rollouts, planes: &[] }, &rules, now).unwrap();
         }
         assert_eq!(held(&rollout.nodes, &locks, now), [], "they are nobody's");
-        locks.lock(&from("0a0b0c", "192.0.2.78"), &[], &rules, now).unwrap();
+        locks.lock(&from("0a0b0c", "192.0.2.78"), NOBODY, &rules, now).unwrap();
         let holds = |at| held(&rollout.nodes, &locks, at).into_iter().map(|(node, _)| node).collect::<Vec<_>>();
         assert_eq!((holds(now), holds(now + rules.lease)), (vec!["w2"], vec![]), "until its lease ends");
+    }
+
+    #[test]
+    fn one_control_plane_of_a_cluster_restarts_at_a_time_whatever_its_group_and_the_slots() {
+        let (mut locks, now) = (Locks::default(), datetime!(2026-01-01 12:00 UTC));
+        let rules = Rules { slots: 9, ..RULES };
+        let node = |name: &str, last: u8| Node {
+            hostname: name.into(),
+            addresses: vec![[192, 0, 2, last].into()],
+            asks_as: Vec::new(),
+        };
+        let planes = [
+            Planes { cluster: "rack7".into(), nodes: vec![node("cp1", 1), node("cp2", 2), node("cp3", 3)] },
+            Planes { cluster: "rack8".into(), nodes: vec![node("other", 4)] },
+        ];
+        let known = Clusters { rollouts: &[], planes: &planes };
+        let from = |group, id, last: u8| Asker { group, id, address: [192, 0, 2, last].into() };
+        locks.lock(&from("a", "one", 1), known, &rules, now).unwrap();
+        for group in ["a", "b"] {
+            let told = locks.lock(&from(group, "two", 2), known, &rules, now).unwrap_err().to_string();
+            assert!(told.starts_with("cp1, another control plane of rack7, may restart now"), "{told}");
+        }
+        // Its own lease, a worker and another cluster are not held up.
+        for (id, last) in [("one", 1), ("w1", 9), ("other", 4)] {
+            locks.lock(&from("a", id, last), known, &rules, now).unwrap();
+        }
+        assert!(locks.unlock("a", "one"));
+        locks.lock(&from("b", "two", 2), known, &rules, now).unwrap();
+        let later = now + rules.lease;
+        assert!(locks.lock(&from("a", "three", 3), known, &rules, later).is_ok(), "one that died keeps nobody out");
     }
 
     #[test]
     fn a_backup_that_is_put_back_gives_no_number_twice() {
         let (mut locks, now) = (Locks::default(), datetime!(2026-01-01 12:00 UTC));
         let backup = locks.clone();
-        let given =
-            (0..30).map(|n| locks.lock(&asker(&n.to_string(), "a"), &[], &RULES, now).unwrap().fencing).max().unwrap();
+        let given = (0..30)
+            .map(|n| locks.lock(&asker(&n.to_string(), "a"), NOBODY, &RULES, now).unwrap().fencing)
+            .max()
+            .unwrap();
         locks = backup;
-        assert!(locks.lock(&asker("0", "a"), &[], &RULES, now + Duration::SECOND).unwrap().fencing > given);
+        assert!(locks.lock(&asker("0", "a"), NOBODY, &RULES, now + Duration::SECOND).unwrap().fencing > given);
     }
 
     #[test]
@@ -383,9 +462,9 @@ mod tests {
         let from = |group, id, address: &str| Asker { group, id, address: address.parse().unwrap() };
         let names: Vec<String> = (0..GROUPS_OF_ONE).map(|n| n.to_string()).collect();
         for (n, name) in names.iter().enumerate() {
-            locks.lock(&from(name, "a", &format!("2001:db8::{n:x}")), &[], &RULES, now).unwrap();
+            locks.lock(&from(name, "a", &format!("2001:db8::{n:x}")), NOBODY, &RULES, now).unwrap();
         }
-        let share = locks.lock(&from("new", "a", "2001:db8::ffff"), &[], &RULES, now).unwrap_err();
+        let share = locks.lock(&from("new", "a", "2001:db8::ffff"), NOBODY, &RULES, now).unwrap_err();
         let origin = "2001:db8::".parse().unwrap();
         assert_eq!(
             share,
@@ -393,19 +472,19 @@ mod tests {
         );
         // Unless their owner knows that many are behind one address.
         let more = Rules { groups_of_one: GROUPS_OF_ONE + 1, ..RULES };
-        assert!(locks.clone().lock(&from("new", "a", "2001:db8::ffff"), &[], &more, now).is_ok());
+        assert!(locks.clone().lock(&from("new", "a", "2001:db8::ffff"), NOBODY, &more, now).is_ok());
         assert!(share.to_string().contains("32 leases in 32 groups were asked for from 2001:db8::"), "{share}");
         // Others are not held up, nor is who asks again, or in a group that is there.
         for (group, id, address) in
             [("new", "b", "2001:db8:0:1::1"), ("0", "a", "2001:db8::9"), ("0", "c", "2001:db8::ffff")]
         {
-            locks.lock(&from(group, id, address), &[], &RULES, now).unwrap();
+            locks.lock(&from(group, id, address), NOBODY, &RULES, now).unwrap();
         }
-        assert!(locks.lock(&from("other", "a", "2001:db8::ffff"), &[], &RULES, now + RULES.lease).is_ok());
+        assert!(locks.lock(&from("other", "a", "2001:db8::ffff"), NOBODY, &RULES, now + RULES.lease).is_ok());
 
         // As many slots as there can be, of a group or two.
         let (mut locks, rules) = (Locks::default(), Rules { slots: 1000, ..RULES });
-        let mut lock = |group: &str, id: usize| locks.lock(&asker(group, &id.to_string()), &[], &rules, now);
+        let mut lock = |group: &str, id: usize| locks.lock(&asker(group, &id.to_string()), NOBODY, &rules, now);
         let given = (0..MOST_OF_ONE).all(|n| lock(if n < 1000 { "a" } else { "b" }, n).is_ok());
         assert!(given && matches!(lock("b", 2000), Err(Refused::Share { leases: MOST_OF_ONE, groups: 2, .. })));
     }
@@ -419,7 +498,7 @@ mod tests {
                 Lease { group, id: "a".into(), address: None, fencing: 1, since: now, expires }
             })
             .collect();
-        assert_eq!(locks.lock(&asker("new", "a"), &[], &RULES, now), Err(Refused::Full));
-        assert!(locks.lock(&asker("new", "a"), &[], &RULES, now + RULES.lease).is_ok());
+        assert_eq!(locks.lock(&asker("new", "a"), NOBODY, &RULES, now), Err(Refused::Full));
+        assert!(locks.lock(&asker("new", "a"), NOBODY, &RULES, now + RULES.lease).is_ok());
     }
 }

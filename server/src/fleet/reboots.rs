@@ -7,12 +7,13 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use nkd_api::cluster::Role;
 use nkd_api::lock::Lease;
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 use uuid::Uuid;
 
-use super::lock::{Asker, Node, Refused, Rollout, Rules};
+use super::lock::{Asker, Clusters, Node, Planes, Refused, Rollout, Rules};
 use crate::cluster::record::{MemberRecord, Record};
 use crate::content::channel::Channels;
 use crate::store::{Store, StoreError};
@@ -48,8 +49,10 @@ impl Reboots {
             let before = self.store.locks().await?;
             let is_new = !before.holds(asker.group, asker.id, now);
             let rollouts = if is_new { rollouts(&self.store, channels).await? } else { Vec::new() };
+            let planes = if is_new { planes(&self.store, channels).await? } else { Vec::new() };
             let mut locks = before.clone();
-            let decided = locks.lock(asker, &rollouts, &self.rules, now);
+            let clusters = Clusters { rollouts: &rollouts, planes: &planes };
+            let decided = locks.lock(asker, clusters, &self.rules, now);
             if locks == before {
                 return Ok(decided);
             }
@@ -98,6 +101,18 @@ async fn rollouts(store: &Store, channels: &Channels) -> Result<Vec<Rollout>, St
         rollouts.push(Rollout { cluster: upgrade.cluster, number, state, nodes });
     }
     Ok(rollouts)
+}
+
+/// The control planes of clusters that have several.
+async fn planes(store: &Store, channels: &Channels) -> Result<Vec<Planes>, StoreError> {
+    let mut planes = Vec::new();
+    for (mut record, _) in store.clusters().await? {
+        record.members.retain(|member| member.role == Role::ControlPlane);
+        if record.members.len() > 1 {
+            planes.push(Planes { cluster: record.name().to_owned(), nodes: nodes(store, channels, &record).await? });
+        }
+    }
+    Ok(planes)
 }
 
 /// The nodes of a cluster, as far as a client of the lock can be told to be one of them.

@@ -65,7 +65,9 @@ pub(super) async fn pre_reboot(
         }
         Ok(Err(refused)) => {
             let (status, kind) = match refused {
-                Refused::Taken { .. } | Refused::Rollout { .. } => (StatusCode::CONFLICT, "failed_lock"),
+                Refused::Taken { .. } | Refused::Rollout { .. } | Refused::Plane { .. } => {
+                    (StatusCode::CONFLICT, "failed_lock")
+                }
                 Refused::Share { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_leases"),
                 Refused::Full => (StatusCode::SERVICE_UNAVAILABLE, "too_many_leases"),
             };

@@ -16,7 +16,7 @@ use nkd_server::cluster::upgrade::follow;
 use nkd_server::content::channel::hold::Hold;
 use nkd_server::content::image::ImageStore;
 use nkd_server::content::registry::OciRegistry;
-use nkd_server::fleet::lock::{self, Asker, Locks, Refused, Rules};
+use nkd_server::fleet::lock::{self, Asker, Clusters, Locks, Refused, Rules};
 use nkd_server::fleet::pki::Pki;
 use nkd_server::fleet::{reboots, secret};
 use nkd_server::http::{Connection, FirstToken, router};
@@ -404,7 +404,7 @@ async fn a_lease_and_an_upgrade_of_its_cluster_exclude_each_other() {
     let upgrade: Upgrade = serde_json::from_value(upgrade).unwrap();
     let mut locks = store.locks().await.unwrap();
     let rules = Rules { slots: 1, groups_of_one: 32, lease: Duration::HOUR };
-    locks.lock(&asker, &[], &rules, now).unwrap();
+    locks.lock(&asker, Clusters { rollouts: &[], planes: &[] }, &rules, now).unwrap();
     let taken = store.begin_upgrade((record.id, 1), &upgrade, ("stable", revision), |_| false).await;
     assert!(matches!(taken, Err(StoreError::Stale)), "{taken:?}");
     store.begin_upgrade((record.id, 1), &upgrade, ("stable", revision), |_| true).await.unwrap();
