@@ -5,6 +5,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::unwrap_used, reason = "a test, of processes and files")]
 
+mod back;
 mod planes;
 mod scenarios;
 mod scene;
@@ -100,4 +101,10 @@ fn nodes_are_deleted_and_a_machine_is_lost() -> Result {
 #[ignore = "takes minutes: cargo xtask soak update_faults"]
 fn three_control_planes_go_one_after_the_other_and_their_worker_last() -> Result {
     Scene::of("update-planes", 3, 1)?.control_planes_one_after_the_other()
+}
+
+#[test]
+#[ignore = "takes minutes: cargo xtask soak update_faults"]
+fn a_control_plane_goes_back_across_versions_and_a_node_comes_later() -> Result {
+    Scene::start("update-back", 1)?.a_control_plane_goes_back()
 }
