@@ -43,6 +43,9 @@ pub struct UpgradeOrder {
     pub force_drain: bool,
     /// How long a node that is healthy again is watched before the next one begins, in seconds.
     pub soak_seconds: u32,
+    /// After so many failed nodes no further one begins; not given: after two, and after one that went back from the release.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub halt_after: Option<u32>,
     /// When nodes may begin; not given: what the cluster's file says, else at any time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,

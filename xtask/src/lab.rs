@@ -89,6 +89,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The workload may be silent for so long: a node that has gone away without being drained would cost more.
+const SILENCE: Duration = Duration::from_secs(60);
+
 /// What an upgrade needs beside the first image.
 struct Releases {
     /// Folder of the lab image with the newer Kubernetes.
@@ -124,6 +127,7 @@ fn upgrade(
     let answers = probe.end();
     show(rollout.net, rollout.nkd, rollout.cluster)?;
     let gap = answers.gap.as_secs_f32();
+    anyhow::ensure!(answers.good > 0 && answers.gap < SILENCE, "the workload was silent for {gap:.0} s");
     say(started, &format!("upgraded; the workload answered {} times, at most {gap:.0} s apart", answers.good));
     Ok(())
 }

@@ -77,6 +77,14 @@ pub(super) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) 
     table.lines().map(|line| line.trim_end().trim_start_matches(' ').to_owned()).collect::<Vec<_>>().join("\n")
 }
 
+/// A cell that does not make its column wider than this. `-o json` has the whole text.
+pub(super) fn cell(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most.saturating_sub(1)).chain(['…']).collect()
+}
+
 /// How long ago, in the largest sensible unit.
 pub(super) fn age(at: OffsetDateTime, now: OffsetDateTime) -> String {
     let seconds = (now - at).whole_seconds().max(0);
@@ -101,4 +109,15 @@ pub(super) fn bytes(n: u64) -> String {
 /// Time of day.
 pub(super) fn clock(at: OffsetDateTime) -> String {
     format!("{:02}:{:02}:{:02}", at.hour(), at.minute(), at.second())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_long_value_does_not_make_its_column_wide() {
+        assert_eq!(cell("rack7", 5), "rack7");
+        assert_eq!(cell("räcks7", 5), "räck…");
+    }
 }

@@ -76,6 +76,9 @@ pub(super) struct StartArgs {
     /// How long a node that is healthy again is watched before the next one begins, like 90s or 10m
     #[arg(long, value_name = "TIME", value_parser = seconds, default_value = "0s")]
     soak: u32,
+    /// After so many failed nodes no further one begins [default: 2, or 1 that went back from the release by itself]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    halt_after: Option<u32>,
     /// How long the pods of a node may take to leave [default: 10m]
     #[arg(long, value_name = "TIME", value_parser = some_seconds)]
     drain_timeout: Option<u32>,
@@ -201,6 +204,7 @@ async fn start(client: &Client, args: StartArgs) -> Result<(), CliError> {
         drain_seconds: args.drain_timeout,
         force_drain: args.force_drain,
         soak_seconds: args.soak,
+        halt_after: args.halt_after,
         window: args.window,
         ignore_preflight_errors: args.ignore_preflight_errors,
         ignore_removed_apis: args.ignore_removed_apis,

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::CliError;
 use super::client::segment;
 use super::context::ContextArgs;
-use super::output::{OutputArgs, age, table};
+use super::output::{OutputArgs, age, cell, table};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum UserCommand {
@@ -83,6 +83,9 @@ fn token_text(created: &CreatedUser) -> String {
     format!("{} ({}), token, shown this once:\n{}", created.user.name, created.user.role, created.token)
 }
 
+/// Characters of an audit entry's target in a table: a refused one is whatever its client has sent.
+const TARGET: usize = 64;
+
 pub(super) async fn audit(args: AuditArgs, context: &ContextArgs) -> Result<(), CliError> {
     let entries: Vec<AuditEntry> = context.client()?.get(&format!("/api/v1/audit?limit={}", args.limit)).await?;
     args.output.print(&entries, |entries| {
@@ -90,7 +93,7 @@ pub(super) async fn audit(args: AuditArgs, context: &ContextArgs) -> Result<(), 
             &["TIME", "WHO", "ACTION", "TARGET", "DETAIL"],
             entries.iter().map(|e| {
                 let at = e.at.replace_millisecond(0).unwrap_or(e.at);
-                vec![at.to_string(), e.who.clone(), e.action.clone(), e.target.clone(), e.detail.clone()]
+                vec![at.to_string(), e.who.clone(), e.action.clone(), cell(&e.target, TARGET), e.detail.clone()]
             }),
         )
     });

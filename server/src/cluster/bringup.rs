@@ -402,10 +402,10 @@ impl Work {
                 let keys: Vec<&str> = set.keys().map(String::as_str).chain(lost.iter().copied()).collect();
                 self.save(vec![format!("{hostname}: labelled: {}", keys.join(", "))]).await?;
             }
-            Step::Taint { member, change } => {
+            Step::Taint { member, change, is_ours } => {
                 let Some(api) = api else { return Ok(()) };
                 let hostname = self.record.members[member].hostname.clone();
-                api.taint(&hostname, &change).await?;
+                api.taint(&hostname, &change, is_ours).await?;
                 let taints: Vec<&str> = change.set.iter().map(String::as_str).collect();
                 let taints = if taints.is_empty() { "none".to_owned() } else { taints.join(", ") };
                 self.save(vec![format!("{hostname}: its taints: {taints}")]).await?;

@@ -29,7 +29,10 @@ pub struct Changed {
 
 /// Fields that a cluster is made with once.
 const FIXED: [(&str, &str); 8] = [
-    ("spec.kubernetes.version", "a new version comes by an upgrade, not by applying a file"),
+    (
+        "spec.kubernetes.version",
+        "a new version comes by `nkd upgrade start`, and the file has to say the one that runs",
+    ),
     ("spec.kubernetes.podSubnet", "pods have their addresses from it: it needs a new cluster"),
     ("spec.kubernetes.serviceSubnet", "services have their addresses from it: it needs a new cluster"),
     ("spec.kubernetes.dnsDomain", "every pod has it: it needs a new cluster"),
@@ -74,7 +77,11 @@ pub fn change(record: &Record, new: Cluster, now: OffsetDateTime) -> Result<Chan
     };
     for (path, why) in FIXED {
         if changes.iter().any(|change| at(change, path)) {
-            problems.push(Problem { path: path.into(), message: format!("this cannot be changed: {why}") });
+            let of = match path {
+                "spec.kubernetes.version" => format!(", the cluster runs {}", record.cluster.spec.kubernetes.version),
+                _ => String::new(),
+            };
+            problems.push(Problem { path: path.into(), message: format!("this cannot be changed{of}: {why}") });
         }
     }
     let warning = |path: &&str| Problem {

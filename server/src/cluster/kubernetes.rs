@@ -183,8 +183,8 @@ impl Cluster {
         done.map(drop).map_err(request(format!("label the node {node}")))
     }
 
-    /// Gives a node its taints, takes others away, and writes down on the node which are ours. Those of others stay.
-    pub async fn taint(&self, node: &str, change: &taints::Change) -> Result<(), KubeError> {
+    /// Gives a node its taints, takes others away, and writes down on the node which are ours, if they are. Those of others stay.
+    pub async fn taint(&self, node: &str, change: &taints::Change, are_ours: bool) -> Result<(), KubeError> {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let doing = format!("taint the node {node}");
         let there = nodes.get(node).await.map_err(request(doing.clone()))?;
@@ -201,8 +201,9 @@ impl Cluster {
         }
         let ours: Vec<&str> = change.set.iter().map(String::as_str).collect();
         // The whole list is written: somebody else's change in between is not to be lost.
+        let annotations = if are_ours { json!({TAINTS: ours.join(",")}) } else { json!({}) };
         let patch = json!({
-            "metadata": {"resourceVersion": there.metadata.resource_version, "annotations": {TAINTS: ours.join(",")}},
+            "metadata": {"resourceVersion": there.metadata.resource_version, "annotations": annotations},
             "spec": {"taints": all},
         });
         let done = nodes.patch(node, &PatchParams::default(), &Patch::Merge(&patch)).await;

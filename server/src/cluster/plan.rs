@@ -118,6 +118,8 @@ pub enum Step {
         member: usize,
         /// What.
         change: taints::Change,
+        /// It is written down on the node as ours: from then on the node has to have it.
+        is_ours: bool,
     },
     /// A member's machine holds another system than the one that joined: it begins anew.
     Lose {
@@ -307,9 +309,12 @@ fn retaint(record: &Record, index: usize, node: &NodeView, is_new: bool) -> Opti
     let (member, spec) = (&record.members[index], &record.cluster.spec);
     let pool = spec.pools.iter().find(|pool| pool.name == member.pool)?;
     let minor = kubeadm::minor(&spec.kubernetes.version).ok()?;
+    let wanted = pool.taints.as_deref();
     let ours = node.own_taints.clone().or_else(|| is_new.then(BTreeSet::new));
-    let change = taints::change(pool.taints.as_deref(), member.role, minor, &node.taints, ours.as_ref())?;
-    Some(Step::Taint { member: index, change })
+    let change = taints::change(wanted, member.role, minor, &node.taints, ours.as_ref())?;
+    // What kubeadm gave it comes back once, and is an administrator's to take away, as it was before.
+    let is_ours = wanted.is_some() || node.own_taints.is_some();
+    Some(Step::Taint { member: index, change, is_ours })
 }
 
 pub(super) fn machine_of<'a>(member: &MemberRecord, machines: &'a [Machine]) -> Option<&'a Machine> {

@@ -126,7 +126,9 @@ fn judge_channel(spec: &ClusterSpec, name: &str, channel: Option<&Channel>, foun
 /// The part that asks nobody (pure).
 fn judge(cluster: &Cluster, images: &[Arc<Image>], machines: &[Machine], clusters: &[Record]) -> Prechecked {
     let mut found = Prechecked::default();
-    judge_image(&cluster.spec, images, &mut found);
+    let name = &cluster.metadata.name;
+    let own = clusters.iter().find(|record| record.name() == name);
+    judge_image(cluster, own, images, &mut found);
     let housekeeper = &cluster.spec.housekeeper;
     if housekeeper.enabled && housekeeper.image.is_none() {
         let push = if finds_ours(&cluster.spec, true) { "push it to this service's registry, " } else { "" };
@@ -134,12 +136,10 @@ fn judge(cluster: &Cluster, images: &[Arc<Image>], machines: &[Machine], cluster
         let message = format!("nodes pull {IMAGE}, or have it: {ways}");
         found.warnings.push(Problem { path: HOUSEKEEPER.into(), message });
     }
-    let name = &cluster.metadata.name;
     let mut others: Vec<(&Record, &MemberRecord)> = Vec::new();
     for record in clusters.iter().filter(|record| record.name() != name) {
         others.extend(record.members.iter().map(|member| (record, member)));
     }
-    let own = clusters.iter().find(|record| record.name() == name);
     for (i, pool) in cluster.spec.pools.iter().enumerate() {
         for (j, wanted) in pool.machines.iter().enumerate() {
             let path = format!("spec.pools[{i}].machines[{j}]");
@@ -191,28 +191,44 @@ fn judge(cluster: &Cluster, images: &[Arc<Image>], machines: &[Machine], cluster
     found
 }
 
-fn judge_image(spec: &ClusterSpec, images: &[Arc<Image>], found: &mut Prechecked) {
+/// What nodes that join are installed from.
+fn judge_image(cluster: &Cluster, own: Option<&Record>, images: &[Arc<Image>], found: &mut Prechecked) {
+    let spec = &cluster.spec;
     let version = &spec.kubernetes.version;
-    let mut problem = |path: &str, message| found.problems.push(Problem { path: path.into(), message });
+    let is_member =
+        |hostname: &String| own.is_some_and(|record| record.members.iter().any(|member| member.hostname == *hostname));
+    let all = spec
+        .pools
+        .iter()
+        .flat_map(|pool| (0..pool_size(pool)).map(move |index| hostname(&cluster.metadata.name, pool, index)));
+    let joins = !all.collect::<Vec<_>>().iter().all(is_member);
+    // An upgrade takes a cluster further than its image; that stands in nobody's way while no node joins.
+    let lacking = |found: &mut Prechecked, path: &str, message| {
+        let problem = Problem { path: path.into(), message };
+        if joins { found.problems.push(problem) } else { found.warnings.push(problem) }
+    };
+    let import = format!("`nkd image import SOURCE --kubernetes {version}`");
     let Some(name) = &spec.os.image else {
         if image(spec, images.iter().map(AsRef::as_ref)).is_none() {
-            let message = format!(
-                "no image of the profile {} holds {version}: `nkd image import SOURCE --kubernetes {version}`, or name one in spec.os.image",
-                spec.os.profile
-            );
-            problem("spec.kubernetes.version", message);
+            let profile = &spec.os.profile;
+            let message =
+                format!("no image of the profile {profile} holds {version}: {import}, or name one in spec.os.image");
+            lacking(found, "spec.kubernetes.version", message);
         }
         return;
     };
     let Some(image) = images.iter().find(|image| image.name == *name) else {
-        return problem("spec.os.image", format!("there is no image {name}: `nkd image list` shows all"));
+        return lacking(found, "spec.os.image", format!("there is no image {name}: `nkd image list` shows all"));
     };
     if image.profile != spec.os.profile {
-        problem("spec.os.image", format!("{name} is of the profile {}, not {}", image.profile, spec.os.profile));
+        let message = format!("{name} is of the profile {}, not {}", image.profile, spec.os.profile);
+        found.problems.push(Problem { path: "spec.os.image".into(), message });
     }
     match &image.kubernetes {
         Some(held) if held != version => {
-            problem("spec.kubernetes.version", format!("the image {name} holds {held}, not {version}"));
+            let message =
+                format!("the image {name} holds {held}, not {version}: {import}, and name that in spec.os.image");
+            lacking(found, "spec.kubernetes.version", message);
         }
         Some(_) => {}
         None => found.warnings.push(Problem {

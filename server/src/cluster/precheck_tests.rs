@@ -45,10 +45,36 @@ fn a_version_needs_an_image_that_holds_it() {
         problems(&file, &images),
         [
             "spec.os.image: old is of the profile lab, not nestos",
-            "spec.kubernetes.version: the image old holds v1.19.0, not v1.20.2"
+            "spec.kubernetes.version: the image old holds v1.19.0, not v1.20.2: `nkd image import SOURCE \
+             --kubernetes v1.20.2`, and name that in spec.os.image"
         ]
     );
     assert!(problems(&file, &[])[0].starts_with("spec.os.image: there is no image old"));
+}
+
+#[test]
+fn an_image_that_an_upgrade_has_left_behind_stands_in_the_way_of_nodes_that_join_alone() {
+    let mut file = cluster(1, 1);
+    file.spec.os.image = Some("old".into());
+    file.spec.kubernetes.version = "v1.21.0".into();
+    let images = [image("old", "nestos", Some("v1.20.2"))];
+    let own = [Record::new(Uuid::from_u128(7), file.clone(), NOW)];
+    let said = |file: &Cluster| {
+        let found = judge(file, &images, &[], &own);
+        (lines(&found.problems), lines(&found.warnings))
+    };
+    let text = "spec.kubernetes.version: the image old holds v1.20.2, not v1.21.0";
+    let mut smaller = file.clone();
+    smaller.spec.pools[1].machines.clear();
+    for file in [&file, &smaller] {
+        let (problems, warnings) = said(file);
+        assert_eq!(problems, [""; 0]);
+        assert!(warnings.iter().any(|line| line.starts_with(text)), "{warnings:?}");
+    }
+    let mut larger = file.clone();
+    let more = PoolMachine { hostname: Some("w9".into()), ..PoolMachine::default() };
+    larger.spec.pools[1].machines.push(more);
+    assert!(said(&larger).0[0].starts_with(text));
 }
 
 #[test]

@@ -31,6 +31,7 @@ pub fn spec(upgrade: &Upgrade) -> UpdateSpec {
     let os =
         commit.map(|commit| OsRelease { commit: Some(commit), image: None, version: Some(upgrade.version.clone()) });
     let policy = if order.force_drain { DrainPolicy::Force } else { DrainPolicy::Evict };
+    let usual = Strategy::default();
     let number = order.release.map_or_else(String::new, |number| format!("{number} ({})", upgrade.version));
     UpdateSpec {
         channel: order.channel.clone(),
@@ -41,7 +42,9 @@ pub fn spec(upgrade: &Upgrade) -> UpdateSpec {
             drain: Drain { timeout_seconds: order.drain_seconds.unwrap_or(600), policy },
             soak_seconds: order.soak_seconds,
             ignore_preflight_errors: order.ignore_preflight_errors.clone(),
-            ..Strategy::default()
+            halt_after_failures: order.halt_after.unwrap_or(usual.halt_after_failures),
+            halt_after_rollbacks: order.halt_after.unwrap_or(usual.halt_after_rollbacks),
+            ..usual
         },
         paused: upgrade.paused,
         abort: upgrade.aborted,
@@ -221,6 +224,7 @@ mod tests {
                 max_unavailable: Some(MaxUnavailable::Percent(10)),
                 force_drain: true,
                 soak_seconds: 30,
+                halt_after: Some(3),
                 ignore_preflight_errors: vec!["ImagePull".into()],
                 ..UpgradeOrder::default()
             },
@@ -291,6 +295,7 @@ mod tests {
         let spec = spec(&upgrade());
         assert_eq!(spec.release.os.unwrap().commit.as_deref(), Some("c"));
         assert_eq!((spec.release.kubernetes, spec.paused, spec.retry), (None, true, 1));
+        assert_eq!((spec.strategy.halt_after_failures, spec.strategy.halt_after_rollbacks), (3, 3));
         assert_eq!((spec.strategy.soak_seconds, spec.strategy.drain.policy), (30, DrainPolicy::Force));
         assert_eq!(spec.strategy.ignore_preflight_errors, ["ImagePull"]);
         assert_eq!(name(&upgrade()), "nkd-3");

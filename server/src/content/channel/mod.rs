@@ -38,8 +38,8 @@ use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nkd_api::agent::ReleaseSource;
@@ -287,6 +287,8 @@ pub struct Channels {
     is_disturbed: AtomicBool,
     /// Releases that systems of other people run.
     polled: std::sync::Mutex<Noted>,
+    /// When retired commits were looked at first, by the steady clock.
+    begun: OnceLock<Instant>,
     /// How long a retired commit stays, and how long after somebody has read of it.
     grace: Duration,
     /// The service stops: what is under way comes to its end, and nothing more begins.
@@ -317,6 +319,7 @@ impl Channels {
             missing: Missing::default(),
             is_disturbed: AtomicBool::new(false),
             polled,
+            begun: OnceLock::new(),
             grace: GRACE,
             stop: CancellationToken::new(),
             orders: TaskTracker::new(),

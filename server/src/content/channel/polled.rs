@@ -19,7 +19,7 @@ const STEP: Duration = Duration::hours(1);
 /// A release is needed for so long after somebody has run it.
 pub(super) const NEEDED_FOR: Duration = Duration::days(7);
 /// The last poll of so many addresses is remembered; the one that was heard of longest ago makes room.
-const MOST: usize = 4096;
+const MOST: usize = 16_384;
 
 /// A release that such a system ran.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,14 +163,15 @@ mod tests {
             at: OffsetDateTime::UNIX_EPOCH + Duration::seconds(seconds),
         };
         let address = |number: u32| IpAddr::from(number.to_be_bytes());
-        for number in 0..5000 {
+        let most = u32::try_from(MOST).unwrap();
+        for number in 0..most + 100 {
             noted.heard(address(number), poll(number.into()));
         }
         assert_eq!(noted.last.len(), MOST);
         assert!(!noted.last.contains_key(&address(0)), "the oldest has made room");
-        noted.heard(address(4999), poll(9000));
+        noted.heard(address(most), poll(90_000));
         assert_eq!(noted.last.len(), MOST);
-        let last = &noted.last[&address(4999)];
-        assert_eq!((last.commit.as_str(), last.node.as_deref(), last.at), ("c", Some("n"), poll(9000).at));
+        let last = &noted.last[&address(most)];
+        assert_eq!((last.commit.as_str(), last.node.as_deref(), last.at), ("c", Some("n"), poll(90_000).at));
     }
 }

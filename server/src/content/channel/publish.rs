@@ -411,10 +411,17 @@ impl Found {
     }
 }
 
-/// What a ref often says: `<profile>/<architecture>/...`.
+/// What a ref often says, profile and architecture: `<profile>/<architecture>/...`, or as the systems call their own,
+/// `openEuler/<architecture>/nestos/<stream>` and `fedora/<architecture>/coreos/<stream>`.
 fn parts(reference: &str) -> (&str, &str) {
     let mut parts = reference.split('/');
-    (parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
+    let [first, second, third] = [(); 3].map(|()| parts.next().unwrap_or_default());
+    let profile = match (first, third) {
+        ("openEuler", "nestos") => "nestos",
+        ("fedora", "coreos") => "fedora-coreos",
+        _ => first,
+    };
+    (profile, second)
 }
 
 const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
@@ -476,4 +483,23 @@ fn keeps_its_way(channel: &str, there: &Release, order: &PublishOrder) -> Result
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refs_say_profile_and_architecture_as_systems_call_their_own() {
+        for (reference, profile) in [
+            ("lab/x86_64/stable", "lab"),
+            ("openEuler/x86_64/nestos/2403-LTS", "nestos"),
+            ("fedora/x86_64/coreos/stable", "fedora-coreos"),
+        ] {
+            let made = new_channel("stable", reference, None, None).unwrap();
+            assert_eq!((made.profile.as_str(), made.architecture.as_str()), (profile, "x86_64"));
+            assert!(fits(&made, reference, None, None).is_ok());
+        }
+        assert!(new_channel("stable", "fedora/x86_64/iot", None, None).is_err());
+    }
 }

@@ -113,9 +113,13 @@ impl Channels {
             }
             first = first.and(swept);
         }
-        // The clock may have been set back, also between two runs.
-        let set_back = self.store.set_polled_back(date).await;
-        first.and(set_back.map_err(ChannelError::from))
+        // A date that lies ahead is of a clock that was set back since. It is one of now when the clock has had the time to be put
+        // right, for which the steady one stands: of this run all is known by then.
+        let begun = *self.begun.get_or_init(|| now);
+        if now.saturating_duration_since(begun) < NEEDED_FOR {
+            return first;
+        }
+        first.and(self.store.set_polled_back(date).await.map_err(ChannelError::from))
     }
 
     /// Takes the commits of a profile, whose time has come, out of its repository, unless somebody uses them again.

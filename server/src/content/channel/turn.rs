@@ -88,6 +88,9 @@ impl Channels {
     }
 
     async fn turn_of(&self, what: &str, gone: &CancellationToken) -> Result<Turn<'_>, ChannelError> {
+        if gone.is_cancelled() {
+            return Err(ChannelError::Left);
+        }
         if let Ok(writing) = self.turns.writing.try_lock() {
             return Ok(self.turns.begin(writing, what));
         }
@@ -160,6 +163,11 @@ mod tests {
             let said = "waiting for its turn: the first comes to its end first";
             assert_eq!(waiting.heard.recv().await.unwrap(), said);
         }
+        // Nobody expects what an order does whose client went away before it asked for its turn, though the turn is free.
+        let gone = CancellationToken::new();
+        gone.cancel();
+        let idle = Channels::new(channels.store.clone(), place.path());
+        assert!(matches!(idle.turn_of("nothing", &gone).await, Err(ChannelError::Left)));
         leaving.gone.cancel();
         assert!(matches!(leaving.task.await.unwrap(), Err(ChannelError::Left)));
         assert_eq!(leaving.heard.recv().await, None, "it has not begun");

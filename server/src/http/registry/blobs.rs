@@ -20,6 +20,9 @@ use crate::content::registry::{OciError, Upload};
 use crate::http::ranges::keep_one_range;
 use crate::service::Service;
 
+/// What a digest names never changes.
+const FOR_EVER: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable");
+
 /// The name of an upload, for clients that look for it here.
 const UPLOAD_ID: HeaderName = HeaderName::from_static("docker-upload-uuid");
 
@@ -37,7 +40,8 @@ pub(super) async fn get(
     };
     let tag = text(format!("\"{}\"", digest_text(digest)));
     if parts.headers.get(header::IF_NONE_MATCH) == Some(&tag) {
-        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
+        let same = [(header::ETAG, tag), (header::CACHE_CONTROL, FOR_EVER)];
+        return Ok((StatusCode::NOT_MODIFIED, same).into_response());
     }
     let mut request = Request::from_parts(parts, Body::empty());
     keep_one_range(request.headers_mut());
@@ -60,7 +64,7 @@ pub(super) async fn get(
     let headers = answer.headers_mut();
     headers.insert(CONTENT_DIGEST, text(digest_text(digest)));
     headers.insert(header::ETAG, tag);
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("max-age=31536000, immutable"));
+    headers.insert(header::CACHE_CONTROL, FOR_EVER);
     headers.remove(header::LAST_MODIFIED);
     Ok(answer)
 }
