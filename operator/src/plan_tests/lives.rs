@@ -120,7 +120,10 @@ impl World {
             Happens::Abort(wish, on) => self.edit(wish, |spec| spec.abort = on),
             Happens::Retry(wish) => self.edit(wish, |spec| spec.retry += 1),
             Happens::Ask(number) if self.wishes.len() < 3 => self.ask(spec(number, 1 + number % 2)),
-            Happens::Delete(wish) if wish < self.wishes.len() => drop(self.wishes.remove(wish)),
+            Happens::Delete(wish) if wish < self.wishes.len() => {
+                self.wishes.remove(wish);
+                NAMES.iter().for_each(|name| self.label(name));
+            }
             Happens::Release(wish, number) => self.edit(wish, |spec| spec.release = release(number)),
             Happens::OwnNode(node) => self.own_node = Some(NAMES[node].into()),
             Happens::MaxUnavailable(wish, max) => {

@@ -138,7 +138,9 @@ impl World {
     fn join(&mut self, name: &str) {
         if self.nodes.iter().all(|node| node.name != name) {
             // Of its labels the kubelet gives back no role; the service does, when it sees the node.
-            let unlabelled = self.gone.remove(name).is_some();
+            // Where nobody remembers it, that has to be before anything else.
+            let is_there = |uid: &str| self.wishes.iter().any(|wish| wish.uid == uid);
+            let unlabelled = self.gone.remove(name).is_some_and(|(uid, _)| is_there(&uid));
             let node = node(name);
             self.nodes.push(NodeSeen { control_plane: node.control_plane && !unlabelled, ..node });
             let Beneath { at_work, goes_to, runs, .. } = self.beneath.remove(name).unwrap_or_default();
