@@ -304,17 +304,20 @@ impl Scene {
             self.nodes[node].release(verb)?;
         }
         self.switch_on()?;
-        if step == "draining" {
-            let end = Instant::now() + within(60);
-            let patch = json!({"metadata": {"finalizers": null}}).to_string();
-            while let Err(error) =
-                self.kubectl(&["--request-timeout=10s", "patch", "pod", "slow-0", "--type=merge", "-p", &patch])
-            {
-                if Instant::now() >= end {
-                    return Err(error);
-                }
-                std::thread::sleep(Duration::from_secs(1));
+        if step == "draining" { self.let_pod_end() } else { Ok(()) }
+    }
+
+    /// Nothing holds up the end of the pod that is there now.
+    fn let_pod_end(&self) -> Result {
+        let end = Instant::now() + within(60);
+        let patch = json!({"metadata": {"finalizers": null}}).to_string();
+        while let Err(error) =
+            self.kubectl(&["--request-timeout=10s", "patch", "pod", "slow-0", "--type=merge", "-p", &patch])
+        {
+            if Instant::now() >= end {
+                return Err(error);
             }
+            std::thread::sleep(Duration::from_secs(1));
         }
         Ok(())
     }
@@ -328,6 +331,8 @@ impl Scene {
             return Err(unexpected("the worker has gone back by itself", self.explain()));
         }
         self.expect_whole(&self.nodes[W], &self.runs, "rolled-back")?;
+        // The one that came back after the first drain is evicted in the second one.
+        self.let_pod_end()?;
         self.nodes[W].lay_out_again(&release.commit, NEW)?;
         self.lab.nkd(&["upgrade", "retry", CLUSTER]).map(drop)
     }
