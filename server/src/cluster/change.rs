@@ -154,7 +154,8 @@ pub fn destroy(record: &mut Record, force: bool, now: OffsetDateTime) {
     }
 }
 
-fn is_same(member: &MemberRecord, wanted: &MemberRecord) -> bool {
+/// Whether it is this member that a file names.
+pub(super) fn is_same(member: &MemberRecord, wanted: &MemberRecord) -> bool {
     if member.leaving.is_some_and(|leaving| leaving.then == Then::Gone) {
         return false;
     }

@@ -13,10 +13,11 @@ use nkd_api::machine::Machine;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::change::is_same;
 use super::file::{hostname, pool_size, syntax};
 use super::fits::fits;
 use super::housekeeper::IMAGE;
-use super::record::{MemberRecord, Record};
+use super::record::{MemberRecord, Record, members};
 use super::runtime::OWN_HOST;
 use crate::content::image::catalog::CatalogError;
 use crate::content::registry::spec::{Reference, Repository};
@@ -143,7 +144,7 @@ fn judge(cluster: &Cluster, images: &[Arc<Image>], machines: &[Machine], cluster
     for (i, pool) in cluster.spec.pools.iter().enumerate() {
         for (j, wanted) in pool.machines.iter().enumerate() {
             let path = format!("spec.pools[{i}].machines[{j}]");
-            let known = machines.iter().find(|machine| is_same(machine, wanted));
+            let known = machines.iter().find(|machine| is_machine(machine, wanted));
             judge_machine(&path, wanted, known, own, &others, &mut found);
         }
         for index in 0..pool_size(pool) {
@@ -160,7 +161,7 @@ fn judge(cluster: &Cluster, images: &[Arc<Image>], machines: &[Machine], cluster
             }
             let namesake = machines.iter().find(|machine| machine.name == hostname);
             let is_other = |machine: &&Machine| match listed {
-                Some(wanted) => !is_same(machine, wanted),
+                Some(wanted) => !is_machine(machine, wanted),
                 None => true,
             };
             let ours = |machine: &Machine| own.is_some_and(|record| record.member_of(machine.id).is_some());
@@ -195,13 +196,8 @@ fn judge(cluster: &Cluster, images: &[Arc<Image>], machines: &[Machine], cluster
 fn judge_image(cluster: &Cluster, own: Option<&Record>, images: &[Arc<Image>], found: &mut Prechecked) {
     let spec = &cluster.spec;
     let version = &spec.kubernetes.version;
-    let is_member =
-        |hostname: &String| own.is_some_and(|record| record.members.iter().any(|member| member.hostname == *hostname));
-    let all = spec
-        .pools
-        .iter()
-        .flat_map(|pool| (0..pool_size(pool)).map(move |index| hostname(&cluster.metadata.name, pool, index)));
-    let joins = !all.collect::<Vec<_>>().iter().all(is_member);
+    let stays = |wanted: &MemberRecord| own.is_some_and(|own| own.members.iter().any(|member| is_same(member, wanted)));
+    let joins = !members(cluster).iter().all(stays);
     // An upgrade takes a cluster further than its image; that stands in nobody's way while no node joins.
     let lacking = |found: &mut Prechecked, path: &str, message| {
         let problem = Problem { path: path.into(), message };
@@ -279,7 +275,7 @@ fn judge_machine(
     }
 }
 
-fn is_same(machine: &Machine, wanted: &PoolMachine) -> bool {
+fn is_machine(machine: &Machine, wanted: &PoolMachine) -> bool {
     let identity = &machine.identity;
     wanted.mac.is_some_and(|mac| identity.macs.contains(&mac))
         || wanted.uuid.as_deref().and_then(usable_uuid).is_some_and(|uuid| identity.uuid == Some(uuid))

@@ -74,7 +74,12 @@ fn an_image_that_an_upgrade_has_left_behind_stands_in_the_way_of_nodes_that_join
     let mut larger = file.clone();
     let more = PoolMachine { hostname: Some("w9".into()), ..PoolMachine::default() };
     larger.spec.pools[1].machines.push(more);
-    assert!(said(&larger).0[0].starts_with(text));
+    // Another machine under the name of a node that is there joins as well.
+    let mut other = file.clone();
+    other.spec.pools[1].machines[0].mac = Some("52:54:00:00:00:aa".parse().unwrap());
+    for file in [&larger, &other] {
+        assert!(said(file).0[0].starts_with(text));
+    }
 }
 
 #[test]

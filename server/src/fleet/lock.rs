@@ -151,7 +151,7 @@ pub enum Refused {
     },
     /// Another control plane of its cluster may be away.
     #[error(
-        "{node}, another control plane of {cluster}, may restart now, and etcd would be without its majority: it has the lease {} since {} until {}",
+        "{node}, another control plane of {cluster}, may restart now, and etcd could lose its majority: it has the lease {} since {} until {}; `nkd lock release` takes it away",
         .lease.id, whole(.lease.since), whole(.lease.expires)
     )]
     Plane {
