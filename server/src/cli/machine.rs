@@ -121,6 +121,9 @@ pub(super) enum MachineCommand {
         /// Its running system wipes its disk and restarts at once, so that a machine that boots its disk first comes too
         #[arg(long)]
         now: bool,
+        /// Also when its cluster cannot spare it: an upgrade goes on, or etcd would lose its majority
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         output: OutputArgs,
     },
@@ -311,8 +314,8 @@ pub(super) async fn run(command: MachineCommand, context: &ContextArgs) -> Resul
             let machine: Machine = client.call(Method::POST, &of(&machine, "/assign"), Some(&assignment)).await?;
             output.print(&machine, |m| format!("{}: {}", m.name, m.waiting.as_deref().unwrap_or("assigned")));
         }
-        MachineCommand::Reinstall { machine, now, output } => {
-            let path = of(&machine, &format!("/reinstall?now={now}"));
+        MachineCommand::Reinstall { machine, now, force, output } => {
+            let path = of(&machine, &format!("/reinstall?now={now}&force={force}"));
             let machine: Machine = client.call(Method::POST, &path, None::<&()>).await?;
             let when = if now { "now: its system wipes the disk and restarts" } else { "at the next network boot" };
             output.print(&machine, |m| format!("{}: generation {} {when}", m.name, m.generation));

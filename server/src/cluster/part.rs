@@ -5,17 +5,19 @@ use std::net::SocketAddr;
 
 use nkd_api::cluster::{MemberState, Role};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::bringup::{BringUpError, Work};
 use super::etcd::{self, Etcd, EtcdMember};
 use super::kubernetes::Cluster as Api;
 use super::order::{pki, prefix};
-use super::record::{Leaving, Record, Then, is_in};
-use super::{change, leave, quorum};
+use super::quorum::MemberHealth;
+use super::record::{Leaving, MemberRecord, Record, Then, is_in};
+use super::{change, leave, quorum, spared};
 use crate::machine::RegistryError;
 use crate::machine::lifecycle::Input;
 use crate::service::Service;
-use crate::store::{RowEffects, Supersede};
+use crate::store::{RowEffects, StoreError, Supersede};
 
 /// So many pods are named when a node is drained.
 const NAMED: usize = 3;
@@ -31,23 +33,50 @@ pub(super) async fn etcd(service: &Service, record: &Record) -> Result<Etcd, Bri
     Ok(Etcd::connect(&pki, &endpoints, OffsetDateTime::now_utc())?)
 }
 
+/// What etcd is asked about one of its members.
+type MayIt = fn(&[MemberHealth], u64) -> Result<(), quorum::Why>;
+
+/// Why etcd's member on this control plane has to stay, as etcd is now. None: it may go, or is gone.
+async fn has_to_stay(service: &Service, record: &Record, plane: &MemberRecord, may: MayIt) -> Option<String> {
+    let asked = async {
+        let members = etcd(service, record).await?.health().await?;
+        let is_own = |(member, _): &&(EtcdMember, _)| member.is_of(&plane.hostname, plane.address);
+        let own = members.iter().find(is_own).map(|(member, _)| member.id);
+        Ok::<_, BringUpError>(own.map(|id| may(&etcd::for_quorum(&members), id)))
+    };
+    match asked.await {
+        // It is not among them: it has left already.
+        Ok(None | Some(Ok(()))) => None,
+        Ok(Some(Err(why))) => Some(why.to_string()),
+        Err(error) => Some(crate::http::chain(&error)),
+    }
+}
+
+/// Why this machine must not be installed again now. None: it may be; in most cases it is in no cluster.
+///
+/// # Errors
+/// The store.
+pub async fn may_be_spared(service: &Service, machine: Uuid) -> Result<Option<spared::Why>, StoreError> {
+    let store = service.registry.store();
+    for (record, _) in store.clusters().await? {
+        let Some(index) = record.members.iter().position(|member| member.machine == Some(machine)) else { continue };
+        let upgrade = store.newest_upgrade(record.id).await?.map(|(upgrade, _)| upgrade);
+        let etcd = match spared::asks_etcd(&record, index) {
+            true => has_to_stay(service, &record, &record.members[index], quorum::may_be_lost).await,
+            false => None,
+        };
+        if let Err(why) = spared::may_go(&record, index, upgrade.as_ref(), etcd.as_deref()) {
+            return Ok(Some(why));
+        }
+    }
+    Ok(None)
+}
+
 impl Work {
     /// Why the control plane whose turn it is must not leave etcd now.
     pub(super) async fn quorum(&self) -> Option<String> {
         let index = leave::next_control_plane(&self.record)?;
-        let leaving = &self.record.members[index];
-        let asked = async {
-            let members = etcd(&self.service, &self.record).await?.health().await?;
-            let is_own = |(member, _): &&(EtcdMember, _)| member.is_of(&leaving.hostname, leaving.address);
-            let own = members.iter().find(is_own).map(|(member, _)| member.id);
-            Ok::<_, BringUpError>(own.map(|id| quorum::may_remove(&etcd::for_quorum(&members), id)))
-        };
-        match asked.await {
-            // It is not among them: it has left already.
-            Ok(None | Some(Ok(()))) => None,
-            Ok(Some(Err(why))) => Some(why.to_string()),
-            Err(error) => Some(crate::http::chain(&error)),
-        }
+        has_to_stay(&self.service, &self.record, &self.record.members[index], quorum::may_remove).await
     }
 
     /// The machine holds another system than the one that joined.

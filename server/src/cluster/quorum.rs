@@ -87,6 +87,23 @@ pub fn may_remove(members: &[MemberHealth], which: u64) -> Result<(), Why> {
     Ok(())
 }
 
+/// Whether the disk of the member with this identity may be lost before it is taken out: taking it out needs a majority of all
+/// members, itself counted.
+///
+/// # Errors
+/// The reason why not.
+pub fn may_be_lost(members: &[MemberHealth], which: u64) -> Result<(), Why> {
+    may_remove(members, which)?;
+    let member = members.iter().find(|m| m.id == which).ok_or(Why::Unknown(which))?;
+    let (_, voters) = count(members.iter());
+    let (healthy, _) = count(members.iter().filter(|m| m.id != which));
+    let needed = majority(voters);
+    if healthy < needed {
+        return Err(Why::WouldLose { name: name(member), healthy, voters, needed });
+    }
+    Ok(())
+}
+
 /// Healthy voters and all voters.
 fn count<'a>(members: impl Iterator<Item = &'a MemberHealth>) -> (usize, usize) {
     members.filter(|m| !m.learner).fold((0, 0), |(healthy, all), m| (healthy + usize::from(m.healthy), all + 1))
@@ -111,6 +128,19 @@ mod tests {
             learner: kind == 'l',
         };
         text.chars().enumerate().map(member).collect()
+    }
+
+    #[test]
+    fn whose_disk_may_be_lost() {
+        let may = |text: &str, which| may_be_lost(&members(text), which).is_ok();
+        for (text, which) in [("hhh", 1), ("dhh", 0), ("hhhh", 0), ("hhhd", 3), ("ddhhh", 0), ("hhl", 2)] {
+            assert!(may(text, which), "{text} {which}");
+        }
+        for (text, which) in [("h", 0), ("hh", 0), ("dhh", 1), ("hhhd", 0), ("ddhhh", 2), ("dh", 0), ("hhh", 7)] {
+            assert!(!may(text, which), "{text} {which}");
+        }
+        let lost = Why::WouldLose { name: "cp0".into(), healthy: 1, voters: 2, needed: 2 };
+        assert_eq!(may_be_lost(&members("hh"), 0), Err(lost));
     }
 
     #[test]

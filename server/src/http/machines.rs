@@ -19,6 +19,7 @@ use super::auth::Caller;
 use super::error::chain;
 use super::extract::{Json, Path, Query};
 use super::{ApiError, Connection};
+use crate::cluster::part;
 use crate::content::image::profile;
 use crate::fleet::config;
 use crate::machine::identity::{usable_text, usable_uuid};
@@ -408,9 +409,13 @@ pub(super) struct ReinstallQuery {
     /// The running system wipes its disk and restarts at once; otherwise the next network boot is waited for.
     #[serde(default)]
     now: bool,
+    /// Also when its cluster cannot spare it.
+    #[serde(default)]
+    force: bool,
 }
 
-/// Raises the install generation: the next network boot installs the machine again. Nothing else does.
+/// Raises the install generation: the next network boot installs the machine again. Nothing else does. 409: its cluster cannot
+/// spare it: an upgrade goes on, or etcd would lose its majority.
 #[utoipa::path(post, path = "/api/v1/machines/{machine}/reinstall", tag = "machines", params(ReinstallQuery), responses((status = 200, body = Machine), (status = "4XX", body = ErrorBody)))]
 pub(super) async fn reinstall(
     State(service): App,
@@ -420,7 +425,18 @@ pub(super) async fn reinstall(
 ) -> Result<Json<Machine>> {
     caller.require(Role::Operator)?;
     let machine = find(&service, &machine).await?;
-    let when = if query.now { "now" } else { "at its next network boot" };
+    if !query.force
+        && let Some(why) = part::may_be_spared(&service, machine.id).await?
+    {
+        let hint = format!("{}; `--force` installs it again whatever is lost", why.next());
+        return Err(ApiError::conflict(why.to_string()).hint(hint));
+    }
+    let when = match (query.now, query.force) {
+        (true, false) => "now",
+        (false, false) => "at its next network boot",
+        (true, true) => "now, by force",
+        (false, true) => "at its next network boot, by force",
+    };
     caller.audit(&service, "machine.reinstall", &machine.name, when).await?;
     let input = Input::Reinstall { now: query.now, cause: caller.0.name.clone() };
     Ok(Json(

@@ -362,6 +362,40 @@ async fn an_upgrade_is_begun_paused_resumed_and_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_not_installed_again_while_its_cluster_is_upgraded_and_the_only_control_plane_never() {
+    let scene = Scene::new(false).await;
+    let store = scene.bench.service.registry.store();
+    let (mut record, revision) = store.cluster_by_name("rack7").await.unwrap().unwrap();
+    let nkd = |words: &[&str]| scene.place.cli_as(TOKEN, words);
+    for (number, member) in record.members.iter_mut().enumerate() {
+        let mac = format!("52:54:00:aa:0a:0{number}");
+        let said = nkd(&["machine", "declare", &member.hostname, "--mac", &mac, "-o", "json"]);
+        let machine: Value = serde_json::from_slice(&said.stdout).unwrap();
+        member.machine = machine["id"].as_str().map(|id| id.parse().unwrap());
+    }
+    store.save_cluster(&record, revision, &[], "test", OffsetDateTime::now_utc()).await.unwrap();
+    let again = |words: &[&str]| {
+        let out = nkd(&[&["machine", "reinstall"][..], words].concat());
+        (out.status.code(), text(&out.stderr))
+    };
+    let refused = |node: &str, why: &str| {
+        let (code, said) = again(&[node]);
+        assert!(code == Some(1) && said.contains(why) && said.contains("--force"), "{node}: {said}");
+    };
+    // Nothing is assigned to them here: the first thing that is said once their cluster says nothing.
+    let left_alone = |words: &[&str]| assert!(again(words).1.contains("nothing is assigned"), "{:?}", again(words));
+    left_alone(&["w1"]);
+    refused("cp1", "cp1 is the only control plane of rack7: all that the cluster knows is on its disk");
+    left_alone(&["cp1", "--force"]);
+    scene.ok("start", &ORDER);
+    scene.until(UpgradeState::Running).await;
+    for node in ["cp1", "w1"] {
+        refused(node, &format!("{node} is a node of rack7, whose upgrade 1 is running"));
+    }
+    left_alone(&["w1", "--force", "--now"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_is_not_told_of_an_upgrade_while_certificates_are_renewed() {
     let scene = Scene::new(false).await;
     let store = scene.bench.service.registry.store();
