@@ -435,6 +435,7 @@ impl Shared {
         if job.put_back {
             self.place.put_back(&job.desired).map_err(again)?;
         } else if job.is_half_done() {
+            self.place.put_back_moved_out(&job.desired).map_err(again)?;
             self.place.may_forget(&job.desired)?;
         }
         self.place.restore(&job.desired).map_err(again)?;

@@ -117,6 +117,8 @@ impl Place {
         let Some(version) = &desired.kubernetes else { return Ok(()) };
         let again = |reason: String| Failure { retry: Retry::Few, reason };
         self.keep(desired).map_err(again)?;
+        // A kubeadm that was cut off may have left too little for this one.
+        self.put_back_moved_out(desired).map_err(again)?;
         prepare(tree)?;
         let ignore = format!("--ignore-preflight-errors={}", desired.ignore_preflight_errors.join(","));
         let mut words = match desired.first {

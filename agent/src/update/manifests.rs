@@ -90,6 +90,10 @@ impl Place {
         // The manifest of before says where it listens: kubeadm moves it out before it moves the new one in.
         let Some(server) = kept("kube-apiserver") else { return Left::Nothing };
         let changed = |name: &str| kept(name).is_some_and(|text| !self.is_in_place(name, text.as_bytes()));
+        // Whoever answers still, this one will not for long, or does not already.
+        if COMPONENTS.into_iter().any(|name| self.was_moved_out(desired, name)) {
+            return Left::Half;
+        }
         let port = kubeadm::api_server_port(&self.root).unwrap_or_else(|| kubeadm::port_of(&server));
         if !COMPONENTS.into_iter().any(changed) || ready(port) {
             return Left::Nothing;
@@ -101,6 +105,19 @@ impl Place {
             Etcd::NoMajority => false,
         };
         if own { Left::Half } else { Left::Others }
+    }
+
+    /// kubeadm was cut off between moving this manifest out and the new one in.
+    fn was_moved_out(&self, desired: &Desired, name: &str) -> bool {
+        self.kept(desired).join(file(name)).exists() && !self.manifest(name).exists()
+    }
+
+    /// What kubeadm has moved out, and nothing in, is there again: neither a cluster without it, nor the next kubeadm comes far.
+    ///
+    /// # Errors
+    /// In one sentence.
+    pub fn put_back_moved_out(&self, desired: &Desired) -> Result<(), String> {
+        self.put_these_back(desired, |name| self.was_moved_out(desired, name))
     }
 
     fn is_in_place(&self, name: &str, text: &[u8]) -> bool {
@@ -117,11 +134,16 @@ impl Place {
         self.put_back_beside(etcd, desired)
     }
 
-    /// An etcd that came up stays: older API servers know it, and an older etcd may not read what it has written. The kubelet reads
-    /// every file in the folder of its manifests, so nothing is written there but by renaming.
+    /// An etcd that came up stays: older API servers know it, and an older etcd may not read what it has written.
     fn put_back_beside(&self, etcd: Etcd, desired: &Desired) -> Result<(), String> {
+        let goes = |name: &str| name != "etcd" || etcd == Etcd::Silent || self.was_moved_out(desired, name);
+        self.put_these_back(desired, goes)
+    }
+
+    /// The kubelet reads every file in the folder of its manifests, so nothing is written there but by renaming.
+    fn put_these_back(&self, desired: &Desired, these: impl Fn(&str) -> bool) -> Result<(), String> {
         let aside = self.root.join(KUBERNETES).join("nkd-before-upgrade");
-        for name in COMPONENTS.into_iter().filter(|name| *name != "etcd" || etcd == Etcd::Silent) {
+        for name in COMPONENTS.into_iter().filter(|name| these(name)) {
             let kept = self.kept(desired).join(file(name));
             let text = match std::fs::read(&kept) {
                 Ok(text) => text,
@@ -204,6 +226,10 @@ mod tests {
 
     #[test]
     fn an_etcd_that_came_up_stays() {
+        let (_dir, place) = cut_off(&[]);
+        std::fs::remove_file(place.manifest("etcd")).unwrap();
+        place.put_back_beside(Etcd::HasLeader, &desired(1)).unwrap();
+        assert!(place.manifest("etcd").exists(), "the one that answers is about to go");
         for (etcd, stays) in [(Etcd::Silent, false), (Etcd::HasLeader, true), (Etcd::NoMajority, true)] {
             let (_dir, place) = cut_off(&["etcd", "kube-apiserver"]);
             place.put_back_beside(etcd, &desired(1)).unwrap();
@@ -245,9 +271,20 @@ mod tests {
             Left::Nothing,
             "nothing is kept of that attempt"
         );
-        // Cut off between moving the old one out and the new one in.
-        std::fs::remove_file(server.manifest("kube-apiserver")).unwrap();
-        assert_eq!(left(&server, false, Etcd::HasLeader), Left::Half);
+        // Cut off between moving the old one out and the new one in: also when an API server answers yet.
+        for (place, name) in [(&server, "kube-apiserver"), (&other, "kube-scheduler")] {
+            std::fs::remove_file(place.manifest(name)).unwrap();
+            for ready in [true, false] {
+                assert_eq!(left(place, ready, Etcd::HasLeader), Left::Half);
+            }
+            place.put_back_moved_out(&desired(1)).unwrap();
+            let text = std::fs::read_to_string(place.manifest(name)).unwrap();
+            assert!(text.ends_with(&format!("old {name}")), "{text}");
+            assert_eq!(left(place, false, Etcd::HasLeader), Left::Nothing);
+            std::fs::write(place.manifest(name), "newer").unwrap();
+            place.put_back_moved_out(&desired(1)).unwrap();
+            assert_eq!(std::fs::read_to_string(place.manifest(name)).unwrap(), "newer", "what is there stays");
+        }
         // Nobody listens here at all.
         assert_eq!(etcd.away(&desired(1), "away").retry, Retry::ForAWhile);
         assert_eq!(untouched.away(&desired(1), "away").retry, Retry::Patiently);
