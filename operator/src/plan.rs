@@ -93,7 +93,7 @@ struct Planner<'a> {
 
 impl<'a> Planner<'a> {
     fn chosen(&self, node: &NodeSeen) -> bool {
-        self.wish.spec.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+        self.wish.chooses(node)
     }
 
     fn is_mine(&self, uid: &str) -> bool {
@@ -357,7 +357,8 @@ impl<'a> Planner<'a> {
     fn others_hold(&self, node: &NodeSeen) -> Option<String> {
         if let Some(missing) = self.missing.first().filter(|_| node.control_plane) {
             let text = "was on its way when its Node was deleted: etcd would be without its majority";
-            return Some(format!("the control plane {} {text}; {}", missing.name, tell::REGISTER));
+            let next = tell::comes_back(self.wish, &self.seen.nodes, &missing.name);
+            return Some(format!("the control plane {} {text}; {next}", missing.name));
         }
         // One that has failed before may be tried again while it is closed; no other one may join it there.
         let at_work = |other: &NodeSeen| if node.held() { other.may_move() } else { other.held() };
@@ -404,15 +405,17 @@ impl<'a> Planner<'a> {
     /// The control planes at work, with those whose Nodes are not there.
     fn at_work(&self) -> Vec<PlaneAtWork> {
         let mut all: Vec<PlaneAtWork> = self.missing.iter().copied().cloned().collect();
-        for node in &self.planes {
+        let is_missing = |node: &&&NodeSeen| self.missing.iter().any(|plane| plane.name == node.name);
+        for node in self.planes.iter().filter(|node| !is_missing(node)) {
             let is_at_work = self.told.get(node.name.as_str()).is_some_and(|(state, _)| tell::at_work(*state));
             let mine = node.desired.as_ref().filter(|desired| self.is_mine(&desired.uid));
             // One that is back stays until its Node says what it is, and until its agent has answered what it was told since.
             let is_unheard = match mine {
                 Some(_) => node.report().is_none() && matches!(self.place(node), Place::Out | Place::Staging(_)),
-                None => !self.wish.spec.abort,
+                None => !self.wish.spec.abort && self.chosen(node),
             };
-            let stays = self.wish.plane(&node.name).is_some() && (node.unlabelled || is_unheard);
+            let is_ours = mine.is_some() || self.chosen(node);
+            let stays = self.wish.plane(&node.name).is_some() && ((node.unlabelled && is_ours) || is_unheard);
             if !is_at_work && !node.held() && !stays {
                 continue;
             }
@@ -647,7 +650,7 @@ impl<'a> Planner<'a> {
             let (name, again) = (&missing.name, self.wish.again());
             let text = format!(
                 "the control plane {name} was on its way when its Node was deleted: {}; to go on without it, {again}",
-                tell::REGISTER
+                tell::comes_back(self.wish, &self.seen.nodes, name)
             );
             return why("ControlPlaneFailed", text);
         }

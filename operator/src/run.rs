@@ -54,8 +54,10 @@ pub struct Operator {
     stop: CancellationToken,
     /// What held the pods of a node when they were last asked to leave. It is shown, and decides nothing.
     said: BTreeMap<String, String>,
-    /// What was said of a node that could not be written, and the uid of the update that wanted it. The same.
-    refused: BTreeMap<String, (Option<String>, String)>,
+    /// Nodes that could not be written when that was tried last. It is shown, and says in which order they are tried.
+    refused: BTreeMap<String, Refused>,
+    /// So many writes were refused.
+    tried: u64,
     /// A write was not answered in time: what is told, and pods that leave, do not wait for more of them.
     slow: bool,
     /// Something was refused, or nobody knows whether it was: what is there is looked at anew before the next decision.
@@ -65,6 +67,16 @@ pub struct Operator {
     waits: Waits,
     blocked: Blocked,
     lookups: Lookups,
+}
+
+/// A write on a node that was refused.
+struct Refused {
+    /// The uid of the update that wanted it.
+    update: Option<String>,
+    /// What was said.
+    why: String,
+    /// Its number among those that were refused.
+    tried: u64,
 }
 
 /// A step that cannot be done now.
@@ -99,6 +111,7 @@ impl Operator {
             stop,
             said: BTreeMap::new(),
             refused: BTreeMap::new(),
+            tried: 0,
             slow: false,
             unsure: false,
             late: BTreeMap::new(),
@@ -197,7 +210,7 @@ impl Operator {
     /// What no update wants any more, or what somebody has done by hand.
     async fn act_for_all(&mut self, nodes: &[Node], mut steps: Vec<Step>) -> Result<(), StopReason> {
         self.slow = false;
-        steps.sort_by_key(|step| matches!(step, Step::Write { node, .. } if self.refused.contains_key(node)));
+        steps.sort_by_key(|step| self.tried_last(step));
         for step in steps {
             self.act(None, nodes, step).await?;
         }
@@ -212,7 +225,7 @@ impl Operator {
         self.refused.retain(|name, _| seen.iter().any(|node| node.name == *name));
         for node in &mut seen {
             node.said = self.said.get(&node.name).cloned().unwrap_or_default();
-            node.refused = self.refused.get(&node.name).map(|(_, text)| text.clone()).unwrap_or_default();
+            node.refused = self.refused.get(&node.name).map(|refused| refused.why.clone()).unwrap_or_default();
         }
         (nodes, seen)
     }
@@ -256,19 +269,30 @@ impl Operator {
         self.blocked.remember(&wish.uid, &seen.nodes);
         // What an answer that came too late has done all the same is refused no more.
         let is_written = |name: &String| steps.iter().any(|s| matches!(s, Step::Write { node, .. } if node == name));
-        self.refused.retain(|name, (uid, _)| uid.as_ref() != Some(&wish.uid) || is_written(name));
+        self.refused.retain(|name, refused| refused.update.as_ref() != Some(&wish.uid) || is_written(name));
         // What is written and told first does not depend on pods that may take their time to answer, and nothing on nodes
         // that could not be written before.
         steps.sort_by_key(|step| match step {
-            Step::Evict { .. } | Step::Delete { .. } => 1,
-            Step::Write { node, .. } if self.refused.contains_key(node) => 2,
-            _ => 0,
+            Step::Evict { .. } | Step::Delete { .. } => (1, 0),
+            _ => match self.tried_last(step) {
+                0 => (0, 0),
+                tried => (2, tried),
+            },
         });
         self.slow = false;
         for step in steps {
             self.act(Some(wish), &nodes, step).await?;
         }
         Ok(())
+    }
+
+    /// When the node of this step was tried in vain last; 0: its last write went well. Those tried longest ago go first, so that one
+    /// that is never answered for holds up each of the others once.
+    fn tried_last(&self, step: &Step) -> u64 {
+        match step {
+            Step::Write { node, .. } => self.refused.get(node).map_or(0, |refused| refused.tried),
+            _ => 0,
+        }
     }
 
     fn may_act(&self) -> Result<(), StopReason> {
@@ -291,7 +315,9 @@ impl Operator {
                     Err(StopReason::Cluster(error)) if error.is_of_this_request() => {
                         self.not_taken(&format!("node {node}"), &error);
                         self.slow |= error.is_late();
-                        self.refused.insert(node, (wish.map(|wish| wish.uid.clone()), chain(&error)));
+                        self.tried += 1;
+                        let update = wish.map(|wish| wish.uid.clone());
+                        self.refused.insert(node, Refused { update, why: chain(&error), tried: self.tried });
                         Ok(())
                     }
                     written => written,

@@ -106,6 +106,12 @@ impl NodeSeen {
         self.reported.as_ref().filter(|said| said.uid == desired.uid && said.attempt == desired.attempt)
     }
 
+    /// It says nothing of any update, as a Node does that has just registered.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        self.desired.is_none() && self.reported.is_none() && self.note.is_none() && self.cordoned_by.is_none()
+    }
+
     /// It is between cordon and uncordon of some update.
     #[must_use]
     pub fn busy_for(&self) -> Option<&str> {

@@ -6,12 +6,18 @@ use nkd_api::update::{Condition, Counts, FoundImage, NodeState, NodeStatus, Phas
 use time::OffsetDateTime;
 
 use crate::image;
-use crate::seen::Seen;
+use crate::seen::{NodeSeen, Seen};
 use crate::step::{REFUSED, Why};
 use crate::wish::Wish;
 
 /// How a Node comes back that was deleted.
-pub(crate) const REGISTER: &str = "`systemctl restart kubelet` on it registers it again";
+pub(crate) fn comes_back(wish: &Wish, nodes: &[NodeSeen], name: &str) -> String {
+    if nodes.iter().all(|node| node.name != name) {
+        return "`systemctl restart kubelet` on it registers it again".into();
+    }
+    let labels: Vec<String> = wish.spec.node_selector.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    format!("it is back without its labels: `kubectl label node {name} {}`", labels.join(" "))
+}
 
 /// The status of an update. `settled`: nothing is yet to be written for it. Where nothing has changed, it is what was told before: times do not move.
 #[must_use]
@@ -27,15 +33,19 @@ pub fn status(
     let now = now.replace_nanosecond(0).unwrap_or(now);
     let before: BTreeMap<&str, &NodeStatus> =
         wish.status.nodes.iter().map(|before| (before.name.as_str(), before)).collect();
-    let missing = planes.iter().filter(|plane| seen.nodes.iter().all(|node| node.name != plane.name));
-    let missing: Vec<NodeStatus> = missing
+    let missing: Vec<NodeStatus> = wish
+        .missing(&seen.nodes)
+        .into_iter()
         .map(|plane| {
             let same = before.get(plane.name.as_str()).filter(|before| before.state == NodeState::Failed);
             NodeStatus {
                 name: plane.name.clone(),
                 state: NodeState::Failed,
                 since: same.map_or(now, |before| before.since),
-                reason: format!("its Node was deleted when it was on its way: {REGISTER}"),
+                reason: format!(
+                    "its Node was deleted when it was on its way: {}",
+                    comes_back(wish, &seen.nodes, &plane.name)
+                ),
                 attempt: before.get(plane.name.as_str()).map_or(0, |before| before.attempt),
             }
         })

@@ -2,8 +2,8 @@
 
 use kube::api::DynamicObject;
 use nkd_api::update::{
-    Day, DrainPolicy, FoundImage, MaxUnavailable, OsRelease, Phase, PlaneAtWork, RAISE_RETRY, Release, UpdateSpec,
-    UpdateStatus, UpstreamSpec, Window,
+    Day, DrainPolicy, FoundImage, MaxUnavailable, NodeState, OsRelease, Phase, PlaneAtWork, RAISE_RETRY, Release,
+    UpdateSpec, UpdateStatus, UpstreamSpec, Window,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -12,6 +12,7 @@ use time::{Duration, OffsetDateTime, Weekday};
 
 use crate::image::{self, Named};
 use crate::seen::NodeSeen;
+use crate::tell;
 
 /// Which resource an update was written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,10 +60,15 @@ pub struct Hours {
     length: i64,
 }
 
-/// A Node that was deleted and registers again has no role by its labels: those that some update has at work are control planes.
+/// What a label that says what a node is for begins with.
+const ROLE: &str = "node-role.kubernetes.io/";
+
+/// A Node that was deleted and registers again has no role by its labels: those that some update has at work are control planes,
+/// unless they are something else by now.
 pub fn remember_roles(wishes: &[Wish], nodes: &mut [NodeSeen]) {
     let is_plane = |node: &&mut NodeSeen| wishes.iter().any(|wish| wish.plane(&node.name).is_some());
-    for node in nodes.iter_mut().filter(|node| !node.control_plane).filter(is_plane) {
+    let has_role = |node: &NodeSeen| node.labels.keys().any(|label| label.starts_with(ROLE));
+    for node in nodes.iter_mut().filter(|node| !node.control_plane && !has_role(node)).filter(is_plane) {
         (node.control_plane, node.unlabelled) = (true, true);
     }
 }
@@ -147,10 +153,25 @@ impl Wish {
         self.status.planes_at_work.iter().find(|plane| plane.name == name)
     }
 
-    /// Control planes that it has at work, and whose Nodes were deleted, unless somebody has said since that it is to go on.
+    /// It is for this node.
+    #[must_use]
+    pub fn chooses(&self, node: &NodeSeen) -> bool {
+        self.spec.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+    }
+
+    /// Control planes that it has at work, and whose Nodes were deleted, unless somebody has said since that it is to go on. One
+    /// may be back without the labels that choose it.
     #[must_use]
     pub fn missing(&self, nodes: &[NodeSeen]) -> Vec<&PlaneAtWork> {
-        let all = self.status.planes_at_work.iter().filter(|plane| nodes.iter().all(|node| node.name != plane.name));
+        let began = |name: &str| {
+            let told = self.status.nodes.iter().find(|told| told.name == name);
+            told.is_some_and(|told| tell::at_work(told.state) || told.state == NodeState::Failed)
+        };
+        let is_missing = |plane: &&PlaneAtWork| match nodes.iter().find(|node| node.name == plane.name) {
+            Some(node) => !self.chooses(node) && node.is_blank() && began(&node.name),
+            None => true,
+        };
+        let all = self.status.planes_at_work.iter().filter(is_missing);
         all.filter(|plane| !self.spec.abort && plane.retry >= self.spec.retry).collect()
     }
 

@@ -86,6 +86,10 @@ async fn write(State(api): State<Shared>, Path(name): Path<String>, Json(change)
         return std::future::pending().await;
     }
     let mut api = api.lock().unwrap();
+    if name == "once" && !api.late.contains(&name) {
+        api.late.push(name);
+        return says(500, "a leader is elected");
+    }
     if name == "w0" {
         return says(500, "the webhook `strict` could not be reached");
     }
@@ -186,7 +190,7 @@ fn shared() -> Shared {
         json!({"uid": "u", "attempt": 1, "state": "begun", "since": "2999-01-02T03:04:05Z", "retry": 0, "reason": ""});
     let w1 = json!({"nkd.io/cordoned-by": "u", "nkd.io/desired": desired.to_string(), "nkd.io/update-note": note.to_string()});
     let new = |name: &str| node(name, &json!({}), false);
-    let nodes = vec![node("w1", &w1, true), new("w2"), new("w0"), new("late1"), new("late2")];
+    let nodes = vec![node("w1", &w1, true), new("w2"), new("w0"), new("late1"), new("late2"), new("once")];
     Arc::new(Mutex::new(Api { nodes, version: 1, ..Api::default() }))
 }
 
@@ -247,6 +251,11 @@ async fn pods_that_do_not_leave_hold_up_nothing_else() {
     assert_eq!(api.lock().unwrap().late_before, Some(1), "pods do not wait for every node that is not answered for");
     let is_late = |api: &Api| ["late1", "late2"].iter().all(|name| !state(api, name, "reason").is_empty());
     until(&api, &changed, "nobody says what is not answered", is_late).await;
+    let written = |api: &Api| {
+        let node = api.nodes.iter().find(|node| node["metadata"]["name"] == "once").unwrap();
+        node["metadata"]["annotations"]["nkd.io/desired"].is_string()
+    };
+    until(&api, &changed, "one that is not answered for holds up what was refused once", written).await;
     let asked = api.lock().unwrap().asked.clone();
     let of = |name: &str| asked.iter().filter(|pod| *pod == name).count();
     assert!(of("2-held") <= of("4-free") + 1, "once a look, and by nobody else: {asked:?}");

@@ -530,6 +530,56 @@ fn a_retry_goes_on_without_a_control_plane_that_was_lost_on_its_way() {
 }
 
 #[test]
+fn a_control_plane_that_is_back_without_the_labels_that_choose_it_is_waited_for() {
+    let begun = || {
+        let mut world = World::of(&["cp1", "cp2", "cp3"]);
+        let node_selector = BTreeMap::from([("pool".to_owned(), "c".to_owned())]);
+        world.ask(UpdateSpec { node_selector, ..spec(1, 3) });
+        world.settle_until(|world| world.get("cp1").desired.as_ref().is_some_and(|desired| desired.go));
+        world.vanish("cp1");
+        world.join("cp1");
+        world.get_mut("cp1").unwrap().labels.clear();
+        world.settle();
+        assert_eq!((world.began(), world.phase(0)), (vec!["cp1"], Phase::Halted));
+        assert!(world.told(0, "cp1").reason.contains("`kubectl label node cp1 pool=c`"));
+        world
+    };
+    let mut world = begun();
+    // The service gives back what kubeadm had given; what chooses it was somebody's own.
+    world.label("cp1");
+    world.settle();
+    assert_eq!((world.began(), world.phase(0)), (vec!["cp1"], Phase::Halted));
+    world.get_mut("cp1").unwrap().labels.insert("pool".into(), "c".into());
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+    let firsts = world.nodes.iter().filter(|node| node.desired.as_ref().unwrap().first);
+    assert_eq!(firsts.map(|node| node.name.as_str()).collect::<Vec<_>>(), ["cp1"]);
+    // Or the others go on without it.
+    let mut world = begun();
+    world.edit(0, |spec| spec.retry += 1);
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+    assert!(world.get("cp2").desired.as_ref().unwrap().first, "somebody has to run kubeadm upgrade apply");
+    assert!(world.get("cp1").desired.is_none());
+}
+
+#[test]
+fn a_worker_with_the_name_of_a_control_plane_that_was_lost_is_a_worker() {
+    let mut world = World::of(&["cp1", "cp2", "cp3"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("cp1").desired.as_ref().is_some_and(|desired| desired.go));
+    world.vanish("cp1");
+    world.settle();
+    let mut nodes = vec![NodeSeen { control_plane: false, ..node("cp1") }];
+    remember_roles(&world.wishes, &mut nodes);
+    assert!(nodes[0].control_plane && nodes[0].unlabelled);
+    nodes[0] = NodeSeen { control_plane: false, ..node("cp1") };
+    nodes[0].labels.insert("node-role.kubernetes.io/worker".into(), String::new());
+    remember_roles(&world.wishes, &mut nodes);
+    assert!(!nodes[0].control_plane && !nodes[0].unlabelled);
+}
+
+#[test]
 fn workers_wait_for_the_only_control_plane_though_its_node_was_deleted() {
     let mut world = World::of(&["cp1", "w1"]);
     world.ask(spec(1, 1));
