@@ -90,10 +90,6 @@ impl Place {
         // The manifest of before says where it listens: kubeadm moves it out before it moves the new one in.
         let Some(server) = kept("kube-apiserver") else { return Left::Nothing };
         let changed = |name: &str| kept(name).is_some_and(|text| !self.is_in_place(name, text.as_bytes()));
-        // Whoever answers still, this one will not for long, or does not already.
-        if COMPONENTS.into_iter().any(|name| self.was_moved_out(desired, name)) {
-            return Left::Half;
-        }
         let port = kubeadm::api_server_port(&self.root).unwrap_or_else(|| kubeadm::port_of(&server));
         if !COMPONENTS.into_iter().any(changed) || ready(port) {
             return Left::Nothing;
@@ -271,12 +267,11 @@ mod tests {
             Left::Nothing,
             "nothing is kept of that attempt"
         );
-        // Cut off between moving the old one out and the new one in: also when an API server answers yet.
-        for (place, name) in [(&server, "kube-apiserver"), (&other, "kube-scheduler")] {
+        // Cut off between moving the old one out and the new one in.
+        for (place, name, waits) in [(&server, "kube-apiserver", Left::Half), (&other, "kube-scheduler", Left::Others)]
+        {
             std::fs::remove_file(place.manifest(name)).unwrap();
-            for ready in [true, false] {
-                assert_eq!(left(place, ready, Etcd::HasLeader), Left::Half);
-            }
+            assert_eq!(left(place, false, Etcd::HasLeader), waits);
             place.put_back_moved_out(&desired(1)).unwrap();
             let text = std::fs::read_to_string(place.manifest(name)).unwrap();
             assert!(text.ends_with(&format!("old {name}")), "{text}");
