@@ -177,7 +177,14 @@ fn line(status: &Value) -> String {
         format!("{} {}{reason}", text(&node["name"]), text(&node["state"]))
     };
     let nodes: Vec<String> = status["nodes"].as_array().into_iter().flatten().map(node).collect();
-    let rest = if nodes.is_empty() { text(&status["detail"]) } else { nodes.join(", ") };
+    // With its only control plane the API goes away, and what the operator says with it.
+    let detail = text(&status["detail"]);
+    let is_away = detail.contains("does not answer");
+    let rest = match nodes.is_empty() {
+        true => detail,
+        false if is_away => format!("{}; {detail}", nodes.join(", ")),
+        false => nodes.join(", "),
+    };
     let state = text(&status["state"]);
     if rest.is_empty() { state } else { format!("{state}: {rest}") }
 }

@@ -106,7 +106,7 @@ fn any_one_of_three_control_planes_may_lose_its_power() -> Result {
         // No disk of the two that are left may go now.
         for other in others.iter().filter(|other| **other != "w1") {
             let refused = lab.nkd(&["machine", "reinstall", other]).expect_err("etcd would lose its majority");
-            let why = format!("without {other}, 1 of 3 members of etcd would be healthy, and 2 are needed");
+            let why = format!("without {other}, 1 of 2 members of etcd would be healthy, and 2 are needed");
             assert!(refused.to_string().contains(&why), "{refused}");
         }
 

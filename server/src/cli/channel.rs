@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::channel_mirror::{self as mirror, MirrorArgs};
 use super::client::{self, ClientError, segment};
 use super::context::ContextArgs;
-use super::output::{OutputArgs, age, table};
+use super::output::{OutputArgs, age, cell, table};
 use super::{CliError, confirm};
 use crate::content::channel::PublishLine;
 use crate::http::LEFT_OUT;
@@ -306,8 +306,8 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
             let now = OffsetDateTime::now_utc();
             output.print(&unknown, |unknown| {
                 let row = |u: &UnknownRelease| {
-                    let node = u.node.clone().unwrap_or_else(|| "-".into());
-                    let runs = if u.payload.is_empty() { "-".into() } else { u.payload.clone() };
+                    let node = u.node.as_ref().map_or_else(|| "-".into(), |node| cell(node, LONGEST));
+                    let runs = if u.payload.is_empty() { "-".into() } else { cell(&u.payload, LONGEST) };
                     vec![runs, node, u.times.to_string(), age(u.first_at, now), age(u.last_at, now)]
                 };
                 table(&["RUNS", "NODE", "ASKED", "FIRST", "LAST"], unknown.iter().map(row))
@@ -332,7 +332,7 @@ pub(super) async fn run(command: ChannelCommand, context: &ContextArgs) -> Resul
                             r.commit.chars().take(12).collect(),
                             r.signed_by.clone().unwrap_or_else(|| "-".into()),
                             age(r.published_at, now),
-                            if missing.contains(&r.number) { MISSING.to_owned() } else { marks(r) },
+                            if missing.contains(&r.number) { marks_of_missing(r) } else { marks(r) },
                             r.notes.clone(),
                         ]
                     }),
@@ -354,8 +354,19 @@ fn published(channel: &str, release: &Release) -> String {
     }
 }
 
-/// Of a release that nothing leads to.
-const MISSING: &str = "missing: publish it again";
+/// Of a release that nothing leads to, since its commit is not here.
+fn marks_of_missing(release: &Release) -> String {
+    match (&release.dead_end, marks(release)) {
+        (Some(_), marks) => format!("missing, {marks}"),
+        (None, marks) if marks == OPEN => "missing: publish it again".into(),
+        (None, marks) => format!("missing: publish it again, {marks}"),
+    }
+}
+
+const OPEN: &str = "open";
+
+/// Characters of what a system says of itself in a table, as long as a commit: whoever reaches the port may say anything.
+const LONGEST: usize = 64;
 
 /// What is known of a release, in one cell.
 fn marks(release: &Release) -> String {
@@ -366,7 +377,7 @@ fn marks(release: &Release) -> String {
         (release.rollout_minutes > 0).then(|| format!("rolled out over {}", span(release.rollout_minutes))),
     ];
     let marks: Vec<String> = marks.into_iter().flatten().collect();
-    if marks.is_empty() { "open".into() } else { marks.join(", ") }
+    if marks.is_empty() { OPEN.into() } else { marks.join(", ") }
 }
 
 /// What takes longer is told to those who see no progress.

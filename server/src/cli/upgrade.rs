@@ -315,7 +315,13 @@ fn text(upgrade: &Upgrade) -> String {
     let detail = if upgrade.detail.is_empty() { String::new() } else { format!(": {}", upgrade.detail) };
     let (number, cluster, state) = (upgrade.number, &upgrade.cluster, upgrade.state.as_str());
     let window = upgrade.order.window.as_ref().map(|window| format!("\nnodes begin only within {window} (UTC)"));
-    let head = format!("upgrade {number} of {cluster} to {} is {state}{detail}", release(upgrade));
+    // The cluster does not know it yet, and so nobody there says it.
+    let said = match (upgrade.state, upgrade.aborted, upgrade.paused) {
+        (UpgradeState::Preparing, true, _) => ", and called off",
+        (UpgradeState::Preparing | UpgradeState::Running, false, true) => ", and is to pause",
+        _ => "",
+    };
+    let head = format!("upgrade {number} of {cluster} to {} is {state}{said}{detail}", release(upgrade));
     let next = next(upgrade).map(|next| format!("\nnext: {next}")).unwrap_or_default();
     format!("{head}\n{}{}{next}\n\n{nodes}\n", snapshot(upgrade), window.unwrap_or_default())
 }

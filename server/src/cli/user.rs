@@ -92,8 +92,14 @@ pub(super) async fn audit(args: AuditArgs, context: &ContextArgs) -> Result<(), 
         table(
             &["TIME", "WHO", "ACTION", "TARGET", "DETAIL"],
             entries.iter().map(|e| {
-                let at = e.at.replace_millisecond(0).unwrap_or(e.at);
-                vec![at.to_string(), e.who.clone(), e.action.clone(), cell(&e.target, TARGET), e.detail.clone()]
+                let (date, (hour, minute, second)) = (e.at.date(), e.at.to_hms());
+                vec![
+                    format!("{date}T{hour:02}:{minute:02}:{second:02}Z"),
+                    e.who.clone(),
+                    e.action.clone(),
+                    cell(&e.target, TARGET),
+                    e.detail.clone(),
+                ]
             }),
         )
     });

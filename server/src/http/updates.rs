@@ -162,8 +162,16 @@ pub(super) fn explained(
         (Some(_), None, _) => format!("what it runs is no release of the channel `{}`", channel.name),
         (Some(_), Some(running), Some(newer)) => match newer.iter().find(|(_, closed)| closed.is_none()) {
             Some((to, _)) => format!("from release {} to release {}", running.number, to.number),
-            None if newer.is_empty() => format!("release {} is the newest", running.number),
-            None => format!("stays at release {}", running.number),
+            None => {
+                let stays = match newer.is_empty() {
+                    true => format!("release {} is the newest", running.number),
+                    false => format!("stays at release {}", running.number),
+                };
+                match &running.dead_end {
+                    Some(reason) => format!("{stays}, and a dead end: {reason}"),
+                    None => stays,
+                }
+            }
         },
         _ => String::new(),
     };

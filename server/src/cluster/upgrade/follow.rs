@@ -9,7 +9,7 @@ use futures_util::future::{BoxFuture, join_all};
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
 use nkd_api::channel::Channel;
 use nkd_api::cluster::Role;
-use nkd_api::upgrade::{Planned, Upgrade, UpgradeOrder, UpgradeState, UpgradeVerb};
+use nkd_api::upgrade::{Finding, Planned, Upgrade, UpgradeOrder, UpgradeState, UpgradeVerb};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -234,6 +234,7 @@ pub async fn start(
     if !record.is_initialised() {
         return Err(UpgradeError::NotUp(cluster));
     }
+    let named = order.release.is_some();
     // What is looked for is looked for this release; one that is published in the meantime is for the next upgrade.
     let order = &UpgradeOrder { release: Some(release.number), ..order.clone() };
     let mut seen = match order.dry_run {
@@ -249,12 +250,22 @@ pub async fn start(
         let held = lock::held(&nodes, &locks, now).into_iter();
         seen.leases = held.map(|(node, lease)| (node.to_owned(), lease.clone())).collect();
         seen.missing = is_missing(service, releases, order)?;
-        let planned = preflight::plan(record, releases, order, &seen, number, by, now)?;
+        let mut planned = preflight::plan(record, releases, order, &seen, number, by, now)?;
+        let back = preflight::leads_back(releases, preflight::release(releases, order)?, &seen);
+        planned.findings.extend(back.filter(|_| !named));
+        let goes_on = before.as_ref().filter(|before| !before.state.is_end());
+        let goes_on = goes_on.map(|before| UpgradeError::GoesOn {
+            cluster: cluster.clone(),
+            number: before.number,
+            state: before.state.as_str(),
+        });
         if order.dry_run {
+            let in_the_way = goes_on.map(|why| Finding { refused: true, message: why.to_string() });
+            planned.findings.splice(0..0, in_the_way);
             return Ok(planned);
         }
-        if let Some(before) = before.as_ref().filter(|before| !before.state.is_end()) {
-            return Err(UpgradeError::GoesOn { cluster, number: before.number, state: before.state.as_str() });
+        if let Some(goes_on) = goes_on {
+            return Err(goes_on);
         }
         if !preflight::may_begin(&planned.findings) {
             let refused = planned.findings.into_iter().filter(|finding| finding.refused);
@@ -413,6 +424,7 @@ fn unseen(cluster: &str, error: &UpgradeError) -> Option<String> {
 async fn say(service: &Service, record: &Record, detail: String) -> Result<(), StoreError> {
     let store = service.registry.store();
     let Some((upgrade, revision)) = store.newest_upgrade(record.id).await? else { return Ok(()) };
+    let detail = verdict::of_one_called_off(&upgrade, detail);
     if upgrade.state.is_end() || upgrade.restored || upgrade.detail == detail {
         return Ok(());
     }

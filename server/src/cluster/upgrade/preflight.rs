@@ -216,7 +216,11 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
     if upgrade.order.part == Part::Os && release.kubernetes.as_ref().is_some_and(|k| *k != upgrade.from_kubernetes) {
         let holds = release.kubernetes.as_deref().unwrap_or_default();
         let from = &upgrade.from_kubernetes;
-        say(true, format!("release {} holds Kubernetes {holds}, and {name} runs {from}: upgrade both", release.number));
+        let next = match version(holds) > version(from) {
+            true => ": upgrade both",
+            false => "",
+        };
+        say(true, format!("release {} holds Kubernetes {holds}, and {name} runs {from}{next}", release.number));
     }
     if release.kubernetes.is_none() {
         let (number, from) = (release.number, &upgrade.from_kubernetes);
@@ -236,6 +240,10 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
         }
     }
     barriers(record, channel, release, seen, &mut say);
+    let there = there(record, upgrade, seen);
+    if !there.is_empty() {
+        say(false, format!("{} run it already: they are only looked at", there.join(", ")));
+    }
     room(record, upgrade, seen, &mut say);
     for Stuck { node, why, way } in &seen.stuck {
         let forced = upgrade.order.force_drain;
@@ -253,11 +261,39 @@ fn findings(record: &Record, channel: &Channel, release: &Release, upgrade: &Upg
     if upgrade.order.skip_snapshot {
         say(false, "no snapshot of etcd is taken before (--skip-snapshot): have one of your own".to_owned());
     }
-    if record.members.iter().filter(|m| m.role == Role::ControlPlane).count() == 1 {
+    let planes: Vec<&str> =
+        record.members.iter().filter(|m| m.role == Role::ControlPlane).map(|m| m.hostname.as_str()).collect();
+    if planes.len() == 1 && !there.contains(&planes[0]) {
         let why = "its API is away while its only control plane upgrades; what runs on workers goes on";
         say(false, format!("{name} has one control plane: {why}"));
     }
     found
+}
+
+/// Nodes that have nothing to do, as far as is known.
+fn there<'a>(record: &'a Record, upgrade: &Upgrade, seen: &Seen) -> Vec<&'a str> {
+    let runs = |node: &str| {
+        let system = upgrade.commit.as_ref().is_none_or(|commit| seen.commits.get(node) == Some(commit));
+        let kubelet = upgrade.kubernetes.as_ref().is_none_or(|wanted| seen.kubelets.get(node) == Some(wanted));
+        let server = upgrade.kubernetes.as_ref().is_none_or(|w| seen.servers.get(node).is_none_or(|is| is == w));
+        system && kubelet && server && (upgrade.commit.is_some() || upgrade.kubernetes.is_some())
+    };
+    record.members.iter().map(|member| member.hostname.as_str()).filter(|node| runs(node)).collect()
+}
+
+/// Nobody has named this release, and it would lead nodes back: which newer one runs, and where.
+#[must_use]
+pub fn leads_back(channel: &Channel, release: &Release, seen: &Seen) -> Option<Finding> {
+    let newest = seen.commits.iter().filter_map(|(node, commit)| {
+        let runs = channel.releases.iter().rfind(|r| r.commit == *commit)?;
+        Some((runs.number, node))
+    });
+    let (number, node) = newest.max().filter(|(number, _)| *number > release.number)?;
+    let message = format!(
+        "the newest release of {} that is no dead end is {}, and {node} runs release {number}: give --release {} if it is to go back",
+        channel.name, release.number, release.number
+    );
+    Some(Finding { refused: true, message })
 }
 
 fn clock(at: OffsetDateTime) -> String {

@@ -353,6 +353,36 @@ fn a_budget_that_can_never_be_met_stands_in_the_way_unless_pods_are_deleted() {
 }
 
 #[test]
+fn nodes_that_run_it_already_are_named_and_keep_their_api() {
+    let mut scene = Scene::new();
+    let said = |scene: &Scene| {
+        let findings = scene.plan().findings.into_iter().map(|finding| finding.message);
+        findings.filter(|message| message.contains("run it already")).collect::<String>()
+    };
+    assert_eq!(said(&scene), "");
+    for node in ["cp1", "w1"] {
+        scene.seen.commits.insert(node.into(), "c2".into());
+        scene.seen.kubelets.insert(node.into(), "v1.21.0".into());
+    }
+    assert_eq!(said(&scene), "w1 run it already: they are only looked at", "its API server is the old one");
+    scene.seen.servers.insert("cp1".into(), "v1.21.0".into());
+    assert_eq!(said(&scene), "cp1, w1 run it already: they are only looked at");
+    scene.record.members.retain(|member| !["cp2", "cp3"].contains(&member.hostname.as_str()));
+    assert!(!scene.plan().findings.iter().any(|finding| finding.message.contains("its API is away")));
+}
+
+#[test]
+fn a_release_that_nobody_has_named_leads_no_node_back() {
+    let mut scene = Scene::new();
+    let [one, two] = [1, 2].map(|number| scene.channel.release(number).unwrap().clone());
+    assert_eq!(leads_back(&scene.channel, &one, &scene.seen), None);
+    scene.seen.commits.insert("w2".into(), "c2".into());
+    assert_eq!(leads_back(&scene.channel, &two, &scene.seen), None);
+    let found = leads_back(&scene.channel, &one, &scene.seen).unwrap();
+    assert!(found.refused && found.message.contains("w2 runs release 2: give --release 1"), "{found:?}");
+}
+
+#[test]
 fn a_snapshot_comes_first_unless_somebody_has_one() {
     let mut scene = Scene::new();
     let wanted = scene.plan().upgrade.snapshot.unwrap();

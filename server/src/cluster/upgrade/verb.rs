@@ -1,5 +1,6 @@
 //! What a word of a person makes of an upgrade (pure).
 
+use nkd_api::snapshot::SnapshotState;
 use nkd_api::update::NodeState;
 use nkd_api::upgrade::{Upgrade, UpgradeState, UpgradeVerb};
 use time::OffsetDateTime;
@@ -53,7 +54,7 @@ pub fn said(record: &Record, before: &Upgrade, verb: UpgradeVerb, now: OffsetDat
             }
             upgrade.detail.clear();
         }
-        UpgradeVerb::Retry if upgrade.snapshot.as_ref().is_some_and(|wanted| !wanted.is_taken()) => {
+        UpgradeVerb::Retry if snapshot_has_failed(&upgrade) => {
             upgrade.snapshot = upgrade.snapshot.map(|wanted| wanted.again(now));
             upgrade.state = UpgradeState::Preparing;
             upgrade.detail.clear();
@@ -65,6 +66,14 @@ pub fn said(record: &Record, before: &Upgrade, verb: UpgradeVerb, now: OffsetDat
         UpgradeVerb::Retry => return Err(format!("no node of {cluster} has failed in its upgrade, which is {word}")),
     }
     Ok(upgrade)
+}
+
+/// The last one for it: before that there is nothing to be tried again.
+fn snapshot_has_failed(upgrade: &Upgrade) -> bool {
+    let waits = upgrade.snapshot.as_ref().filter(|wanted| !wanted.is_taken());
+    let newest = waits.and_then(|wanted| wanted.newest.as_ref());
+    newest.is_some_and(|snapshot| snapshot.state == SnapshotState::Failed)
+        || (waits.is_some() && upgrade.state == UpgradeState::Halted)
 }
 
 fn has_failed(upgrade: &Upgrade) -> bool {
@@ -127,6 +136,14 @@ mod tests {
             let told = retry(&before).unwrap();
             assert_eq!((told.retry, told.state, told.detail.as_str()), (1, UpgradeState::Running, ""));
         }
+        let snapshot = |state: &str| {
+            let one = json!({"id": Uuid::nil(), "cluster": "rack7", "node": "cp1", "by": "ada", "state": state,
+                "orderedAt": "2026-01-01T00:00:00Z"});
+            let wanted = json!({"since": "2026-01-01T00:00:00Z", "newest": one});
+            Upgrade { snapshot: serde_json::from_value(wanted).unwrap(), ..upgrade("preparing", None) }
+        };
+        assert_eq!(retry(&snapshot("failed")).unwrap().snapshot.unwrap().round, 1);
+        assert!(retry(&snapshot("taking")).is_err(), "it may go well yet");
         for before in [upgrade("halted", Some("Waiting")), upgrade("running", Some("Done"))] {
             assert!(retry(&before).unwrap_err().contains("no node of "), "{before:?}");
         }

@@ -70,6 +70,17 @@ pub fn never_told(upgrade: &Upgrade) -> Upgrade {
     Upgrade { state: UpgradeState::Aborted, detail, ..upgrade.clone() }
 }
 
+/// What is said while its cluster cannot be asked: one that was called off may be known there already, and ends with an answer.
+#[must_use]
+pub fn of_one_called_off(upgrade: &Upgrade, unseen: String) -> String {
+    match upgrade.aborted && upgrade.state == UpgradeState::Preparing {
+        true => {
+            format!("it is called off, and ends as soon as {} says whether it knows of it; {unseen}", upgrade.cluster)
+        }
+        false => unseen,
+    }
+}
+
 /// It is prepared, and something has come in its way since it was asked for.
 #[must_use]
 pub fn not_yet(upgrade: &Upgrade, reasons: &[String]) -> Upgrade {
