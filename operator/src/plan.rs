@@ -201,7 +201,10 @@ impl<'a> Planner<'a> {
     /// So many have failed that no further one may begin.
     fn too_many(&self, has_failed: impl Fn(&'a NodeSeen) -> bool) -> Option<String> {
         let failed = || self.seen.nodes.iter().filter(|node| self.chosen(node) && has_failed(node));
-        let went_back = |node: &&NodeSeen| node.report().is_some_and(|said| said.state == ReportedState::RolledBack);
+        // One that could not fetch it, say, was never at work on it: that may be its own trouble.
+        let has_begun = |node: &NodeSeen| node.desired.as_ref().is_some_and(|desired| desired.go);
+        let is_back = |node: &NodeSeen| node.report().is_some_and(|said| said.state == ReportedState::RolledBack);
+        let went_back = |node: &&NodeSeen| has_begun(node) && is_back(node);
         let (all, back) = (failed().count(), failed().filter(went_back).count());
         let (strategy, again) = (&self.wish.spec.strategy, self.wish.again());
         let nodes = |count: usize| if count == 1 { "1 node has".to_owned() } else { format!("{count} nodes have") };

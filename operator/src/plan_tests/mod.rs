@@ -434,7 +434,8 @@ impl World {
         });
         let failed: Vec<&NodeSeen> = failed.collect();
         assert!(failed.len() < spec.strategy.halt_after_failures.max(1) as usize, "began after too many failures");
-        let went_back = |node: &&&NodeSeen| node.report().is_some_and(|said| said.state == ReportedState::RolledBack);
+        let is_back = |node: &NodeSeen| node.report().is_some_and(|said| said.state == ReportedState::RolledBack);
+        let went_back = |node: &&&NodeSeen| is_back(node) && node.desired.as_ref().unwrap().go;
         let back = failed.iter().filter(went_back).count();
         assert!(back < spec.strategy.halt_after_rollbacks.max(1) as usize, "began after too many went back");
         let older = |other: &&Wish| other.order() < wish.order() && !other.is_finished(&self.wishes);
@@ -489,6 +490,7 @@ impl World {
             (None, true, _) => ReportedState::RolledBack,
             (None, false, _) => ReportedState::Staging,
             (Some(ReportedState::Staging), false, 0) => ReportedState::Failed,
+            (Some(ReportedState::Staging), false, 1) => ReportedState::RolledBack,
             (Some(_), false, _) if beneath.runs == wanted => ReportedState::Healthy,
             (Some(_), false, _) => ReportedState::Staged,
             (Some(ReportedState::Staged | ReportedState::Staging), true, _) => ReportedState::Upgrading,

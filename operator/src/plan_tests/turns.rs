@@ -110,6 +110,21 @@ fn after_too_many_failures_nothing_begins_until_somebody_says_so() {
 }
 
 #[test]
+fn one_that_cannot_fetch_the_release_has_not_gone_back_from_it() {
+    let mut world = World::of(&["w1", "w2", "w3"]);
+    world.ask(spec(1, 1));
+    world.settle_until(|world| world.get("w1").report().is_some_and(|s| s.state == ReportedState::Staging));
+    world.agent("w1", 1);
+    assert_eq!(world.get("w1").report().unwrap().state, ReportedState::RolledBack);
+    world.settle();
+    assert_eq!(world.began(), ["w2", "w3"]);
+    assert_eq!((world.phase(0), world.told(0, "w1").state), (Phase::Halted, NodeState::Failed));
+    world.edit(0, |spec| spec.retry = 1);
+    world.settle();
+    assert_eq!(world.phase(0), Phase::Complete);
+}
+
+#[test]
 fn a_node_that_broke_stays_closed_and_is_tried_again_in_its_place() {
     let mut world = World::of(&["w1", "w2"]);
     world.ask(spec(1, 1));

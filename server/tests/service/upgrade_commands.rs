@@ -411,6 +411,12 @@ async fn a_cluster_is_not_told_of_an_upgrade_while_certificates_are_renewed() {
     assert_eq!(waits.state, UpgradeState::Preparing);
     assert_eq!(waits.detail, "waits: the certificates of cp1 are renewed");
     assert!(scene.ok("status", &[]).contains("is preparing: waits: the certificates of cp1 are renewed"));
+    scene.ok("pause", &[]);
+    assert!(scene.ok("status", &[]).contains("is preparing, and is to pause: waits"));
+    scene.ok("resume", &[]);
+    let again = scene.nkd("start", &[&ORDER[..], &["--dry-run"]].concat());
+    assert_eq!(again.code, Some(1));
+    assert!(again.out.contains("in the way: upgrade 1 of rack7 is preparing"), "{}", again.out);
     assert_eq!(scene.cluster.update("nkd-1"), None);
     let failed = KubeadmState::Failed { step: "x".into(), reason: "y".into(), log_tail: String::new() };
     change(&|record| drop(renewal::heard(&mut record.members[0], &failed, now))).await;

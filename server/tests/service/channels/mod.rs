@@ -692,5 +692,5 @@ async fn why_a_machine_is_led_to_a_release_or_not() {
     assert_eq!(lines[0], "n1: from release 1 to release 2");
     assert!(lines[2].ends_with("open") && lines[3].ends_with("release 2 is a barrier and comes first"), "{said}");
     place.ok(&["channel", "mark", "stable", "1", "--dead-end", "reinstall it"]);
-    assert!(explain().starts_with("n1: stays at release 1\n"), "{}", explain());
+    assert!(explain().starts_with("n1: stays at release 1, and a dead end: reinstall it\n"), "{}", explain());
 }
