@@ -148,6 +148,19 @@ mod tests {
     }
 
     #[test]
+    fn one_that_was_called_off_before_its_cluster_was_told_waits_for_an_answer_and_says_so() {
+        let said = |state, aborted| {
+            let upgrade = Upgrade { aborted, ..upgrade(state, &[]) };
+            of_one_called_off(&upgrade, "no answer".into())
+        };
+        assert!(said(UpgradeState::Preparing, true).starts_with("it is called off, and ends as soon as"));
+        assert!(said(UpgradeState::Preparing, true).ends_with("; no answer"));
+        for (state, aborted) in [(UpgradeState::Preparing, false), (UpgradeState::Aborting, true)] {
+            assert_eq!(said(state, aborted), "no answer");
+        }
+    }
+
+    #[test]
     fn it_is_complete_when_every_member_that_stays_is_done() {
         use NodeState::{Done, Failed};
         let mut record = record();
