@@ -167,6 +167,27 @@ fn a_machine_that_the_emulator_has_hung_is_reset() -> Result {
 }
 
 #[test]
+fn what_the_emulator_has_translated_is_forgotten_and_the_machine_goes_on() -> Result {
+    let net = Network::create("framework-forgets")?;
+    // A processor that is at rest takes no step: this one does nothing as fast as it can, `nop` in the place of `hlt`.
+    let disk = sector(&net, "up");
+    let mut bytes = std::fs::read(&disk).unwrap();
+    let rest = bytes.windows(3).position(|code| code == [0xf4, 0xeb, 0xfd]).unwrap();
+    bytes[rest] = 0x90;
+    std::fs::write(&disk, bytes).unwrap();
+    let machine = Machine::named("forgets").memory_mib(64).disk_from(&disk).start(&net)?;
+    machine.console().expect("up", within(60))?;
+    for _ in 0..2 {
+        machine.forget_translations()?;
+    }
+    machine.reset()?;
+    machine.console().expect("up", within(60))?;
+    machine.pause()?;
+    assert!(machine.forget_translations().is_err(), "it would go on");
+    Ok(())
+}
+
+#[test]
 fn a_machine_that_ends_says_so() -> Result {
     let net = Network::create("framework-ended")?;
     let disk = sector(&net, "up\r\n");

@@ -5,6 +5,7 @@
 pub(crate) mod accel;
 pub mod boot_sector;
 pub(crate) mod console;
+mod debugger;
 pub(crate) mod disk;
 mod monitor;
 mod serial;
@@ -27,6 +28,9 @@ use console::Console;
 use monitor::Monitor;
 use serial::{EmulatorFault, Serial};
 use spec::{Firmware, MachineSpec, Nic, OVMF_CODE, OVMF_VARS, Parts};
+
+/// So many seconds may firmware take for its first word after a restart; it takes twenty.
+const SILENCE: u64 = 120;
 
 /// A machine on a network. It is on after [`MachineSpec::start`], and can be switched off and on; its disk and its UEFI
 /// variables stay. A drop ends it.
@@ -133,7 +137,7 @@ impl Machine {
         if self.is_on() {
             return Err(self.is("on", "it cannot be switched on"));
         }
-        let socket = janitor::runtime_folder(self.space.name()).join(format!("{}.qmp", self.tap));
+        let socket = self.runtime_file("qmp");
         let variables = self.folder.join("vars.fd");
         let parts = Parts {
             accelerator: Accelerator::of_this_computer(),
@@ -156,7 +160,7 @@ impl Machine {
         self.number += 1;
         let monitor = Arc::new(OnceLock::new());
         let begun = match qemu.stdout.take() {
-            Some(output) => self.serial.attach(output, self.number, self.reset_when_faulty(&monitor)),
+            Some(output) => self.serial.attach(output, self.number, within(SILENCE), self.help_when_faulty(&monitor)),
             None => Ok(()),
         };
         let connected =
@@ -280,24 +284,46 @@ impl Machine {
     }
 
     fn ask(&self, command: &str, arguments: serde_json::Value) -> Result<serde_json::Value, Error> {
-        let wanted = "QEMU cannot be asked";
-        let monitor = self.on(wanted)?.monitor.get().ok_or_else(|| self.is("off", wanted))?;
-        lock(monitor).execute(command, arguments)
+        lock(self.monitor("QEMU cannot be asked")?).execute(command, arguments)
     }
 
-    /// Presses the reset button of a machine that the emulator has brought to a halt, as somebody at a rack would, and says so.
-    fn reset_when_faulty(
+    fn monitor(&self, wanted: &'static str) -> Result<&Mutex<Monitor>, Error> {
+        self.on(wanted)?.monitor.get().ok_or_else(|| self.is("off", wanted))
+    }
+
+    /// Has the emulator forget what it has translated of the machine's code. It goes on at once.
+    pub fn forget_translations(&self) -> Result<(), Error> {
+        let monitor = self.monitor("QEMU cannot be asked")?;
+        lock(monitor).forget_translations(&self.runtime_file("gdb"))
+    }
+
+    /// Helps a machine that the emulator has brought to a halt, and says so: as somebody at a rack would, by its reset button,
+    /// but where it would come to the same halt again.
+    fn help_when_faulty(
         &self,
         monitor: &Arc<OnceLock<Mutex<Monitor>>>,
     ) -> impl Fn(EmulatorFault) + Clone + Send + 'static {
-        let (name, monitor) = (self.spec.name.clone(), Arc::clone(monitor));
+        let (name, monitor, debugger) = (self.spec.name.clone(), Arc::clone(monitor), self.runtime_file("gdb"));
         move |fault| {
             let Some(monitor) = monitor.get() else { return };
-            println!("{name} hangs: {fault}, which is the emulator's fault. It is reset.");
-            if let Err(error) = lock(monitor).execute("system_reset", json!({})) {
+            let helped = match fault {
+                EmulatorFault::NoTimer | EmulatorFault::StaleCode => {
+                    println!("{name} hangs: {fault}, which is the emulator's fault. It is reset.");
+                    lock(monitor).execute("system_reset", json!({})).map(|_| ())
+                }
+                EmulatorFault::SilentFirmware => {
+                    println!("{name} hangs: {fault}, which may be the emulator's fault. It translates all code anew.");
+                    lock(monitor).forget_translations(&debugger)
+                }
+            };
+            if let Err(error) = helped {
                 println!("{error}");
             }
         }
+    }
+
+    fn runtime_file(&self, kind: &str) -> PathBuf {
+        janitor::runtime_folder(self.space.name()).join(format!("{}.{kind}", self.tap))
     }
 
     fn on(&self, wanted: &'static str) -> Result<&Power, Error> {

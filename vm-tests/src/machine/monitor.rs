@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::debugger;
 use crate::Error;
 
 /// How long QEMU may take for one answer. Its main loop can be busy for seconds under TCG.
@@ -64,6 +65,46 @@ impl Monitor {
             }
         }
         Err(self.failed(command, format!("no answer within {ANSWER:?}")))
+    }
+
+    /// Has QEMU forget what it has translated of the machine's code. The machine goes on at once.
+    /// One that was brought to a stand is left alone.
+    pub fn forget_translations(&mut self, socket: &Path) -> Result<(), Error> {
+        if self.execute("query-status", json!({}))?["running"] != true {
+            return Err(self.failed("gdbserver", "the machine stands still, and would go on"));
+        }
+        let before = self.flushes()?;
+        // One that stands still takes its first step as asked: the stop that a debugger begins with comes late otherwise.
+        self.execute("stop", json!({}))?;
+        let stepped = self.step(socket);
+        self.execute("cont", json!({}))?;
+        stepped?;
+        match self.flushes()? > before {
+            true => Ok(()),
+            false => Err(self.failed("gdbserver", "it remembers what it has translated")),
+        }
+    }
+
+    /// Has the machine take one step.
+    fn step(&mut self, socket: &Path) -> Result<(), Error> {
+        self.human(&format!("gdbserver unix:{},server=on,wait=off", socket.display()))?;
+        let stepped = debugger::step(socket);
+        // Nobody connects any more.
+        self.human("gdbserver none")?;
+        stepped.map_err(Error::io(format!("{}: a step of QEMU's debugger", self.machine)))
+    }
+
+    /// How often QEMU has forgotten all that it had translated.
+    fn flushes(&mut self) -> Result<u64, Error> {
+        let said = self.human("info jit")?;
+        let count = said.lines().find_map(|line| line.strip_prefix("TB flush count")?.trim().parse().ok());
+        count.ok_or_else(|| self.failed("info jit", said))
+    }
+
+    /// What QEMU says to a command for people.
+    fn human(&mut self, command: &str) -> Result<String, Error> {
+        let said = self.execute("human-monitor-command", json!({"command-line": command}))?;
+        Ok(said.as_str().unwrap_or_default().to_owned())
     }
 
     fn read(&mut self, command: &str) -> Result<Value, Error> {

@@ -23,7 +23,9 @@ const LINUX_BEGINS: &[u8] = b"Linux version ";
 /// What Linux says of a processor that gets no timer interrupts. Under QEMU's TCG a one-shot interrupt is lost now and then,
 /// one start in some hundreds, and Linux on several processors waits for it for ever.
 const NO_TIMER: &[u8] = b"Possible timer handling issue on cpu";
-/// How often it says so before it is believed, twenty seconds apart: a busy computer is slow, and gets over it.
+/// What Linux says last when it starts anew.
+const RESTARTS: [&[u8]; 2] = [b"reboot: Restarting system", b"sysrq: Resetting"];
+/// How often a silent timer is told of before it is believed, twenty seconds apart: a busy computer is slow, and gets over it.
 const BELIEVED: u32 = 3;
 /// What it said before such a silence counts no more.
 const OVER: Duration = Duration::from_secs(120);
@@ -49,6 +51,10 @@ pub(super) enum EmulatorFault {
     NoTimer,
     /// A processor runs code that is not there any more.
     StaleCode,
+    /// The firmware says nothing after a restart. QEMU before 8.0 looks through all that it has translated of a page at each
+    /// store to it, until that is written over. Where the firmware's stack comes to lie on pages that were full of code, each
+    /// tick of its timer takes longer than the time to the next.
+    SilentFirmware,
 }
 
 impl fmt::Display for EmulatorFault {
@@ -56,6 +62,7 @@ impl fmt::Display for EmulatorFault {
         f.write_str(match self {
             Self::NoTimer => "a processor gets no timer interrupts",
             Self::StaleCode => "a processor runs code that is not there any more",
+            Self::SilentFirmware => "the firmware says nothing since the restart",
         })
     }
 }
@@ -108,11 +115,13 @@ impl Serial {
     }
 
     /// Begins to read the output of a machine that was just switched on for the `number`th time. `faulty` is called
-    /// on a thread of its own each time that the emulator has brought its system to a halt.
+    /// on a thread of its own each time that the emulator has brought its system to a halt; `silence` is how long the firmware
+    /// may say nothing after a restart.
     pub fn attach(
         &mut self,
         output: impl Read + Send + 'static,
         number: u32,
+        silence: Duration,
         faulty: impl Fn(EmulatorFault) + Clone + Send + 'static,
     ) -> Result<(), Error> {
         self.detach();
@@ -125,7 +134,7 @@ impl Serial {
         said.lines.push((here, Duration::ZERO));
         drop(said);
         let shared = Arc::clone(&self.shared);
-        self.reader = Some(thread::spawn(move || read_all(&shared, output, log, faulty)));
+        self.reader = Some(thread::spawn(move || read_all(&shared, output, log, silence, faulty)));
         Ok(())
     }
 
@@ -231,6 +240,19 @@ impl Shared {
         self.said.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Whether nothing more than this is said for so long by a machine that is on.
+    fn is_silent(&self, length: usize, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        let mut said = self.lock();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if said.text.len() != length || !said.open || left.is_zero() {
+                return said.text.len() == length && said.open;
+            }
+            said = self.wait(said, left);
+        }
+    }
+
     fn wait<'a>(&self, said: MutexGuard<'a, Said>, limit: Duration) -> MutexGuard<'a, Said> {
         self.more.wait_timeout(said, limit).unwrap_or_else(|poisoned| poisoned.into_inner()).0
     }
@@ -272,15 +294,20 @@ impl Said {
 }
 
 fn read_all(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     mut output: impl Read,
     mut log: File,
+    silence: Duration,
     faulty: impl Fn(EmulatorFault) + Clone + Send + 'static,
 ) {
     // Not on the thread that reads: QEMU may wait for its output to be read before it does what it is told.
     let report = |fault| {
         let faulty = faulty.clone();
         thread::spawn(move || faulty(fault));
+    };
+    let watch = |length| {
+        let (shared, faulty) = (Arc::clone(shared), faulty.clone());
+        thread::spawn(move || shared.is_silent(length, silence).then(|| faulty(EmulatorFault::SilentFirmware)));
     };
     let on = Instant::now();
     let mut terminal = Terminal::new();
@@ -314,6 +341,9 @@ fn read_all(
                 if has(&line, NO_TIMER) {
                     no_timer = if now.saturating_sub(said_at) > OVER { 1 } else { no_timer + 1 };
                     said_at = now;
+                }
+                if RESTARTS.iter().any(|text| has(&line, text)) {
+                    watch(next);
                 }
                 if no_timer == BELIEVED {
                     no_timer = 0;
@@ -363,7 +393,7 @@ mod tests {
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let log = std::env::temp_dir().join(format!("nkd-serial-{}-{number}", std::process::id()));
         let mut serial = Serial::new(log);
-        serial.attach(text.as_bytes(), 1, |_| ()).unwrap();
+        serial.attach(text.as_bytes(), 1, SOON, |_| ()).unwrap();
         serial.detach();
         std::fs::remove_file(serial.log()).unwrap();
         serial
@@ -404,7 +434,7 @@ mod tests {
         let mut serial = Serial::new(log);
         let said = format!("{OOPS}SeaBIOS\nLinux version 6\nlogin:\n{OOPS}Linux version 6\nKernel panic - its own\n");
         let said = std::io::Cursor::new(said);
-        serial.attach(said, 1, move |fault| send.send(fault).unwrap()).unwrap();
+        serial.attach(said, 1, SOON, move |fault| send.send(fault).unwrap()).unwrap();
         serial.detach();
         std::fs::remove_file(serial.log()).unwrap();
         let limit = Duration::from_secs(10);
@@ -416,11 +446,30 @@ mod tests {
     }
 
     #[test]
+    fn a_firmware_that_says_nothing_after_a_restart_is_reported() {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let (send, faults) = std::sync::mpsc::channel();
+        let log = std::env::temp_dir().join(format!("nkd-serial-silent-{}", std::process::id()));
+        let mut serial = Serial::new(log);
+        let limit = Duration::from_secs(2);
+        serial.attach(reader, 1, limit, move |fault| send.send(fault).unwrap()).unwrap();
+        writer.write_all(b"reboot: Restarting system\nBdsDxe: loading\n").unwrap();
+        assert!(faults.recv_timeout(2 * limit).is_err());
+        writer.write_all(b"[    9.1] sysrq: Resetting\n").unwrap();
+        assert_eq!(faults.recv_timeout(5 * limit), Ok(EmulatorFault::SilentFirmware));
+        writer.write_all(b"reboot: Restarting system\n").unwrap();
+        drop(writer);
+        serial.detach();
+        std::fs::remove_file(serial.log()).unwrap();
+        assert!(faults.recv_timeout(2 * limit).is_err(), "it was switched off");
+    }
+
+    #[test]
     fn a_text_that_comes_in_pieces_is_found() {
         let (mut reader, mut writer) = std::io::pipe().unwrap();
         let log = std::env::temp_dir().join(format!("nkd-serial-pieces-{}", std::process::id()));
         let mut serial = Serial::new(log);
-        serial.attach(std::io::Read::by_ref(&mut reader).try_clone().unwrap(), 1, |_| ()).unwrap();
+        serial.attach(std::io::Read::by_ref(&mut reader).try_clone().unwrap(), 1, SOON, |_| ()).unwrap();
         drop(reader);
         writer.write_all(b"Kernel is lo").unwrap();
         assert_eq!(serial.wait_for(&["login:"], &["Kernel panic".into()], SOON), Err(NotFound::Limit));
