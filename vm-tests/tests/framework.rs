@@ -169,8 +169,15 @@ fn a_machine_that_the_emulator_has_hung_is_reset() -> Result {
 #[test]
 fn what_the_emulator_has_translated_is_forgotten_and_the_machine_goes_on() -> Result {
     let net = Network::create("framework-forgets")?;
-    // A processor that is at rest takes no step: this one does nothing as fast as it can, `nop` in the place of `hlt`.
     let disk = sector(&net, "up");
+    let at_rest = Machine::named("rests").memory_mib(64).disk_from(&disk).start(&net)?;
+    at_rest.console().expect("up", within(60))?;
+    assert!(at_rest.forget_translations().is_err(), "a processor at rest takes no step");
+    at_rest.reset()?;
+    at_rest.console().expect("up", within(60))?;
+    drop(at_rest);
+
+    // This one does nothing as fast as it can, `nop` in the place of `hlt`.
     let mut bytes = std::fs::read(&disk).unwrap();
     let rest = bytes.windows(3).position(|code| code == [0xf4, 0xeb, 0xfd]).unwrap();
     bytes[rest] = 0x90;

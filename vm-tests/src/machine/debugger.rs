@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long QEMU may take for one answer.
-const ANSWER: Duration = Duration::from_secs(30);
+/// How long QEMU may take for one answer. A processor at rest takes no step.
+const ANSWER: Duration = Duration::from_secs(10);
 /// A stop is told whenever it comes, so that an answer may have another one before it.
 const BEFORE: usize = 8;
 

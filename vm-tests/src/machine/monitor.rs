@@ -89,7 +89,9 @@ impl Monitor {
     fn step(&mut self, socket: &Path) -> Result<(), Error> {
         self.human(&format!("gdbserver unix:{},server=on,wait=off", socket.display()))?;
         let stepped = debugger::step(socket);
-        // Nobody connects any more.
+        // A processor at rest has not taken its step. A stop takes the order back, before nobody connects any more; the machine
+        // would stand still at its next instruction.
+        self.execute("stop", json!({}))?;
         self.human("gdbserver none")?;
         stepped.map_err(Error::io(format!("{}: a step of QEMU's debugger", self.machine)))
     }
