@@ -69,10 +69,10 @@ impl Suite {
         Ok(())
     }
 
-    /// Runs the tests of these targets all at once, which is worth it where they wait most of their time. What each says is
-    /// shown when it has ended.
-    pub fn run_at_once(&self, targets: &[Target<'_>], words: &[&str], environment: &[(&str, &OsStr)]) -> Result<()> {
-        let one = |target: &Target<'_>| {
+    /// Runs the tests of these targets, with these words each: the inner ones one after the other, the outer ones at once,
+    /// which is worth it where they wait most of their time. What each says is shown when it has ended.
+    pub fn run_at_once(&self, all: &[Vec<(Target<'_>, Vec<&str>)>], environment: &[(&str, &OsStr)]) -> Result<()> {
+        let one = |(target, words): &(Target<'_>, Vec<&str>)| {
             let output = self.command(*target, words, environment)?.output();
             if let Ok(output) = &output {
                 let _shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,7 +84,7 @@ impl Suite {
             Self::ended(target.1, words, output.map(|output| output.status))
         };
         std::thread::scope(|scope| {
-            let all: Vec<_> = targets.iter().map(|target| scope.spawn(move || one(target))).collect();
+            let all: Vec<_> = all.iter().map(|lane| scope.spawn(move || lane.iter().try_for_each(one))).collect();
             let ended: Vec<Result<()>> =
                 all.into_iter().map(|one| one.join().unwrap_or_else(|_| bail!("a thread has panicked"))).collect();
             ended.into_iter().collect()
@@ -147,7 +147,9 @@ mod tests {
         assert!(suite.program("nkd").is_err());
         suite.run(&[("vm-tests", "housekeeper")], &[], &[]).unwrap();
         assert!(suite.run(&[("server", "housekeeper")], &[], &[]).is_err());
-        suite.run_at_once(&[("vm-tests", "housekeeper"); 2], &[], &[]).unwrap();
-        assert!(suite.run_at_once(&[("vm-tests", "housekeeper"), ("server", "housekeeper")], &[], &[]).is_err());
+        let (good, absent) = ((("vm-tests", "housekeeper"), vec![]), (("server", "housekeeper"), vec![]));
+        suite.run_at_once(&[vec![good.clone(); 2], vec![good.clone()]], &[]).unwrap();
+        assert!(suite.run_at_once(&[vec![good.clone()], vec![good.clone(), absent.clone()]], &[]).is_err());
+        assert!(suite.run_at_once(&[vec![absent, good.clone()], vec![good]], &[]).is_err());
     }
 }

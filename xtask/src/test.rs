@@ -55,18 +55,23 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         run("namespace", &[("server", "nkd_server"), ("server", "service"), ("server", "dhcp_namespace")], &slow, &[])?;
         run("framework", &[("vm-tests", "nkd_vm_tests"), ("vm-tests", "framework")], &["--test-threads=1"], &[])?;
         let kubernetes = build::kubernetes()?;
-        let agent = ("NKD_AGENT", suite.program("nkd-agent")?.as_os_str());
-        let environment = [program, agent, ("NKD_KUBERNETES", kubernetes.as_os_str())];
-        run("kubeadm", &[("server", "kubeadm_accepts"), ("server", "etcd_answers")], &slow, &environment)?;
-        let words = [&slow[..], &["--skip", "install::"]].concat();
-        run("etcd snapshot and GRUB", &[("agent", "nkd_agent")], &words, &environment)?;
         let housekeeper = build::housekeeper()?;
-        let environment = [&environment[..], &[("NKD_HOUSEKEEPER", housekeeper.as_os_str())]].concat();
-        // The first looks whether this computer is as it was.
+        let agent = ("NKD_AGENT", suite.program("nkd-agent")?.as_os_str());
+        let environment =
+            [program, agent, ("NKD_KUBERNETES", kubernetes.as_os_str()), ("NKD_HOUSEKEEPER", housekeeper.as_os_str())];
+        // The first looks whether this computer is as it was, and wants nothing beside it.
         run("nodes", &[("vm-tests", "nodes")], &["--test-threads=1"], &environment)?;
-        begin("clusters of nodes");
-        let targets = ["cluster_changes", "updates", "service_unit"].map(|target| ("vm-tests", target));
-        suite.run_at_once(&targets, &[&["--test-threads=1"], &filter[..]].concat(), &environment)?;
+        begin("clusters of nodes, kubeadm, etcd, GRUB");
+        let cluster = |target| vec![(("vm-tests", target), [&["--test-threads=1"], &filter[..]].concat())];
+        let slow = [&slow[..], &filter[..]].concat();
+        // These listen at the same ports of this computer: one after the other.
+        let on_this_computer = vec![
+            (("server", "kubeadm_accepts"), slow.clone()),
+            (("server", "etcd_answers"), slow.clone()),
+            (("agent", "nkd_agent"), [&slow[..], &["--skip", "install::"]].concat()),
+        ];
+        let at_once = [cluster("cluster_changes"), cluster("updates"), cluster("service_unit"), on_this_computer];
+        suite.run_at_once(&at_once, &environment)?;
     }
     if chosen(Tier::Vm) {
         let image = build::lab_image()?;
