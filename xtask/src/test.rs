@@ -64,13 +64,13 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         begin("clusters of nodes, kubeadm, etcd, GRUB");
         let cluster = |target| vec![(("vm-tests", target), [&["--test-threads=1"], &filter[..]].concat())];
         let slow = [&slow[..], &filter[..]].concat();
-        // These listen at the same ports of this computer: one after the other.
-        let on_this_computer = vec![
+        // One after the other: these compute, and the clusters have two processors.
+        let peers = vec![
             (("server", "kubeadm_accepts"), slow.clone()),
             (("server", "etcd_answers"), slow.clone()),
             (("agent", "nkd_agent"), [&slow[..], &["--skip", "install::"]].concat()),
         ];
-        let at_once = [cluster("cluster_changes"), cluster("updates"), cluster("service_unit"), on_this_computer];
+        let at_once = [cluster("cluster_changes"), cluster("updates"), cluster("service_unit"), peers];
         suite.run_at_once(&at_once, &environment)?;
     }
     if chosen(Tier::Vm) {
